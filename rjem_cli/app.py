@@ -1,0 +1,39 @@
+"""The Typer app: root options and the list of commands, nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rjem_cli import __version__
+from rjem_cli.commands.completion import completion
+from rjem_cli.commands.generate import generate
+from rjem_cli.commands.train import train
+
+app = typer.Typer(
+    name="rjem",
+    help="Robust JEM: one network that is classifier, robust classifier and energy-based generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(generate)
+app.command()(completion)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rjem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Robust JEM: one network that is classifier, robust classifier and energy-based generator."""

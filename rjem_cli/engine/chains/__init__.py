@@ -1,0 +1,1 @@
+"""Chains move images along a model's gradients: start, gradient, step, projection, noise."""

@@ -1,0 +1,80 @@
+"""Projected gradient descent inside a ball around the start (Eq. 2; Madry et al. 2018), the same loop as a Langevin
+chain: start, gradient, step, projection.
+
+Untargeted attacks ascend the cross-entropy of the true class; targeted ones, which make samples, descend that of the
+wanted class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rjem_cli.engine.chains.sgld import energy_gradient
+
+Logits = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, K)
+TINY = 1e-12
+
+
+def default_step_size(eps: float, steps: int) -> float:
+    """2.5 * eps / steps: enough to cross the ball, as Madry et al. choose it."""
+    return 2.5 * eps / max(1, steps)
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each image, shaped (B, 1, 1, 1)."""
+    return x.flatten(1).norm(dim=1).clamp_min(TINY).view(-1, *(1,) * (x.dim() - 1))
+
+
+def pgd_direction(gradient: Tensor, norm: str) -> Tensor:
+    """The steepest step of length one: sign of the gradient (linf) or the unit gradient (l2)."""
+    return gradient.sign() if norm == "linf" else gradient / l2_norm(gradient)
+
+
+def project(x: Tensor, center: Tensor, eps: float, norm: str) -> Tensor:
+    """Into the ball of radius eps around `center`, then into the box [-1, 1]."""
+    offset = x - center
+    inside = offset.clamp(-eps, eps) if norm == "linf" else offset * (eps / l2_norm(offset)).clamp_max(1)
+    return (center + inside).clamp(-1, 1)
+
+
+def random_start(center: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+    """A point drawn inside the ball and the box: uniform (linf), or a random direction and a uniform radius (l2)."""
+    if norm == "linf":
+        offset = torch.rand(center.shape, generator=generator, device=center.device).mul_(2 * eps).sub_(eps)
+    else:
+        direction = torch.randn(center.shape, generator=generator, device=center.device)
+        radius = torch.rand(len(center), generator=generator, device=center.device).view(-1, *(1,) * (center.dim() - 1))
+        offset = direction / l2_norm(direction) * radius * eps
+    return (center + offset).clamp(-1, 1)
+
+
+def pgd(
+    logits_of: Logits,
+    center: Tensor,
+    labels_B: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float | None = None,
+    norm: str = "linf",
+    targeted: bool = False,
+    start: Tensor | None = None,
+) -> Tensor:
+    """`steps` of PGD around `center`, beginning at `start` (default: the center). eps and step_size in model units.
+
+    Returns images in [-1, 1] within eps of the center. eps 0 or steps 0 return the start unchanged. No host sync.
+    """
+    if step_size is None:
+        step_size = default_step_size(eps, steps)
+    sign = -1.0 if targeted else 1.0
+    x = center if start is None else start
+    if eps == 0:
+        return center.detach()
+    for _ in range(steps):
+        _, gradient = energy_gradient(lambda x: F.cross_entropy(logits_of(x), labels_B, reduction="none"), x)
+        x = project(x + sign * step_size * pgd_direction(gradient, norm), center, eps, norm)
+    return x.detach()

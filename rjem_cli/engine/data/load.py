@@ -1,0 +1,55 @@
+"""From options to splits: the one door through which images come in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rjem_cli.config import DataOptions
+from rjem_cli.engine.data.class_folders import read_class_folders
+from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.downloads import read_downloaded
+from rjem_cli.engine.data.images import ImageSet, Splits, make_splits
+from rjem_cli.errors import DataError
+
+
+def load_splits(options: DataOptions) -> Splits:
+    """The data set that `options` names. Raises AbsentError or DataError, with the file's name."""
+    if options.data:
+        return load_own_images(options.data, options.test_data, options.val_fraction)
+    if options.dataset in ("digits", "shifted-digits"):
+        return digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
+    train, test = read_downloaded(options.dataset)
+    return make_splits(options.dataset, train, test, options.val_fraction)
+
+
+def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Splits:
+    """Splits that the tree names are kept; the others are split off with a fixed seed."""
+    name = Path(data).name
+    parts = read_class_folders(data)
+    if "train" not in parts:
+        raise DataError(f"{data} has no training images, only {', '.join(parts)}")
+    train, test = parts["train"], parts.get("test")
+    if test_data:
+        test = join(read_class_folders(test_data))
+        check_alike(train, test, data, test_data)
+    if "val" not in parts:
+        return make_splits(name, train, test, val_fraction)
+    splits = make_splits(name, train, test, val_fraction=0)
+    return replace(splits, val=parts["val"])
+
+
+def join(parts: dict[str, ImageSet]) -> ImageSet:
+    """A test archive is test data whatever its folders are called; one that has a part named test is that part."""
+    return parts["test"] if "test" in parts else next(iter(parts.values()))
+
+
+def check_alike(train: ImageSet, test: ImageSet, train_name: str, test_name: str) -> None:
+    if train.image_shape != test.image_shape:
+        raise DataError(
+            f"images of {test_name} are {test.image_shape} (C, H, W), "
+            f"those of {train_name} {train.image_shape}; make them alike"
+        )
+    if train.class_names != test.class_names:
+        different = sorted(set(train.class_names) ^ set(test.class_names))
+        raise DataError(f"{train_name} and {test_name} differ in classes: {', '.join(different[:5])}; make them alike")

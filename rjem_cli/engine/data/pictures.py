@@ -1,0 +1,58 @@
+"""Pixels as PNG files and contact sheets."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GAP = 1  # pixels between images, before enlarging
+PAPER = (255, 255, 255)
+INK = (40, 40, 40)
+
+
+def to_image(pixels_CHW: Tensor) -> Image.Image:
+    """uint8 (C, H, W), C 1 or 3, to a Pillow image."""
+    array = pixels_CHW.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
+    """uint8 (N, C, H, W) in rows of `columns`, a thin gap between, small images enlarged without smoothing."""
+    count, _, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    for index, image in enumerate(pixels.cpu().expand(count, 3, height, width)):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        sheet[:, top : top + height, left : left + width] = image
+    scale = max(1, min(6, round(48 / max(height, width))))
+    picture = to_image(sheet)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def side_by_side(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Sheets next to each other, each under its title."""
+    font = ImageFont.load_default(size=16)
+    margin, title_height = 16, 28
+    widths = [max(sheet.width, int(font.getlength(title))) for title, sheet in sheets]
+    page = Image.new(
+        "RGB",
+        (sum(widths) + margin * (len(sheets) + 1), max(s.height for _, s in sheets) + title_height + 2 * margin),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(page)
+    left = margin
+    for (title, sheet), width in zip(sheets, widths):
+        draw.text((left, margin), title, fill=INK, font=font)
+        page.paste(sheet, (left, margin + title_height))
+        left += width + margin
+    return page

@@ -1,0 +1,1 @@
+"""The network, its energies and the prior that chains start from."""

@@ -1,0 +1,69 @@
+"""Wide residual network (Zagoruyko & Komodakis 2016) in JEM++'s shape: pre-activation, LeakyReLU 0.2, the stride on a
+block's second convolution, a 1x1 shortcut where the shape changes, no dropout. Any image size; 1 or 3 channels."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rjem_cli.config import ModelOptions
+
+LEAKY_SLOPE = 0.2
+BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9, which makes the running statistics almost the last batch alone
+
+
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """`batch`, `group` (groups of 8 channels) or `none`."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
+    if kind == "group":
+        return nn.GroupNorm(max(1, channels // 8), channels)
+    return nn.Identity()
+
+
+class Block(nn.Module):
+    """norm, activation, 3x3; norm, activation, 3x3 with the stride; plus the shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, norm: str):
+        super().__init__()
+        self.norm1 = norm_layer(norm, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = norm_layer(norm, channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, stride=stride, padding=1)
+        same_shape = stride == 1 and channels_in == channels_out
+        self.shortcut = nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        hidden = self.conv1(F.leaky_relu(self.norm1(x_BCHW), LEAKY_SLOPE))
+        hidden = self.conv2(F.leaky_relu(self.norm2(hidden), LEAKY_SLOPE))
+        return hidden + self.shortcut(x_BCHW)
+
+
+class WideResNet(nn.Module):
+    """f: images in [-1, 1], shape (B, C, H, W), to logits (B, K)."""
+
+    def __init__(self, channels: int, num_classes: int, depth: int, width: int, norm: str):
+        super().__init__()
+        blocks_per_stage = (depth - 4) // 6
+        widths = (16, 16 * width, 32 * width, 64 * width)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        blocks = []
+        for stage, (channels_in, channels_out) in enumerate(itertools.pairwise(widths)):
+            for index in range(blocks_per_stage):
+                first = index == 0
+                blocks.append(
+                    Block(channels_in if first else channels_out, channels_out, 2 if first and stage > 0 else 1, norm)
+                )
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm_layer(norm, widths[-1])
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        hidden = self.blocks(self.stem(x_BCHW))
+        return self.head(F.leaky_relu(self.norm(hidden), LEAKY_SLOPE).mean(dim=(2, 3)))
+
+
+def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
+    return WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)

@@ -1,0 +1,70 @@
+"""Where and in what arithmetic the network runs. `auto` gives its choice and the reason."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from rjem_cli.errors import AbsentError, ConfigError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and a precision, each with the reason it was chosen."""
+
+    device: torch.device
+    precision: str
+    device_reason: str
+    precision_reason: str
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The context network passes run in: bf16 autocast, or nothing for fp32 and tf32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def describe(self) -> str:
+        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
+
+
+def start_runtime(device_name: str = "auto", precision_name: str = "auto") -> Runtime:
+    """Resolve the two names and set torch's matmul mode. Raises ConfigError or AbsentError for a device that is not
+    there."""
+    device, device_reason = choose_device(device_name)
+    precision, precision_reason = choose_precision(precision_name, device)
+    allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    torch.backends.cudnn.allow_tf32 = allow_tf32
+    return Runtime(device, precision, device_reason, precision_reason)
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "auto: Apple GPU found"
+        return torch.device("cpu"), f"auto: no GPU found, {torch.get_num_threads()} threads"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name!r} is unknown; give auto, cpu, mps, cuda or cuda:N") from None
+    if device.type not in ("cpu", "mps", "cuda"):
+        raise ConfigError(f"--device {name!r} is not supported; give auto, cpu, mps, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise AbsentError("--device mps: no Apple GPU is visible; use --device auto")
+    return device, "as asked"
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    if name == "auto":
+        if device.type == "cuda":
+            return "tf32", "auto: tensor cores with fp32 range"
+        return "fp32", f"auto: {device.type}"
+    if name == "tf32" and device.type != "cuda":
+        raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")
+    return name, "as asked"

@@ -1,0 +1,51 @@
+"""A picture of what the prior gave and what the model made of it, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.chains.pipeline import SamplePlan, prior_samples, run_plan
+from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.data.pictures import contact_sheet, side_by_side
+from rjem_cli.engine.model.prior import ClassGaussianPrior
+
+LARGEST_CLASS_COUNT = 10  # a picture shows the first ten classes, one a row
+
+
+def plan_of(config: TrainConfig, mode: str) -> SamplePlan:
+    """How a model trained with `config` samples unless told otherwise."""
+    return SamplePlan(
+        mode=mode,
+        attack_eps=config.attack_eps,
+        attack_steps=config.attack_steps,
+        norm=config.norm,
+        contrast=config.contrast,
+        sgld_steps=config.sample_steps,
+        sgld_step_size=config.sgld_step_size * config.inner_steps,
+        noise_std=config.noise_std,
+        grad_clip=config.grad_clip,
+    )
+
+
+def preview(
+    logits_of: Callable[[Tensor], Tensor],
+    prior: ClassGaussianPrior,
+    plans: Sequence[SamplePlan],
+    per_class: int,
+    seed: int,
+) -> Image.Image:
+    """One sheet for the prior and one for each plan, all from the same starts; a row a class."""
+    device = prior.mean_KD.device
+    labels = torch.arange(min(len(prior.mean_KD), LARGEST_CLASS_COUNT)).repeat_interleave(per_class)
+    seeds = (seed + torch.arange(len(labels))).to(device)
+    starts = prior_samples(prior, labels, seeds)
+    sheets = [("prior", contact_sheet(to_pixels(starts), per_class))]
+    for plan in plans:
+        samples = run_plan(plan, logits_of, starts, labels.to(device), seeds)
+        sheets.append((plan.mode, contact_sheet(to_pixels(samples), per_class)))
+    return side_by_side(sheets)

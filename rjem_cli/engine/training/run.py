@@ -1,0 +1,117 @@
+"""A run from its folder to its summary: start or resume, train, measure, leave a table and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rjem_cli.config import SAMPLE_MODES, TrainConfig, describe_epsilon
+from rjem_cli.engine.data.images import ImageSet, Splits
+from rjem_cli.engine.evaluation.robustness import Accuracy, accuracy, evenly_spaced, robust_accuracy
+from rjem_cli.engine.model.checkpoint import read_safetensors, state_path
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.training.trainer import Progress, Trainer
+from rjem_cli.errors import DataError
+from rjem_cli.paths import checkpoints_in, write_atomically
+
+TEST_EPS, TEST_STEPS = (
+    0.1,
+    15,
+)  # of the robust accuracy in a run's table: the paper's training attack (linf, model units)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with. `finished` is False when it was stopped; it can then be resumed."""
+
+    checkpoint: Path
+    finished: bool
+    grid: Path | None
+    summary: dict[str, Any]
+
+
+def run_training(
+    config: TrainConfig,
+    splits: Splits,
+    runtime: Runtime,
+    run_dir: Path,
+    *,
+    resume: bool,
+    watch: Callable[[Progress], None],
+    tell: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> RunResult:
+    """Train in `run_dir`; when the last step is reached, measure the model and write summary.json and samples/grid.png.
+
+    Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
+    """
+    trainer = Trainer(config, splits, runtime, run_dir, watch)
+    if resume:
+        load_newest_state(trainer, run_dir)
+        trim_metrics(run_dir / "metrics.jsonl", trainer.step)
+        tell(f"resumed at step {trainer.step} of {trainer.steps}")
+    write_atomically(
+        run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()
+    )
+    checkpoint = trainer.run(should_stop)
+    if trainer.step < trainer.steps:
+        return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
+    tell("measuring accuracy and robust accuracy on test images")
+    summary = {"step": trainer.step, **summarise(trainer, splits, runtime)}
+    write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+    tell("drawing samples in all modes")
+    grid = run_dir / "samples" / "grid.png"
+    trainer.draw_samples(grid, SAMPLE_MODES)
+    return RunResult(checkpoint, True, grid, summary)
+
+
+def load_newest_state(trainer: Trainer, run_dir: Path) -> None:
+    newest = checkpoints_in(run_dir)[-1]
+    tensors, _ = read_safetensors(state_path(newest))
+    try:
+        trainer.load_state(tensors)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise DataError(
+            f"{state_path(newest)} does not fit this run ({reason}); resume with the settings it was trained with"
+        ) from None
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drop the lines of steps that will be taken again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(line + "\n" for line in lines).encode())
+
+
+def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
+    """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
+    model = freeze(trainer.sampling_model())
+    images = evenly_spaced(splits.test, trainer.config.eval_limit)
+    with runtime.autocast():
+        clean = accuracy(model, images, runtime.device)
+        robust = robust_accuracy(model, images, runtime.device, eps=TEST_EPS, steps=TEST_STEPS, norm="linf")
+    attack = f"PGD linf, eps {describe_epsilon(TEST_EPS)}, {TEST_STEPS} steps, from the image, 1 restart"
+    return {
+        "test_accuracy": describe_accuracy(clean, images, splits),
+        "robust_accuracy": {**describe_accuracy(robust, images, splits), "attack": attack},
+        "metrics": trainer.last_metrics,
+        "device": runtime.describe(),
+    }
+
+
+def describe_accuracy(found: Accuracy, images: ImageSet, splits: Splits) -> dict[str, Any]:
+    low, high = found.interval()
+    return {
+        "value": found.value,
+        "interval_95": [round(low, 5), round(high, 5)],
+        "images": found.count,
+        "of": len(splits.test),
+        "dataset": f"{splits.name}:test",
+    }

@@ -1,0 +1,53 @@
+"""The errors rjem words itself: one line on stderr each, and the exit code that a script can rely on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RjemError(Exception):
+    """A known failure. Its text is one line: what, which value or file, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(RjemError):
+    """A flag, a YAML key or a combination of them that cannot be meant."""
+
+    exit_code = 2
+
+
+class AbsentError(RjemError):
+    """Something needed is not there: a checkpoint, a data set, weights, the network."""
+
+    exit_code = 3
+
+
+class DataError(RjemError):
+    """An input file is there but cannot be used: corrupt, of another size, not what its name says."""
+
+
+class DivergedError(RjemError):
+    """Training left the finite numbers; the last good checkpoint stays in place."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(RjemError):
+    """A signal stopped the run after its state was saved. The shell's convention: 128 + the signal's number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known names as a sentence, or all of them when none is near and they are few."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if len(names) <= 20:
+        return f"choose from {', '.join(names)}"
+    return f"{len(names)} names are known, {names[0]} to {names[-1]}"

@@ -1,0 +1,1 @@
+"""Between the shell and the commands: options, settings, the console."""

@@ -1,0 +1,103 @@
+"""The only writer. Data goes to stdout, talk and progress to stderr; a terminal gets tables and bars, a pipe gets
+plain lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.progress import Progress, TaskID
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar on a terminal; elsewhere nothing."""
+
+    progress: Progress | None
+    task: TaskID | None
+
+    def update(self, done: int, text: str | None = None, total: int | None = None) -> None:
+        if self.progress is None or self.task is None:
+            return
+        self.progress.update(self.task, completed=done, total=total)
+        if text is not None:
+            self.progress.update(self.task, text=text)
+
+
+@dataclass(frozen=True)
+class Console:
+    """How one command speaks: `quiet` leaves the essential line, `as_json` one JSON document."""
+
+    quiet: bool = False
+    as_json: bool = False
+
+    def say(self, text: str) -> None:
+        """Talk, for a person."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, text: str) -> None:
+        """The line that a script needs."""
+        print(text, flush=True)
+
+    def document(self, values: Any) -> None:
+        print(json.dumps(values, indent=2), flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A Rich table on a terminal; TSV, full width, on a pipe."""
+        if self.quiet or self.as_json:
+            return
+        if not sys.stdout.isatty():
+            for row in (columns, *rows):
+                print("\t".join(row), flush=True)
+            return
+        from rich.table import Table
+
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        rich_console(sys.stdout).print(table)
+
+    @contextmanager
+    def bar(self, what: str, total: int | None = None) -> Iterator[Bar]:
+        """Progress with speed and time left."""
+        if self.quiet or not sys.stderr.isatty():
+            yield Bar(None, None)
+            return
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn(what),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+        )
+        with Progress(
+            *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=rich_console(sys.stderr)
+        ) as progress:
+            yield Bar(progress, progress.add_task(what, total=total, text=""))
+
+
+def rich_console(stream: Any) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    return RichConsole(file=stream)
+
+
+def fail(message: str) -> None:
+    """A known error: one line on stderr."""
+    print(f"rjem: {' '.join(message.split())}", file=sys.stderr, flush=True)

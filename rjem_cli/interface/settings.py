@@ -1,0 +1,120 @@
+"""Where each value comes from: flag > environment > YAML file > preset (or the run being resumed) > default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic
+
+import yaml
+
+from rjem_cli.config import OptionsT, flag_name, parse_epsilon
+from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+
+ENVIRONMENT_PREFIX = "RJEM_"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place. Plain radii are read in `eps_space`."""
+
+    origin: str
+    values: Mapping[str, Any]
+    eps_space: str = "model"
+
+
+@dataclass(frozen=True)
+class Settled(Generic[OptionsT]):
+    """A checked config and the origin of each of its values."""
+
+    config: OptionsT
+    origins: dict[str, str]
+
+    def to_yaml(self) -> str:
+        """One line a knob with its origin as a comment; `-c` reads it back."""
+        lines = []
+        for name, value in self.config.to_dict().items():
+            line = yaml.safe_dump({name: value}, default_flow_style=False, allow_unicode=True, width=10_000).strip()
+            lines.append(f"{line:<32} # {self.origins.get(name, 'default')}")
+        return "\n".join(lines) + "\n"
+
+
+def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[OptionsT]:
+    """Merge layers, the weakest first, and check the result. Raises ConfigError for unknown keys and values that cannot
+    be meant."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    epsilons = {knob.name for knob in fields(config_class) if knob.metadata.get("epsilon")}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key in epsilons and value is not None:
+                value = read_epsilon(str(key), value, layer.eps_space)
+            values[key] = value
+            origins[key] = layer.origin
+    try:
+        return Settled(config_class.from_dict(values), origins)
+    except ConfigError as error:
+        raise ConfigError(with_origin(str(error), layers)) from None
+
+
+def with_origin(message: str, layers: list[Layer]) -> str:
+    """Say where a bad value came from unless it was a flag, which the user has before his eyes."""
+    for layer in reversed(layers):
+        for key in layer.values:
+            if message.startswith(flag_name(str(key)) + " ") or f"unknown key {key!r} " in message:
+                return message if layer.origin == "flag" else f"{layer.origin}: {message}"
+    return message
+
+
+def read_epsilon(name: str, value: Any, space: str) -> Any:
+    try:
+        return parse_epsilon(value, space)
+    except ValueError:
+        return value  # the config's own check words the error
+
+
+def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
+    """RJEM_ADV_EPS and its like; RJEM_HOME and RJEM_OFFLINE are not knobs."""
+    names = {ENVIRONMENT_PREFIX + knob.name.upper(): knob.name for knob in fields(config_class)}
+    return Layer("environment", {names[key]: value for key, value in os.environ.items() if key in names}, eps_space)
+
+
+def file_layer(path: str) -> Layer:
+    """A YAML mapping read by safe_load. Raises AbsentError or ConfigError with the file's name."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise AbsentError(f"config file {path} is not there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
+    return Layer(path, mapping(text, path))
+
+
+def preset_names() -> list[str]:
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("rjem_cli.presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def preset_layer(name: str) -> Layer:
+    if name not in preset_names():
+        raise ConfigError(f"--preset {name!r} is unknown; {did_you_mean(name, preset_names())}")
+    text = resources.files("rjem_cli.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return Layer(f"preset {name}", mapping(text, f"preset {name}"))
+
+
+def mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not YAML ({str(error).splitlines()[0]})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
+    return values

@@ -1,0 +1,120 @@
+"""Where rjem keeps things, and how files are written: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rjem_cli.errors import AbsentError, RjemError, did_you_mean
+
+
+def home() -> Path:
+    """All state lives here: RJEM_HOME, else the platform's user data folder."""
+    if os.environ.get("RJEM_HOME"):
+        return Path(os.environ["RJEM_HOME"]).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("rjem"))
+
+
+def datasets_dir() -> Path:
+    return home() / "datasets"
+
+
+def priors_dir() -> Path:
+    return home() / "priors"
+
+
+def runs_dir() -> Path:
+    return home() / "runs"
+
+
+def offline() -> bool:
+    """RJEM_OFFLINE=1 forbids the network."""
+    return os.environ.get("RJEM_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+@contextlib.contextmanager
+def explained(action: str, path: Path | str) -> Iterator[None]:
+    """Turn an OSError under it into one line: `cannot write out/1.png: No space left on device`."""
+    try:
+        yield
+    except OSError as error:
+        raise RjemError(
+            f"cannot {action} {path}: {error.strerror or error}; choose another place or make room"
+        ) from error
+
+
+def make_dir(path: Path) -> Path:
+    """Create a folder with its parents. Raises RjemError where that is not possible."""
+    with explained("create folder", path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, fsync, rename: a reader, or a crash, sees the old file or the new one. Raises RjemError."""
+    make_dir(path.parent)
+    with explained("write", path):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; ours follow the umask
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time may make `path`. The operating system frees the lock of a process that died."""
+    from filelock import FileLock
+
+    make_dir(path.parent)
+    with explained("lock", path), FileLock(path.parent / f".{path.name}.lock"):
+        yield
+
+
+def checkpoints_in(run_dir: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    found = (run_dir / "checkpoints").glob("step-*.safetensors")
+    return sorted(path for path in found if not path.name.endswith(".state.safetensors"))
+
+
+def find_run(name: str) -> Path | None:
+    """The folder of a run given by name or by path; None if there is none with a checkpoint."""
+    for folder in (runs_dir() / name, Path(name)):
+        if checkpoints_in(folder):
+            return folder
+    return None
+
+
+def find_checkpoint(name: str | None) -> Path:
+    """A checkpoint file from a path, a run's name or folder, or (None) the run that saved last. Raises AbsentError."""
+    if name is not None:
+        if Path(name).is_file():
+            return Path(name)
+        folder = find_run(name)
+        if folder is not None:
+            return checkpoints_in(folder)[-1]
+        runs = sorted(path.name for path in runs_dir().glob("*") if checkpoints_in(path))
+        hint = did_you_mean(name, runs) if runs else "there is no run yet; train one: rjem train"
+        raise AbsentError(f"{name} is no checkpoint and no run in {runs_dir()}; {hint}")
+    newest = [checkpoints_in(path)[-1] for path in runs_dir().glob("*") if checkpoints_in(path)]
+    if not newest:
+        raise AbsentError(f"no checkpoint yet in {runs_dir()}; train one: rjem train")
+    return max(newest, key=lambda path: path.stat().st_mtime)

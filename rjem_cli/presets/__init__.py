@@ -1,0 +1,1 @@
+"""Presets: YAML files with values for `rjem train`."""

@@ -1,0 +1,135 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands.conftest import TINY_FLAGS
+
+
+def test_the_last_line_of_stdout_is_the_checkpoint_and_the_table_is_tsv(rjem, own_home):
+    outcome = rjem("train", "--run", "one", *TINY_FLAGS)
+    assert outcome.code == 0
+    checkpoint = Path(outcome.out.splitlines()[-1])
+    assert checkpoint == own_home / "runs/one/checkpoints/step-00000003.safetensors" and checkpoint.is_file()
+    rows = [line.split("\t") for line in outcome.out.splitlines()[:-1]]
+    assert rows[0] == ["what", "value", "95% interval", "measured on"]
+    assert {row[0] for row in rows} >= {"accuracy", "robust accuracy", "E(x) of data"}
+    assert all(len(row) == 4 for row in rows)
+    assert "eps 0.1 = 12.75/255" in outcome.err
+
+
+def test_quiet_prints_the_checkpoint_alone(rjem):
+    outcome = rjem("train", "--run", "one", "-q", *TINY_FLAGS)
+    assert outcome.err == "" and len(outcome.out.splitlines()) == 1 and outcome.out.endswith(".safetensors\n")
+
+
+def test_own_images_train(rjem, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    for index in range(40):
+        folder = tmp_path / "images" / ("dark", "light")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 100, (7, 10, 3)) + 150 * (index % 2)
+        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
+    outcome = rjem("train", "--run", "own", "--data", tmp_path / "images", *TINY_FLAGS)
+    assert outcome.code == 0, outcome.err
+    assert "images, 28 + 4 + 8 images" in outcome.err
+    samples = tmp_path / "out"
+    assert rjem("generate", "--class", "light", "-n", 3, "-o", samples).code == 0
+    with Image.open(samples / "000000.png") as image:
+        assert image.size == (10, 7) and image.mode == "RGB"
+
+
+def test_print_config_can_be_fed_back(rjem, tmp_path, monkeypatch):
+    monkeypatch.setenv("RJEM_LR", "0.5")
+    printed = rjem("train", "--adv-eps", "8/255", "--print-config")
+    lines = {line.split(":")[0]: line for line in printed.out.splitlines()}
+    assert lines["adv_eps"].endswith("# flag") and lines["lr"].endswith("# environment")
+    assert lines["depth"].endswith("# preset quickstart") and lines["momentum"].endswith("# default")
+    file = tmp_path / "again.yaml"
+    file.write_text(printed.out)
+    monkeypatch.delenv("RJEM_LR")
+    again = rjem("train", "-c", file, "--print-config")
+    assert yaml.safe_load(again.out) == yaml.safe_load(printed.out)
+
+
+def test_dry_run_writes_nothing(rjem, own_home):
+    outcome = rjem("train", "--dry-run", "--run", "dry")
+    assert outcome.code == 0 and "writes" in outcome.err and not own_home.exists()
+
+
+def test_a_stopped_run_goes_on(rjem, own_home, trained):
+    outcome = rjem("train", "--run", "tiny", "--resume", "auto", "--steps", 5, "--json")
+    assert outcome.code == 0 and "resumed at step 3 of 5" in outcome.err
+    assert json.loads(outcome.out)["step"] == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
+    command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        metrics = own_home / "runs/long/metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "go on with: rjem train --run long --resume auto" in err.splitlines()[-1]
+    assert list((own_home / "runs/long/checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--dataset", "cifar11"], 2, "--dataset 'cifar11' is unknown; did you mean cifar10"),
+        (["--adv-eps", "-1"], 2, "--adv-eps -1 is too small; give 0 or more"),
+        (["--adv-eps", "8/0"], 2, "--adv-eps '8/0': give a number such as 0.1"),
+        (["--preset", "quickstrat"], 2, "did you mean quickstart"),
+        (["--device", "gpu"], 2, "--device 'gpu' is unknown"),
+        (["--precision", "fp12"], 2, "--precision 'fp12' is unknown"),
+        (["--no-such-flag"], 2, "--no-such-flag"),
+        (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
+        (["--run", "../up"], 2, "--run '../up': give a plain name"),
+        (["--data", "nowhere"], 3, "nowhere is not there"),
+        (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml is not there"),
+        (["--resume", "auto"], 3, "no checkpoint yet"),
+        (["--resume", "nobody"], 3, "run nobody has no checkpoint"),
+        (["--dataset", "cifar10"], 3, "cifar10 is not in"),
+    ],
+)
+def test_bad_input_gives_one_line_and_its_exit_code(rjem, arguments, code, message):
+    outcome = rjem("train", *arguments)
+    assert outcome.code == code
+    assert message in outcome.error_line()
+
+
+def test_a_bad_yaml_file_is_named(rjem, tmp_path):
+    file = tmp_path / "bad.yaml"
+    for text, message in (
+        ("adv_epz: 1", "did you mean adv_eps"),
+        ("[1, 2", "is not YAML"),
+        ("just text", "keys and values"),
+    ):
+        file.write_text(text)
+        outcome = rjem("train", "-c", file)
+        assert outcome.code == 2 and message in outcome.error_line() and "bad.yaml" in outcome.err
+
+
+def test_an_existing_run_is_not_overwritten(rjem, trained):
+    outcome = rjem("train", "--run", "tiny", *TINY_FLAGS)
+    assert outcome.code == 2 and "run tiny exists already" in outcome.error_line()
+
+
+def test_a_home_that_cannot_be_written_is_named(rjem, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RJEM_HOME", str(tmp_path / "file" / "home"))
+    outcome = rjem("train", *TINY_FLAGS)
+    assert outcome.code == 1 and "cannot create folder" in outcome.error_line()

@@ -1,0 +1,137 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rjem_cli.config import DataOptions
+from rjem_cli.engine.data.class_folders import read_class_folders
+from rjem_cli.engine.data.load import load_splits
+from rjem_cli.errors import AbsentError, DataError
+
+
+def png(level: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> bytes:
+    content = io.BytesIO()
+    Image.new(mode, size, level if mode != "RGB" else (level, 0, 0)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def tree(per_class: int = 10, mode: str = "RGB") -> dict[str, bytes]:
+    names = ("cat", "dog")
+    return {
+        f"{name}/{i:02d}.png": png(100 * c + i, mode=mode) for c, name in enumerate(names) for i in range(per_class)
+    }
+
+
+def write(files: dict[str, bytes], target: Path) -> Path:
+    """As a folder, .zip, .tar or .tar.xz, by the target's suffix."""
+    if target.suffix == ".zip":
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    elif ".tar" in target.name:
+        with tarfile.open(target, "w:xz" if target.suffix == ".xz" else "w") as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    else:
+        for name, content in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])
+def test_folders_and_archives_read_alike(tmp_path, target):
+    found = read_class_folders(str(write(tree(), tmp_path / target)))["train"]
+    assert found.class_names == ("cat", "dog")
+    assert found.pixels.shape == (20, 3, 5, 6)
+    assert found.labels.tolist() == [0] * 10 + [1] * 10
+    assert found.pixels[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
+
+
+def test_grey_images_have_one_channel_and_three_among_coloured_ones(tmp_path):
+    assert read_class_folders(str(write(tree(mode="L"), tmp_path / "grey")))["train"].pixels.shape[1] == 1
+    mixed = {**tree(), "cat/grey.png": png(77, mode="L")}
+    pixels = read_class_folders(str(write(mixed, tmp_path / "mixed")))["train"].pixels
+    assert pixels.shape[1] == 3
+    assert (pixels == 77).all(dim=3).all(dim=2).all(dim=1).sum() == 1
+
+
+def test_splits_named_by_the_tree_are_kept(tmp_path):
+    files = {f"set/{split}/{name}": content for split in ("train", "val", "test") for name, content in tree(4).items()}
+    splits = load_splits(DataOptions(data=str(write(files, tmp_path / "set.tar"))))
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [8, 8, 8]
+
+
+def test_a_second_archive_can_be_the_test_set(tmp_path):
+    train = write(tree(), tmp_path / "train.zip")
+    test = write({f"test/{name}": content for name, content in tree(3).items()}, tmp_path / "test.tar")
+    splits = load_splits(DataOptions(data=str(train), test_data=str(test), val_fraction=0))
+    assert (len(splits.train), len(splits.test)) == (20, 6)
+
+
+def test_hidden_files_links_and_other_files_are_passed_over(tmp_path):
+    extra = {"__MACOSX/cat/._00.png": b"x", "cat/.hidden.png": b"x", "cat/notes.txt": b"x"}
+    folder = write({**tree(), **extra}, tmp_path / "images")
+    assert len(read_class_folders(str(folder))["train"]) == 20
+    archive = tmp_path / "linked.tar"
+    write(tree(), archive)
+    with tarfile.open(archive, "a") as appended:
+        link = tarfile.TarInfo("cat/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        appended.addfile(link)
+    assert len(read_class_folders(str(archive))["train"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"cat/odd.png": png(1, size=(9, 9))}, r"dog/00.png is 6x5, the images before it are 9x9|cat/odd.png is 9x9"),
+        ({"dog/torn.png": png(1)[:40]}, r"dog/torn.png is corrupt or no image"),
+        ({"dog/text.png": b"no image at all"}, r"dog/text.png is corrupt or no image"),
+        ({"dog/empty.png": b""}, r"dog/empty.png is corrupt or no image"),
+        ({"loose.png": png(1)}, r"loose.png lies in no class folder"),
+    ],
+)
+@pytest.mark.parametrize("target", ["images", "images.zip", "images.tar.xz"])
+def test_bad_images_are_named(tmp_path, files, message, target):
+    with pytest.raises(DataError, match=message):
+        read_class_folders(str(write({**tree(), **files}, tmp_path / target)))
+
+
+def test_sixteen_bit_images_are_refused(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(np.full((5, 6), 40_000, dtype=np.uint16)).save(content, format="PNG")
+    with pytest.raises(DataError, match="deep.png has more than 8 bits"):
+        read_class_folders(str(write({"cat/deep.png": content.getvalue()}, tmp_path / "images")))
+
+
+def test_what_is_not_there_or_empty_is_absent(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AbsentError, match="is not there"):
+        read_class_folders(str(tmp_path / "nowhere"))
+    with pytest.raises(AbsentError, match="holds no images"):
+        read_class_folders(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", ["archive.tar.xz", "archive.zip", "archive.tar"])
+def test_a_truncated_archive_is_named(tmp_path, name):
+    archive = write(tree(), tmp_path / name)
+    archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        read_class_folders(str(archive))
+
+
+def test_train_and_test_must_be_alike(tmp_path):
+    train = write(tree(), tmp_path / "train")
+    smaller = write({"cat/0.png": png(1, (4, 4)), "dog/0.png": png(1, (4, 4))}, tmp_path / "small")
+    with pytest.raises(DataError, match="make them alike"):
+        load_splits(DataOptions(data=str(train), test_data=str(smaller)))
+    others = write({"cat/0.png": png(1), "emu/0.png": png(1)}, tmp_path / "others")
+    with pytest.raises(DataError, match="dog, emu"):
+        load_splits(DataOptions(data=str(train), test_data=str(others)))

@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from rjem_cli.engine.data.images import ImageSet, make_splits, split_off, to_model, to_pixels
+from rjem_cli.errors import DataError
+
+
+def test_pixels_survive_the_way_to_the_model_and_back():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixels(to_model(pixels)), pixels)
+    assert to_model(pixels).min() == -1 and to_model(pixels).max() == 1
+    assert to_pixels(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
+
+
+def numbered(count: int, classes: int) -> ImageSet:
+    pixels = torch.arange(count, dtype=torch.int64).view(-1, 1, 1, 1).expand(count, 1, 2, 2) % 256
+    return ImageSet(pixels.to(torch.uint8), torch.arange(count) % classes, tuple(f"c{i}" for i in range(classes)))
+
+
+def test_splits_share_no_image_lose_none_and_are_the_same_each_time():
+    images = numbered(200, 4)
+    splits = make_splits("numbers", images, None, val_fraction=0.25)
+    parts = [set(part.pixels[:, 0, 0, 0].tolist()) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, parts)) == 200 and len(set.union(*parts)) == 200
+    assert [len(part) for part in parts] == [120, 40, 40]
+    assert torch.bincount(splits.val.labels).tolist() == [10] * 4
+    again = make_splits("numbers", images, None, val_fraction=0.25)
+    assert again.train.digest() == splits.train.digest() != splits.val.digest()
+
+
+def test_a_given_test_set_is_kept():
+    test = numbered(8, 4)
+    splits = make_splits("numbers", numbered(40, 4), test, val_fraction=0)
+    assert splits.test is test and len(splits.train) == 40 and len(splits.val) == 0
+
+
+def test_splitting_nothing_off_leaves_all():
+    rest, share = split_off(numbered(10, 2), 0)
+    assert len(rest) == 10 and len(share) == 0
+
+
+def test_too_few_images_are_an_error():
+    with pytest.raises(DataError, match="too few images"):
+        make_splits("numbers", numbered(4, 2), None, val_fraction=0)

@@ -1,0 +1,91 @@
+"""PGD finds the known optimum of a linear model and never leaves the ball or the box."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rjem_cli.engine.chains.pgd import l2_norm, pgd, pgd_direction, project, random_start
+
+torch.manual_seed(1)
+WEIGHT = torch.randn(1, 12)
+SHAPE = (1, 3, 4)
+LABELS = torch.tensor([0, 1, 0])
+
+
+def linear(x: torch.Tensor) -> torch.Tensor:
+    """Two classes; the logit of class 1 less that of class 0 is w.x."""
+    score = x.flatten(1) @ WEIGHT.T
+    return torch.cat([-score / 2, score / 2], dim=1)
+
+
+def test_linf_on_a_linear_model_ends_in_the_worst_corner():
+    center = torch.zeros(3, *SHAPE)
+    x = pgd(linear, center, LABELS, eps=0.3, steps=10)
+    away = torch.where(LABELS == 0, 1.0, -1.0).view(3, 1, 1, 1)  # class 0 is hurt by a larger w.x
+    torch.testing.assert_close(x, 0.3 * away * WEIGHT.sign().view(1, *SHAPE).expand(3, *SHAPE))
+
+
+def test_l2_on_a_linear_model_ends_along_the_weights():
+    x = pgd(linear, torch.zeros(1, *SHAPE), LABELS[:1], eps=0.5, steps=20, norm="l2")
+    torch.testing.assert_close(x.flatten(1), 0.5 * WEIGHT / WEIGHT.norm(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_targeted_attack_is_the_untargeted_one_of_the_other_class():
+    center = torch.rand(3, *SHAPE) - 0.5
+    targeted = pgd(linear, center, 1 - LABELS, eps=0.2, steps=5, targeted=True)
+    torch.testing.assert_close(targeted, pgd(linear, center, LABELS, eps=0.2, steps=5))
+
+
+def test_eps_zero_changes_nothing():
+    center = torch.rand(3, *SHAPE) * 2 - 1
+    assert torch.equal(pgd(linear, center, LABELS, eps=0.0, steps=7), center)
+
+
+def test_l2_steps_have_the_length_of_the_step():
+    gradient = torch.randn(5, *SHAPE)
+    torch.testing.assert_close(l2_norm(pgd_direction(gradient, "l2")).flatten(), torch.ones(5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    eps=st.floats(0, 3),
+    steps=st.integers(0, 6),
+    step_size=st.floats(1e-3, 10),
+    norm=st.sampled_from(["linf", "l2"]),
+    targeted=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_result_is_in_the_ball_and_in_the_box(eps, steps, step_size, norm, targeted, seed):
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.rand(3, *SHAPE, generator=generator) * 2 - 1
+    start = random_start(center, eps, norm, generator)
+    for x in (
+        start,
+        pgd(
+            linear, center, LABELS, eps=eps, steps=steps, step_size=step_size, norm=norm, targeted=targeted, start=start
+        ),
+    ):
+        offset = (x - center).flatten(1)
+        size = offset.abs().max() if norm == "linf" else offset.norm(dim=1).max()
+        assert size <= eps + 1e-5
+        assert x.abs().max() <= 1
+
+
+def test_projection_leaves_points_inside_alone():
+    center = torch.zeros(2, *SHAPE)
+    inside = torch.full((2, *SHAPE), 0.01)
+    for norm in ("linf", "l2"):
+        torch.testing.assert_close(project(inside, center, 0.5, norm), inside)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_attack_raises_the_loss_of_a_network_and_leaves_its_parameters_without_gradients(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
+    center = torch.rand(3, *SHAPE) - 0.5
+    x = pgd(model, center, LABELS, eps=0.3, steps=10, norm=norm)
+    assert F.cross_entropy(model(x), LABELS) > F.cross_entropy(model(center), LABELS)
+    assert all(parameter.grad is None for parameter in model.parameters())

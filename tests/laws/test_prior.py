@@ -1,0 +1,65 @@
+"""The prior's samples have the mean and the covariance of the images it was fitted to."""
+
+import pytest
+import torch
+
+from rjem_cli.engine.chains.noise import PRIOR_STREAM, standard_normal
+from rjem_cli.engine.data.images import ImageSet, to_model
+from rjem_cli.engine.model.prior import JITTER, cached_prior, fit_prior, load_prior
+from rjem_cli.errors import DataError
+
+
+def images(per_class: int) -> ImageSet:
+    """Two classes of 1x3x3 images with correlated pixels, away from the edges of the range."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(2, 9, 9, generator=generator) * 4
+    draws = torch.randn(2, per_class, 9, generator=generator) @ mixing
+    pixels = (128 + draws).clamp(0, 255).round().to(torch.uint8).reshape(-1, 1, 3, 3)
+    return ImageSet(pixels, torch.arange(2).repeat_interleave(per_class), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "per_class", [300, 6]
+)  # more images than dimensions (Cholesky factor), and fewer (data as factor)
+def test_samples_have_the_fitted_mean_and_covariance(per_class):
+    data = images(per_class)
+    prior = fit_prior(data)
+    count = 40_000
+    labels = torch.arange(2).repeat_interleave(count)
+    normals = standard_normal(torch.arange(2 * count), (prior.normals_per_sample,), PRIOR_STREAM)
+    samples = prior.sample(labels, normals).flatten(1).double()
+    for label in (0, 1):
+        members = to_model(data.pixels[data.labels == label]).flatten(1).double()
+        drawn = samples[labels == label]
+        wanted = torch.cov(members.T) + JITTER * torch.eye(9)
+        spread = wanted.diagonal().max().sqrt()
+        assert (drawn.mean(0) - members.mean(0)).abs().max() < 0.03 * spread
+        assert (torch.cov(drawn.T) - wanted).abs().max() < 0.05 * spread**2
+
+
+def test_samples_are_in_the_box_and_do_not_depend_on_their_batch():
+    prior = fit_prior(images(50))
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    normals = 30 * standard_normal(torch.arange(5), (prior.normals_per_sample,), PRIOR_STREAM)
+    together = prior.sample(labels, normals)
+    assert together.abs().max() <= 1
+    for row in range(5):
+        torch.testing.assert_close(prior.sample(labels[row : row + 1], normals[row : row + 1])[0], together[row])
+
+
+def test_it_is_fitted_once_and_a_damaged_cache_entry_is_fitted_again(own_home):
+    data = images(50)
+    digest = data.digest()
+    assert cached_prior(digest) is None
+    fitted = load_prior(data, digest)
+    cached = cached_prior(digest)
+    assert cached is not None and torch.equal(cached.mean_KD, fitted.mean_KD)
+    (own_home / "priors" / f"{digest}.safetensors").write_bytes(b"damaged")
+    assert cached_prior(digest) is None
+    assert torch.equal(load_prior(data, digest).factors[0], fitted.factors[0])
+
+
+def test_a_class_of_one_image_is_named():
+    data = images(1)
+    with pytest.raises(DataError, match="'a' has 1 training images"):
+        fit_prior(data)

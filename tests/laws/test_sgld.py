@@ -1,0 +1,74 @@
+"""SGLD has the stationary law that its step and noise imply, and JEM++'s inner loop has a closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from rjem_cli.engine.chains.sgld import ChainState, energy_gradient, sgld, sgld_step
+from rjem_cli.engine.model.energy import energy
+
+
+def quadratic(stiffness: float):
+    return lambda x: 0.5 * stiffness * x.flatten(1).square().sum(1)
+
+
+def test_stationary_variance_on_a_quadratic_energy():
+    """x' = (1 - a k) x + s n has variance s^2 / (1 - (1 - a k)^2)."""
+    step_size, stiffness, noise_std = 0.1, 2.0, 0.05
+    generator = torch.Generator().manual_seed(0)
+    x = sgld(
+        quadratic(stiffness),
+        torch.zeros(2000, 1, 5, 5),
+        sgld_steps=60,
+        step_size=step_size,
+        noise_std=noise_std,
+        noise=lambda step, x: torch.randn(x.shape, generator=generator),
+    )
+    expected = noise_std**2 / (1 - (1 - step_size * stiffness) ** 2)
+    assert x.var().item() == pytest.approx(expected, rel=0.03)
+    assert abs(x.mean().item()) < 0.005
+
+
+def test_without_noise_the_energy_falls_at_every_step():
+    seen: list[ChainState] = []
+    x = torch.rand(4, 1, 3, 3) * 2 - 1
+    sgld(quadratic(1.0), x, sgld_steps=8, step_size=0.3, observe=seen.append)
+    energies = torch.stack([state.energy_B for state in seen])
+    assert (energies[1:] < energies[:-1]).all()
+    assert [state.step for state in seen] == list(range(8))
+
+
+def test_chains_stay_in_the_box_and_no_step_is_longer_than_the_clip_allows():
+    x = torch.rand(4, 1, 3, 3) * 2 - 1
+    gradient = torch.randn_like(x) * 1e6
+    moved = sgld_step(x, gradient, step_size=0.7, grad_clip=0.5)
+    assert moved.abs().max() <= 1
+    assert (moved - x).abs().max() <= 0.7 * 0.5 + 1e-6
+
+
+def test_noise_without_a_source_is_refused():
+    with pytest.raises(ValueError, match="noise"):
+        sgld(quadratic(1.0), torch.zeros(1, 1, 2, 2), sgld_steps=1, step_size=0.1, noise_std=0.1)
+
+
+def test_the_closed_form_equals_the_literal_proximal_loop():
+    """JEM++ freezes dE/dz after the first layer z = conv(x) and takes n inner steps through that layer alone."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 6, 3, padding=1).double()
+    rest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).double()
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    rest(first(x))
+    inner_steps, inner_step_size, clip = 5, 0.2, 0.01  # a clip this low is felt
+
+    literal, closed = x, x
+    for _ in range(4):
+        z = first(literal).detach().requires_grad_()
+        (dz,) = torch.autograd.grad(energy(rest(z)).sum(), z)
+        for _ in range(inner_steps):
+            inner = literal.detach().requires_grad_()
+            (dx,) = torch.autograd.grad((first(inner) * dz).sum(), inner)
+            literal = (inner - inner_step_size * dx.clamp(-clip, clip)).clamp(-1, 1).detach()
+        _, gradient = energy_gradient(lambda x: energy(rest(first(x))), closed)
+        closed = sgld_step(closed, gradient, inner_steps * inner_step_size, clip)
+    torch.testing.assert_close(closed, literal, rtol=0, atol=1e-12)
+    assert (closed - x).abs().max() > 0.01

@@ -1,0 +1,28 @@
+"""One declaration for each knob: a field of the config is a flag and a documented one."""
+
+from dataclasses import fields
+
+import pytest
+
+from rjem_cli.config import GenerateConfig, TrainConfig, flag_name
+from rjem_cli.interface.options import LONG_FLAGS
+
+
+@pytest.mark.parametrize(("command", "config_class"), [("train", TrainConfig), ("generate", GenerateConfig)])
+def test_every_knob_is_a_flag_with_a_meaning(rjem_help, command, config_class):
+    text = rjem_help(command)
+    for knob in fields(config_class):
+        assert LONG_FLAGS.get(knob.name, flag_name(knob.name)) in text
+        assert knob.metadata["help"][0].isupper() or knob.metadata["help"].split()[0].strip(":,") in text
+        assert len(knob.metadata["help"]) > 8
+
+
+@pytest.fixture
+def rjem_help(capsys):
+    from rjem_cli.__main__ import main
+
+    def run(command: str) -> str:
+        assert main([command, "--help"]) == 0
+        return capsys.readouterr().out
+
+    return run

@@ -1,0 +1,90 @@
+"""The layers of the house: a module imports from its own layer or a lower one, and nothing heavy above the engine."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "rjem_cli"
+LAYERS = {"config": 0, "paths": 0, "errors": 0, "": 0, "engine": 1, "presets": 1, "interface": 2, "commands": 3}
+LAYERS |= {"app": 4, "__main__": 4}
+ENGINE_LAYERS = {
+    "runtime": 0,
+    "seeds": 0,
+    "data": 0,
+    "model": 0,
+    "chains": 1,
+    "sampling": 2,
+    "evaluation": 2,
+    "training": 3,
+}
+HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def parts_of(path: Path) -> list[str]:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports_of(path: Path, top_level_only: bool = False) -> list[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    parts = parts_of(path)
+    layer = LAYERS[parts[0] if parts else ""]
+    for name in imports_of(path):
+        target = name.split(".")
+        if target[0] != "rjem_cli" or len(target) < 2 or target[1].startswith("__version"):
+            continue
+        assert LAYERS[target[1]] <= layer, f"{path} (layer {layer}) imports {name}"
+        if parts and parts[0] == target[1] == "engine" and len(parts) > 1:
+            assert ENGINE_LAYERS[target[2]] <= ENGINE_LAYERS[parts[1]], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_heavy_is_imported_above_the_engine(path):
+    parts = parts_of(path)
+    names = {name.split(".")[0] for name in imports_of(path, top_level_only=True)}
+    if parts and parts[0] == "engine":
+        assert not names & {"typer", "rich"}, f"{path} imports what only the interface may"
+    else:
+        assert not names & HEAVY, f"{path} imports {names & HEAVY} at its top"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_console_prints_and_files_fit_a_reader(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    printers = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+    ]
+    assert not printers or path.name == "console.py"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["generate", "--help"], ["train", "--print-config"]]
+)
+def test_help_loads_nothing_heavy(arguments):
+    code = (
+        "import sys; from rjem_cli.__main__ import main; "
+        f"code = main({arguments!r}); heavy = {HEAVY!r} & sys.modules.keys(); assert code == 0 and not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

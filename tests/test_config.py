@@ -1,0 +1,99 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rjem_cli.config import TrainConfig, describe_epsilon, parse_epsilon
+from rjem_cli.errors import ConfigError
+from rjem_cli.interface.settings import Layer, mapping, preset_layer, preset_names, settle
+
+
+def test_fractions_are_pixel_units_and_plain_numbers_are_in_the_named_space():
+    assert parse_epsilon("8/255", "model") == parse_epsilon("8/255", "pixel") == pytest.approx(16 / 255)
+    assert parse_epsilon("0.1", "model") == 0.1
+    assert parse_epsilon(0.1, "pixel") == 0.2
+    assert describe_epsilon(0.1) == "0.1 = 12.75/255"
+
+
+@given(st.floats(0, 16))
+def test_both_units_are_the_same_radius(eps):
+    assert parse_epsilon(f"{eps / 2 * 255!r}/255", "model") == pytest.approx(eps)
+
+
+def test_text_becomes_the_declared_type():
+    config = TrainConfig(lr="1e-3", steps="500", flip="no", run=None, seed="3")
+    assert (config.lr, config.steps, config.flip, config.seed) == (0.001, 500, False, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"adv_eps": -1}, "--adv-eps -1 is too small; give 0 or more"),
+        ({"adv_eps": "a/b"}, "--adv-eps 'a/b': give a number such as 0.1, or pixel units such as 8/255"),
+        ({"adv_eps": "nan"}, "--adv-eps nan: give a finite number"),
+        ({"lr": "fast"}, "--lr 'fast': give a number"),
+        ({"lr": 0}, "--lr 0 is too small; give more than 0"),
+        ({"steps": 2.5}, "--steps 2.5: give a whole number"),
+        ({"steps": True}, "--steps True: give a whole number"),
+        ({"flip": "perhaps"}, "--flip 'perhaps': give true or false"),
+        ({"dataset": "cifar11"}, "--dataset 'cifar11' is unknown; did you mean cifar10"),
+        ({"depth": 12}, "--depth 12: a WRN's depth is 6k \\+ 4; give 10 or 16"),
+        ({"px_weight": 0, "ce_weight": 0}, "leave nothing to train"),
+        ({"test_data": "x"}, "--test-data goes with --data"),
+        ({"seed": "1e400"}, "--seed '1e400': give a whole number"),
+    ],
+)
+def test_bad_values_name_the_flag_the_value_and_the_remedy(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**values)
+
+
+def test_an_unknown_key_gets_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"unknown key 'adv_epz'.*did you mean adv_eps"):
+        TrainConfig.from_dict({"adv_epz": 1})
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["adv_eps", "steps", "lr", "flip", "dataset", "seed"]), st.text() | st.floats() | st.integers()
+    )
+)
+def test_any_value_is_accepted_or_named_in_one_error(values):
+    try:
+        TrainConfig(**values)
+    except ConfigError as error:
+        assert str(error).startswith("--")
+
+
+def test_stronger_layers_win_and_each_value_knows_its_origin():
+    layers = [Layer("preset p", {"lr": 0.2, "steps": 5}), Layer("f.yaml", {"steps": 6}), Layer("flag", {"lr": "0.3"})]
+    settled = settle(TrainConfig, layers)
+    assert (settled.config.lr, settled.config.steps) == (0.3, 6)
+    assert (settled.origins["lr"], settled.origins["steps"]) == ("flag", "f.yaml")
+
+
+def test_the_pixel_space_of_flags_leaves_preset_radii_alone():
+    settled = settle(TrainConfig, [Layer("preset p", {"attack_eps": 0.5}), Layer("flag", {"adv_eps": "0.1"}, "pixel")])
+    assert (settled.config.attack_eps, settled.config.adv_eps) == (0.5, 0.2)
+
+
+def test_an_error_says_where_the_value_came_from_unless_it_was_a_flag():
+    with pytest.raises(ConfigError, match="^bad.yaml: --lr"):
+        settle(TrainConfig, [Layer("bad.yaml", {"lr": -1})])
+    with pytest.raises(ConfigError, match="^--lr"):
+        settle(TrainConfig, [Layer("bad.yaml", {"lr": -1}), Layer("flag", {"lr": -2})])
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_valid_config_and_reads_back_from_its_printed_form(name):
+    settled = settle(TrainConfig, [preset_layer(name)])
+    assert settle(TrainConfig, [Layer("file", mapping(settled.to_yaml(), "file"))]).config == settled.config
+
+
+def test_the_papers_presets_are_special_cases_of_one():
+    def essence(name):
+        config = settle(TrainConfig, [preset_layer(name)]).config
+        return (bool(config.pgd_steps), bool(config.px_weight)), {**config.to_dict(), "pgd_steps": 0, "px_weight": 0}
+
+    cases, rests = zip(*(essence(name) for name in ("rjem", "jempp", "robust", "standard")))
+    assert cases == ((True, True), (False, True), (True, False), (False, False))
+    assert all(rest == rests[0] for rest in rests)
