@@ -93,9 +93,9 @@ def generate(
         batch_size=config.batch_size,
         runtime=runtime,
     )
-    with console.bar("generating", config.count) as bar:
+    with console.bar() as bar:
         for done in sample_folder.write_folder(output, batches, info.class_names, config.seed, meta):
-            bar.update(done)
+            bar.update("generating", done, config.count)
     console.say(f"{config.count} samples in {time.perf_counter() - started:.1f} s; look at {output / 'grid.png'}")
     if as_json:
         console.document({"output": str(output), **meta})

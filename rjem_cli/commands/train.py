@@ -67,6 +67,8 @@ def train(
         return
     run_dir = resumed or new_run_dir(config.run or f"{preset or DEFAULT_PRESET}-{time.strftime('%Y%m%d-%H%M%S')}")
     describe(config, run_dir, console)
+    if resumed:
+        console.say(f"goes on from step {int(paths.checkpoints_in(resumed)[-1].stem.removeprefix('step-'))}")
     if dry_run:
         return
 
@@ -80,16 +82,15 @@ def train(
     console.say(
         f"data: {splits.name}, {len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
     )
-    with stop_on_signals(console.say) as stop, console.bar("training") as bar:
+    with stop_on_signals(console.say) as stop, console.bar() as bar:
+
+        def watch(progress: Progress) -> None:
+            if stop() and progress.phase != "training":  # the checkpoint is written; only its table is not
+                raise KeyboardInterrupt
+            show(progress, bar)
+
         result = run_training(
-            config,
-            splits,
-            runtime,
-            run_dir,
-            resume=resumed is not None,
-            watch=lambda p: show(p, bar),
-            tell=console.say,
-            should_stop=stop,
+            config, splits, runtime, run_dir, resume=resumed is not None, watch=watch, should_stop=stop
         )
     if not result.finished:
         assert stop.signal_number is not None
@@ -158,13 +159,13 @@ def describe(config: TrainConfig, run_dir: Path, console: Console) -> None:
 
 
 def show(progress: Progress, bar: Bar) -> None:
-    text = None
+    text = ""
     if progress.metrics:
         shown = {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}
         text = " ".join(
             f"{label} {progress.metrics[name]:.2f}" for label, name in shown.items() if name in progress.metrics
         )
-    bar.update(progress.step, text, total=progress.steps)
+    bar.update(progress.phase, progress.step, progress.steps, text or None)
 
 
 def finish(result: RunResult, console: Console) -> None:

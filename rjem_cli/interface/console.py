@@ -15,16 +15,27 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bar:
-    """A progress bar on a terminal; elsewhere nothing."""
+    """A bar a phase on a terminal, with the time left; elsewhere a line as each phase begins."""
 
-    progress: Progress | None
-    task: TaskID | None
+    console: Console
+    progress: Progress | None = None
+    phase: str | None = None
+    task: TaskID | None = None
 
-    def update(self, done: int, text: str | None = None, total: int | None = None) -> None:
-        if self.progress is None or self.task is None:
+    def update(self, phase: str, done: int, total: int, text: str | None = None) -> None:
+        new = phase != self.phase
+        self.phase = phase
+        if self.progress is None:
+            if new:
+                self.console.say(f"{phase}: {total} in all")
             return
+        if new:
+            if self.task is not None:
+                self.progress.stop_task(self.task)
+            self.task = self.progress.add_task(phase, total=total, completed=done, text="")
+        assert self.task is not None
         self.progress.update(self.task, completed=done, total=total)
         if text is not None:
             self.progress.update(self.task, text=text)
@@ -65,31 +76,18 @@ class Console:
         rich_console(sys.stdout).print(table)
 
     @contextmanager
-    def bar(self, what: str, total: int | None = None) -> Iterator[Bar]:
-        """Progress with speed and time left."""
+    def bar(self) -> Iterator[Bar]:
         if self.quiet or not sys.stderr.isatty():
-            yield Bar(None, None)
+            yield Bar(self)
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
-        columns = (
-            TextColumn(what),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-        )
+        columns = ("{task.description}", BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), "left")
         with Progress(
-            *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=rich_console(sys.stderr)
+            *columns, TimeLeftColumn(), TextColumn("{task.fields[text]}"), console=rich_console(sys.stderr)
         ) as progress:
-            yield Bar(progress, progress.add_task(what, total=total, text=""))
+            yield Bar(self, progress)
 
 
 def rich_console(stream: Any) -> RichConsole:

@@ -67,7 +67,7 @@ def test_dry_run_writes_nothing(rjem, own_home):
 
 def test_a_stopped_run_goes_on(rjem, own_home, trained):
     outcome = rjem("train", "--run", "tiny", "--resume", "auto", "--steps", 5, "--json")
-    assert outcome.code == 0 and "resumed at step 3 of 5" in outcome.err
+    assert outcome.code == 0 and "goes on from step 3" in outcome.err
     assert json.loads(outcome.out)["step"] == 5
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rjem_cli.engine.data.images import SPLIT_SEED, TEST_FRACTION, ImageSet, Splits, split_off
 
 CANVAS = 12
-PLACEMENTS = 8  # of each digit; drawn after the split, so no digit is in two splits
+PLACEMENTS = 16  # of each digit; drawn after the split, so no digit is in two splits
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from rjem_cli.engine.chains.pgd import pgd
 from rjem_cli.engine.data.images import ImageSet, to_model
 
-BATCH = 256
+Report = Callable[[int], None]
+BATCH = 128
 Z95 = 1.959964  # 97.5 % point of the standard normal distribution
 
 
@@ -43,17 +44,29 @@ def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
     return images.subset(torch.linspace(0, len(images) - 1, limit).round().long())
 
 
-def accuracy(logits_of: Callable[[Tensor], Tensor], images: ImageSet, device: torch.device) -> Accuracy:
-    return _measure(logits_of, images, device, lambda x, labels: x)
+def accuracy(
+    logits_of: Callable[[Tensor], Tensor], images: ImageSet, device: torch.device, report: Report = lambda done: None
+) -> Accuracy:
+    """`report` hears how many images are done."""
+    return _measure(logits_of, images, device, lambda x, labels: x, report)
 
 
 def robust_accuracy(
-    logits_of: Callable[[Tensor], Tensor], images: ImageSet, device: torch.device, *, eps: float, steps: int, norm: str
+    logits_of: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    device: torch.device,
+    *,
+    eps: float,
+    steps: int,
+    norm: str,
+    report: Report = lambda done: None,
 ) -> Accuracy:
     """Under PGD from the image itself, with the default step size, inside the box. `logits_of` must be frozen."""
-    return _measure(
-        logits_of, images, device, lambda x, labels: pgd(logits_of, x, labels, eps=eps, steps=steps, norm=norm)
-    )
+
+    def attack(x: Tensor, labels: Tensor) -> Tensor:
+        return pgd(logits_of, x, labels, eps=eps, steps=steps, norm=norm)
+
+    return _measure(logits_of, images, device, attack, report)
 
 
 def _measure(
@@ -61,11 +74,15 @@ def _measure(
     images: ImageSet,
     device: torch.device,
     attack: Callable[[Tensor, Tensor], Tensor],
+    report: Report,
 ) -> Accuracy:
     correct = torch.zeros((), dtype=torch.long, device=device)
+    done = 0
     for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH)):
         labels = labels.to(device)
         x = attack(to_model(pixels.to(device)), labels)
         with torch.no_grad():
             correct += (logits_of(x).argmax(dim=1) == labels).sum()
+        done += len(labels)
+        report(done)
     return Accuracy(int(correct), len(images))

@@ -113,15 +113,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
         raise (AbsentError if absent else DataError)(f"cannot read checkpoint {path}: {error.strerror}") from None
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        raise DataError(
-            f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except SafetensorError as error:
+        # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise DataError(
+                f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
+            ) from None
         raise DataError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
 
 

@@ -44,30 +44,28 @@ def run_training(
     *,
     resume: bool,
     watch: Callable[[Progress], None],
-    tell: Callable[[str], None],
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    """Train in `run_dir`; when the last step is reached, measure the model and write summary.json and samples/grid.png.
+    """Train in `run_dir`; after the last step, measure the model and write summary.json and samples/grid.png.
 
     Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
     """
     trainer = Trainer(config, splits, runtime, run_dir, watch)
     if resume:
         load_newest_state(trainer, run_dir)
-        trim_metrics(run_dir / "metrics.jsonl", trainer.step)
-        tell(f"resumed at step {trainer.step} of {trainer.steps}")
+    trim_metrics(run_dir / "metrics.jsonl", trainer.step)
     write_atomically(
         run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()
     )
     checkpoint = trainer.run(should_stop)
-    if trainer.step < trainer.steps:
+    if should_stop():
         return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
-    tell("measuring accuracy and robust accuracy on test images")
-    summary = {"step": trainer.step, **summarise(trainer, splits, runtime)}
+    summary = {"step": trainer.step, **summarise(trainer, splits, runtime, watch)}
     write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-    tell("drawing samples in all modes")
     grid = run_dir / "samples" / "grid.png"
+    watch(Progress("drawing samples", 0, 1))
     trainer.draw_samples(grid, SAMPLE_MODES)
+    watch(Progress("drawing samples", 1, 1))
     return RunResult(checkpoint, True, grid, summary)
 
 
@@ -90,13 +88,21 @@ def trim_metrics(path: Path, step: int) -> None:
         write_atomically(path, "".join(line + "\n" for line in lines).encode())
 
 
-def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
+def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callable[[Progress], None]) -> dict[str, Any]:
     """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
     model = freeze(trainer.sampling_model())
     images = evenly_spaced(splits.test, trainer.config.eval_limit)
     with runtime.autocast():
         clean = accuracy(model, images, runtime.device)
-        robust = robust_accuracy(model, images, runtime.device, eps=TEST_EPS, steps=TEST_STEPS, norm="linf")
+        robust = robust_accuracy(
+            model,
+            images,
+            runtime.device,
+            eps=TEST_EPS,
+            steps=TEST_STEPS,
+            norm="linf",
+            report=lambda done: watch(Progress("attacking test images", done, len(images))),
+        )
     attack = f"PGD linf, eps {describe_epsilon(TEST_EPS)}, {TEST_STEPS} steps, from the image, 1 restart"
     return {
         "test_accuracy": describe_accuracy(clean, images, splits),

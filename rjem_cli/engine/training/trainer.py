@@ -44,11 +44,12 @@ PREVIEW_PER_CLASS = 8
 
 
 class Progress(NamedTuple):
-    """What a watcher sees after each step; `metrics` is None between log lines."""
+    """What a watcher sees after each step of a phase; `metrics` come with the log lines of training only."""
 
+    phase: str
     step: int
     steps: int
-    metrics: dict[str, float] | None
+    metrics: dict[str, float] | None = None
 
 
 class Batch(NamedTuple):
@@ -92,7 +93,7 @@ class Trainer:
             self.add_up(terms, grad_norm)
             last = self.step == self.steps
             metrics = self.log(clock) if last or self.step % self.config.log_every == 0 else None
-            self.watch(Progress(self.step, self.steps, metrics))
+            self.watch(Progress("training", self.step, self.steps, metrics))
             if not last and self.step % self.config.checkpoint_every == 0:
                 self.save()
             if not last and self.step % self.config.sample_every == 0:

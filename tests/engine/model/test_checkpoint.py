@@ -32,6 +32,17 @@ def test_a_checkpoint_carries_its_network_config_and_classes(saved):
     assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
 
 
+@pytest.mark.parametrize("first_bytes", [b"\x80", b"PK"])
+def test_a_header_that_begins_like_a_pickle_is_still_a_checkpoint(saved, first_bytes):
+    """safetensors begins with its header's length, which can be any number; spaces may pad the header."""
+    content = saved.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    longer = next(n for n in range(length, length + 2**17) if n.to_bytes(8, "little").startswith(first_bytes))
+    padding = b" " * (longer - length)
+    saved.write_bytes(longer.to_bytes(8, "little") + content[8 : 8 + length] + padding + content[8 + length :])
+    assert load_checkpoint(saved, CPU).info == INFO
+
+
 def test_no_file_is_absent(tmp_path):
     with pytest.raises(AbsentError, match="No such file"):
         load_checkpoint(tmp_path / "none.safetensors", CPU)

@@ -45,8 +45,7 @@ def train(run_dir, resume=False, stop_at=None, **changes):
         start_runtime("cpu"),
         run_dir,
         resume=resume,
-        watch=lambda progress: steps_seen.append(progress.step),
-        tell=lambda text: None,
+        watch=lambda progress: steps_seen.append(progress.step) if progress.phase == "training" else None,
         should_stop=lambda: stop_at is not None and len(steps_seen) >= stop_at,
     )
     return result, steps_seen
