@@ -9,6 +9,8 @@ from rjem_cli.commands.completion import COMPLETE_VARIABLE
 from rjem_cli.errors import RjemError
 from rjem_cli.interface.console import fail
 
+INTERRUPTED = 128 + 2
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Errors that rjem does not know keep their traceback."""
@@ -19,13 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
 
         completion_init()
     try:
-        return int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # Typer swallows a KeyboardInterrupt
+            fail("interrupted")
+        return code
     except RjemError as error:
         fail(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        fail("interrupted")
-        return 130
     except BrokenPipeError:  # the reader of our pipe has gone; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -10,6 +10,7 @@ from rjem_cli import __version__
 from rjem_cli.commands.completion import completion
 from rjem_cli.commands.generate import generate
 from rjem_cli.commands.train import train
+from rjem_cli.interface.console import Console
 
 app = typer.Typer(
     name="rjem",
@@ -26,7 +27,7 @@ app.command()(completion)
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rjem {__version__}")
+        Console().result(f"rjem {__version__}")
         raise typer.Exit
 
 

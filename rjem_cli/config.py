@@ -29,11 +29,12 @@ def knob(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     epsilon: bool = False,
+    replaces: str | None = None,
 ) -> Any:
     """One declaration of one knob. `minimum` and `maximum` are inclusive, `above` is not; `epsilon` marks a radius such
-    as 8/255."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices, "epsilon": epsilon}
-    return field(default=default, metadata={"help": help, **limits})
+    as 8/255; `replaces` names a knob of a weaker layer that this one, once given, sets aside."""
+    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata={"help": help, "epsilon": epsilon, "replaces": replaces, **limits})
 
 
 def flag_name(field_name: str) -> str:
@@ -203,6 +204,11 @@ class AttackTrainingOptions(Options):
     )
     norm: str = knob("linf", "Norm of the attack's ball", choices=("linf", "l2"))
 
+    @property
+    def attacks(self) -> bool:
+        """False trains on clean images."""
+        return self.pgd_steps > 0 and self.adv_eps > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyOptions(Options):
@@ -226,8 +232,8 @@ class EnergyOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions(Options):
     batch_size: int = knob(64, "Images per step", minimum=1)
-    epochs: float = knob(150.0, "Passes over the training images", above=0)
-    steps: int | None = knob(None, "Training steps; overrides epochs", minimum=1)
+    epochs: float = knob(150.0, "Passes over the training images", above=0, replaces="steps")
+    steps: int | None = knob(None, "Training steps, instead of epochs", minimum=1)
     optimizer: str = knob("sgd", "Optimizer", choices=("sgd", "adam"))
     lr: float = knob(0.1, "Peak learning rate", above=0)
     momentum: float = knob(0.9, "Momentum of SGD, first beta of Adam", minimum=0, maximum=0.9999)
@@ -291,6 +297,8 @@ class TrainConfig(
             raise ConfigError(f"--depth {self.depth}: a WRN's depth is 6k + 4; give {lower} or {lower + 6}")
         if self.px_weight == 0 and self.ce_weight == 0:
             raise ConfigError("--px-weight 0 and --ce-weight 0 leave nothing to train")
+        if self.px_weight and self.buffer_size < self.batch_size:
+            raise ConfigError(f"--buffer-size {self.buffer_size} is below --batch-size {self.batch_size}; raise it")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")
 
@@ -304,7 +312,7 @@ class GenerateConfig(DeviceOptions):
         "energy", "energy: SGLD; attack: targeted PGD; combined: PGD, contrast, SGLD", choices=SAMPLE_MODES
     )
     count: int = knob(100, "Number of samples", minimum=1)
-    batch_size: int = knob(250, "Samples per batch; changes speed and memory, not the samples", minimum=1)
+    batch_size: int = knob(250, "Samples per batch; changes speed, memory and last bits", minimum=1)
     output: str = knob("samples", "Folder for PNG files, labels.csv, meta.json and grid.png")
     overwrite: bool = knob(False, "Replace the samples of an earlier call in that folder")
     data: str | None = knob(None, "Where the training images are now, if the prior must be fitted again")

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rjem_cli.errors import AbsentError, RjemError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 
 
 def home() -> Path:
@@ -80,13 +80,22 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time may make `path`. The operating system frees the lock of a process that died."""
-    from filelock import FileLock
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time may write `path`; the operating system frees the lock of a process that died. Without
+    `wait`, a lock that is held raises RjemError."""
+    from filelock import FileLock, Timeout
 
     make_dir(path.parent)
-    with explained("lock", path), FileLock(path.parent / f".{path.name}.lock"):
+    lock = FileLock(path.parent / f".{path.name}.lock")
+    with explained("lock", path):
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:  # an OSError too
+            raise RjemError(f"{path} is in use by another process; wait for it, or take another name") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
@@ -101,6 +110,29 @@ def find_run(name: str) -> Path | None:
         if checkpoints_in(folder):
             return folder
     return None
+
+
+def find_resumable(resume: str, run: str | None) -> Path:
+    """The run to go on with: `resume`, or for "auto" the one that --run names, else the newest. Raises AbsentError."""
+    name = run if resume == "auto" else resume
+    folder = find_run(name) if name else find_checkpoint(None).parent.parent
+    if folder is None:
+        raise AbsentError(f"run {name} has no checkpoint to resume from in {runs_dir()}")
+    return folder
+
+
+def new_run_dir(name: str) -> Path:
+    """Where a new run of this name goes. Raises ConfigError for a name with folders in it and for one that is taken."""
+    if Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"--run {name!r}: give a plain name, without folders")
+    if checkpoints_in(runs_dir() / name):
+        raise ConfigError(f"run {name} exists already in {runs_dir()}; go on with --resume auto, or take another --run")
+    return runs_dir() / name
+
+
+def step_of(checkpoint: Path) -> int:
+    """`step-00000600.safetensors` -> 600."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def find_checkpoint(name: str | None) -> Path:

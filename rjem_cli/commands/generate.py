@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rjem_cli import __version__, paths
+from rjem_cli import paths
 from rjem_cli.config import GenerateConfig, describe_epsilon
+from rjem_cli.errors import ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
-from rjem_cli.interface.settings import Layer, environment_layer, file_layer, settle
+from rjem_cli.interface.settings import settle_command
+
+if TYPE_CHECKING:
+    from rjem_cli.engine.chains.pipeline import SamplePlan
 
 
 @with_knobs(GenerateConfig)
@@ -39,62 +41,42 @@ def generate(
       rjem generate my-run --class cat,dog --mode combined -n 10000 -o samples/
     """
     console = Console(quiet, as_json)
-    layers = [file_layer(config_file)] if config_file else []
-    settled = settle(
-        GenerateConfig, [*layers, environment_layer(GenerateConfig, eps_space), Layer("flag", flags, eps_space)]
-    )
+    settled = settle_command(GenerateConfig, flags, config_file, eps_space, base=None)
     config = settled.config
     if print_config:
         console.result(settled.to_yaml().rstrip())
         return
+    output = sample_folder_path(config.output)
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.model.frozen import freeze
     from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling import folder as sample_folder
+    from rjem_cli.engine.sampling import folder
+    from rjem_cli.engine.sampling.generate import describe_samples, parse_classes, prior_of, settle_plan
     from rjem_cli.engine.sampling.generate import generate as sample
-    from rjem_cli.engine.sampling.generate import parse_classes, prior_of, settle_plan
 
     runtime = start_runtime(config.device, config.precision)
     loaded = load_checkpoint(path, runtime.device)
-    info = loaded.info
-    plan = settle_plan(config, info.config)
-    classes = parse_classes(config.classes, info.class_names)
-    output = Path(config.output)
-    console.say(f"checkpoint: {path} (step {info.step}, {info.data_name})")
-    names = ", ".join(info.class_names[label] for label in classes)
+    plan = settle_plan(config, loaded.info.config)
+    classes = parse_classes(config.classes, loaded.info.class_names)
+    names = ", ".join(loaded.info.class_names[label] for label in classes)
+    console.say(f"checkpoint: {path} (step {loaded.info.step}, {loaded.info.data_name})")
+    console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} samples of {names} to {output}, seed {config.seed}")
-    console.say(describe_plan(plan))
+    console.say(f"{describe_plan(plan)}; {plan.gradient_steps * config.count} gradient steps in all")
     if dry_run:
         return
-    sample_folder.prepare_folder(output, config.overwrite)
-    prior = prior_of(info, config.data).to(runtime.device)
+    prior = prior_of(loaded.info, config.data).to(runtime.device)
+    folder.prepare_folder(output, config.overwrite)
     started = time.perf_counter()
-    meta = {
-        "rjem": __version__,
-        "checkpoint": {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "step": info.step},
-        "dataset": {"name": info.data_name, "train_digest": info.data_digest},
-        "plan": asdict(plan),
-        "gradient_steps_per_sample": plan.gradient_steps,
-        "count": config.count,
-        "seed": config.seed,
-        "classes": [info.class_names[label] for label in classes],
-        "selection": "none",
-        "device": runtime.describe(),
-    }
+    logits_of, size = runtime.logits(freeze(loaded.model)), config.batch_size
     batches = sample(
-        freeze(loaded.model),
-        prior,
-        plan,
-        classes,
-        config.count,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        runtime=runtime,
+        logits_of, prior, plan, classes, config.count, seed=config.seed, batch_size=size, device=runtime.device
     )
+    meta = describe_samples(loaded, plan, classes, config, runtime)
     with console.bar() as bar:
-        for done in sample_folder.write_folder(output, batches, info.class_names, config.seed, meta):
+        for done in folder.write_folder(output, batches, loaded.info.class_names, config.seed, meta):
             bar.update("generating", done, config.count)
     console.say(f"{config.count} samples in {time.perf_counter() - started:.1f} s; look at {output / 'grid.png'}")
     if as_json:
@@ -103,7 +85,14 @@ def generate(
         console.result(str(output))
 
 
-def describe_plan(plan: Any) -> str:
+def sample_folder_path(output: str) -> Path:
+    """Archives and streams are not written yet, and a folder named x.tar would only mislead."""
+    if output == "-" or Path(output).suffix in (".npz", ".tar", ".zip"):
+        raise ConfigError(f"-o {output}: this version writes folders of PNG files; give a folder")
+    return Path(output)
+
+
+def describe_plan(plan: SamplePlan) -> str:
     stages = ["prior"]
     if plan.attacks:
         stages.append(f"targeted PGD {plan.norm} eps {describe_epsilon(plan.attack_eps)}, {plan.attack_steps} steps")

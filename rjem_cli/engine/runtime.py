@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from rjem_cli.errors import AbsentError, ConfigError
 
@@ -19,11 +20,15 @@ class Runtime:
     device_reason: str
     precision_reason: str
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """The context network passes run in: bf16 autocast, or nothing for fp32 and tf32."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+    def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """`model` as x (B, C, H, W) -> fp32 logits (B, K). Only the network runs in bf16, never a chain's state."""
+
+        def logits_of(x: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                logits_BK: Tensor = model(x)
+            return logits_BK.float()
+
+        return logits_of
 
     def describe(self) -> str:
         return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
@@ -63,7 +68,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     if name == "auto":
         if device.type == "cuda":
-            return "tf32", "auto: tensor cores with fp32 range"
+            return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
         return "fp32", f"auto: {device.type}"
     if name == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")

@@ -48,7 +48,11 @@ def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[Options
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     epsilons = {knob.name for knob in fields(config_class) if knob.metadata.get("epsilon")}
+    replaced = {knob.name: knob.metadata["replaces"] for knob in fields(config_class) if knob.metadata.get("replaces")}
     for layer in layers:
+        for name, weaker in replaced.items():
+            if name in layer.values and layer.values.get(weaker) is None:
+                values.pop(weaker, None)
         for key, value in layer.values.items():
             if key in epsilons and value is not None:
                 value = read_epsilon(str(key), value, layer.eps_space)
@@ -58,6 +62,18 @@ def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[Options
         return Settled(config_class.from_dict(values), origins)
     except ConfigError as error:
         raise ConfigError(with_origin(str(error), layers)) from None
+
+
+def settle_command(
+    config_class: type[OptionsT], flags: Mapping[str, Any], config_file: str | None, eps_space: str, base: Layer | None
+) -> Settled[OptionsT]:
+    """The layers of one command line over `base`: file, environment, flags. Raises ConfigError."""
+    if eps_space not in ("model", "pixel"):
+        raise ConfigError(f"--eps-space {eps_space!r} is unknown; give model or pixel")
+    layers = [base] if base else []
+    if config_file:
+        layers.append(file_layer(config_file))
+    return settle(config_class, [*layers, environment_layer(config_class, eps_space), Layer("flag", flags, eps_space)])
 
 
 def with_origin(message: str, layers: list[Layer]) -> str:

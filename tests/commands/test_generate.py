@@ -46,7 +46,10 @@ def test_sample_i_depends_on_seed_plus_i_only(rjem, trained, tmp_path):
             Image.open(tmp_path / "split" / name), int
         )
         assert np.abs(difference).max() <= 1
-    assert list(shifted.values()) == list(whole.values())[6:]
+    for index, name in enumerate(shifted):
+        first, second = (tmp_path / "whole" / f"{index + 6:06d}.png", tmp_path / "shifted" / name)
+        difference = np.asarray(Image.open(first), int) - np.asarray(Image.open(second), int)
+        assert np.abs(difference).max() <= 1
 
 
 def test_earlier_samples_are_replaced_only_when_asked_and_foreign_files_never(rjem, trained, tmp_path):
@@ -99,6 +102,8 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["tinny"], 3, "did you mean tiny"),
         ([pickle], 1, "rjem never loads those"),
         ([tmp_path / "text.safetensors"], 1, "is not a whole safetensors file"),
+        (["-o", "samples.tar"], 2, "give a folder"),
+        (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
         (["-o", tmp_path / "file"], 2, "is a file; give a folder"),
         (["-o", tmp_path / "file" / "below"], 1, "cannot create folder"),
         (["-o", "/proc/nowhere"], 1, "cannot create folder"),

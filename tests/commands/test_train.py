@@ -29,6 +29,13 @@ def test_quiet_prints_the_checkpoint_alone(rjem):
     assert outcome.err == "" and len(outcome.out.splitlines()) == 1 and outcome.out.endswith(".safetensors\n")
 
 
+def test_epochs_given_set_the_presets_steps_aside(rjem):
+    lines = rjem("train", "--epochs", 2, "--print-config").out.splitlines()
+    assert any(line.startswith("steps: null") for line in lines) and any(line.startswith("epochs: 2") for line in lines)
+    both = rjem("train", "--epochs", 2, "--steps", 5, "--print-config").out
+    assert "steps: 5" in both
+
+
 def test_own_images_train(rjem, tmp_path):
     import numpy as np
     from PIL import Image
@@ -82,7 +89,7 @@ def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
         process.send_signal(number)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
-    assert "go on with: rjem train --run long --resume auto" in err.splitlines()[-1]
+    assert "go on with: rjem train --resume long" in err.splitlines()[-1]
     assert list((own_home / "runs/long/checkpoints").glob("*.safetensors"))
 
 

@@ -8,7 +8,7 @@ import torch
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.chains.noise import chain_noise
 from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.pipeline import contrast, prior_samples, run_plan
+from rjem_cli.engine.chains.pipeline import contrast, plan_of, prior_samples, run_plan
 from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.data.images import to_pixels
@@ -16,7 +16,6 @@ from rjem_cli.engine.model.energy import joint_energy
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import fit_prior
 from rjem_cli.engine.model.wide_resnet import WideResNet
-from rjem_cli.engine.sampling.preview import plan_of
 
 CONFIG = TrainConfig(noise_std=0.05, sample_steps=4, attack_steps=3)
 

@@ -19,7 +19,7 @@ def images(per_class: int) -> ImageSet:
 
 
 @pytest.mark.parametrize(
-    "per_class", [300, 6]
+    "per_class", [300, 9, 6]
 )  # more images than dimensions (Cholesky factor), and fewer (data as factor)
 def test_samples_have_the_fitted_mean_and_covariance(per_class):
     data = images(per_class)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,17 +40,6 @@ def project(x: Tensor, center: Tensor, eps: float, norm: str) -> Tensor:
     return (center + inside).clamp(-1, 1)
 
 
-def random_start(center: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
-    """A point drawn inside the ball and the box: uniform (linf), or a random direction and a uniform radius (l2)."""
-    if norm == "linf":
-        offset = torch.rand(center.shape, generator=generator, device=center.device).mul_(2 * eps).sub_(eps)
-    else:
-        direction = torch.randn(center.shape, generator=generator, device=center.device)
-        radius = torch.rand(len(center), generator=generator, device=center.device).view(-1, *(1,) * (center.dim() - 1))
-        offset = direction / l2_norm(direction) * radius * eps
-    return (center + offset).clamp(-1, 1)
-
-
 def pgd(
     logits_of: Logits,
     center: Tensor,
@@ -62,19 +50,16 @@ def pgd(
     step_size: float | None = None,
     norm: str = "linf",
     targeted: bool = False,
-    start: Tensor | None = None,
 ) -> Tensor:
-    """`steps` of PGD around `center`, beginning at `start` (default: the center). eps and step_size in model units.
+    """`steps` of PGD from `center`, images in [-1, 1], (B, C, H, W). eps and step_size in model units.
 
-    Returns images in [-1, 1] within eps of the center. eps 0 or steps 0 return the start unchanged. No host sync.
+    Returns images in [-1, 1] within eps of the center; eps 0 or steps 0 return the center. No host sync.
     """
     if step_size is None:
         step_size = default_step_size(eps, steps)
     sign = -1.0 if targeted else 1.0
-    x = center if start is None else start
-    if eps == 0:
-        return center.detach()
-    for _ in range(steps):
+    x = center
+    for _ in range(steps if eps > 0 else 0):
         _, gradient = energy_gradient(lambda x: F.cross_entropy(logits_of(x), labels_B, reduction="none"), x)
         x = project(x + sign * step_size * pgd_direction(gradient, norm), center, eps, norm)
     return x.detach()

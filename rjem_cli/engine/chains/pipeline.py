@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rjem_cli.config import TrainConfig
 from rjem_cli.engine.chains.noise import PRIOR_STREAM, chain_noise, standard_normal
 from rjem_cli.engine.chains.pgd import pgd
 from rjem_cli.engine.chains.sgld import sgld
@@ -45,6 +46,21 @@ class SamplePlan:
     def gradient_steps(self) -> int:
         """Network passes (forward and backward) that one sample costs."""
         return self.attack_steps * self.attacks + self.sgld_steps * self.chains
+
+
+def plan_of(config: TrainConfig, mode: str) -> SamplePlan:
+    """How a model trained with `config` samples unless told otherwise."""
+    return SamplePlan(
+        mode=mode,
+        attack_eps=config.attack_eps,
+        attack_steps=config.attack_steps,
+        norm=config.norm,
+        contrast=config.contrast,
+        sgld_steps=config.sample_steps,
+        sgld_step_size=config.sgld_step_size * config.inner_steps,
+        noise_std=config.noise_std,
+        grad_clip=config.grad_clip,
+    )
 
 
 def prior_samples(prior: ClassGaussianPrior, labels_B: Tensor, seeds_B: Tensor) -> Tensor:

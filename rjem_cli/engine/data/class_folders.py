@@ -1,7 +1,7 @@
 """A user's own images: a tree of class folders, or the same in a .zip or .tar file, read as it is.
 
 An image's class is the name of the folder it lies in. Folders named train, val and test above the classes are taken
-as splits. Nothing is unpacked to disk: members are decoded in memory, links are passed over.
+as splits. Nothing is unpacked to disk: members are decoded in memory, links inside archives are passed over.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
         raise AbsentError(f"{location} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
     arrays: list[np.ndarray] = []
     labels: list[tuple[str, str]] = []
+    names: list[str] = []
     for name, content in read_members(path):
         split, class_name = split_and_class(name)
         array = decode(content, f"{location}: {name}")
@@ -47,24 +48,29 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
             )
         arrays.append(array)
         labels.append((split, class_name))
+        names.append(name)
     if not arrays:
         raise AbsentError(
             f"{location} holds no images; give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
         )
-    return assemble(arrays, labels)
+    order = sorted(
+        range(len(names)), key=names.__getitem__
+    )  # one order for folder, .zip and .tar: one split, one digest
+    return assemble([arrays[index] for index in order], [labels[index] for index in order])
 
 
 def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every image file, in the order of names for folders and zips, of the archive for tars."""
+    """(name, content) of every image file, in the order in which they lie there."""
     try:
         if path.is_dir():
-            for file in sorted(path.rglob("*")):
+            for file in path.rglob("*"):
                 name = PurePosixPath(file.relative_to(path).as_posix())
                 if is_image(name) and file.is_file():
+                    check_size(path, str(name), file.stat().st_size)
                     yield str(name), file.read_bytes()
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                for info in archive.infolist():
                     if is_image(PurePosixPath(info.filename)) and not info.is_dir():
                         check_size(path, info.filename, info.file_size)
                         yield info.filename, archive.read(info)

@@ -82,19 +82,35 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     """Read a network. Raises AbsentError for no file, DataError for one that is not a checkpoint of rjem; pickles are
     never loaded."""
     tensors, metadata = read_safetensors(path)
+    info = info_of(path, metadata)
+    try:
+        model = build_model(info.config, info.image_shape[0], len(info.class_names))
+        model.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unfit(path, error) from None
+    return Checkpoint(path, model.to(device).eval(), info)
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """The description inside a checkpoint. Raises as `load_checkpoint` does."""
+    return info_of(path, read_safetensors(path)[1])
+
+
+def info_of(path: Path, metadata: dict[str, Any]) -> CheckpointInfo:
     if METADATA_KEY not in metadata:
         raise DataError(f"{path} is a safetensors file, but not an rjem checkpoint; give one that rjem train wrote")
     try:
         header = json.loads(metadata[METADATA_KEY])
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, this rjem reads {FORMAT}")
-        info = CheckpointInfo.from_dict(header["info"])
-        model = build_model(info.config, info.image_shape[0], len(info.class_names))
-        model.load_state_dict(tensors)
-    except (RjemError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{path} does not fit its own description ({reason}); use another checkpoint") from None
-    return Checkpoint(path, model.to(device).eval(), info)
+        return CheckpointInfo.from_dict(header["info"])
+    except (RjemError, KeyError, ValueError, TypeError) as error:
+        raise unfit(path, error) from None
+
+
+def unfit(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0][:200]
+    return DataError(f"{path} does not fit its own description ({reason}); use another checkpoint")
 
 
 def save_state(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -25,10 +25,9 @@ JITTER = 1e-4  # added to the covariance's diagonal, as JEM++ does
 class ClassGaussianPrior:
     """N(mean_y, cov_y + JITTER * I) for each class y.
 
-    mean_KD: (K, D). factors: K tensors (D, r_y). With more images than dimensions a factor is the Cholesky factor of
-    the whole
-    covariance; with fewer it is the centred data over sqrt(n_y - 1), and the JITTER is drawn apart: exact, and never a
-    D x D matrix.
+    mean_KD: (K, D). factors: K tensors (D, r_y). With at least as many images as dimensions a factor is the Cholesky
+    factor of the whole covariance; with fewer it is the centred data over sqrt(n_y - 1), no D x D matrix is made, and
+    the JITTER is drawn apart. Both are exact.
     """
 
     mean_KD: Tensor
@@ -76,7 +75,7 @@ def fit_prior(images: ImageSet) -> ClassGaussianPrior:
         if count < 2:
             raise DataError(f"class {class_name!r} has {count} training images; the prior needs two or more")
         centred = members - members.mean(dim=0)
-        if count > dimensions:
+        if count >= dimensions:
             covariance = centred.T @ centred / (count - 1)
             covariance.diagonal().add_(JITTER)
             factor = torch.linalg.cholesky(covariance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,4 +67,6 @@ class WideResNet(nn.Module):
 
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
-    return WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
+    """A new network on the host, in channels_last layout (faster on CPUs and GPUs alike)."""
+    model = WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

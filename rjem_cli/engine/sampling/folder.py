@@ -37,6 +37,7 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
             raise ConfigError(f"-o {folder} holds other files, such as {foreign[0]}; give an empty folder")
         if present and not overwrite:
             raise ConfigError(f"-o {folder} holds samples already; add --overwrite, or give another folder")
+        check_writable(folder)
         for name in present:
             (folder / name).unlink()
 

@@ -1,23 +1,24 @@
-"""Samples from a checkpoint, batch by batch. Sample i depends on seed + i only, so batches change speed and memory,
-not images."""
+"""Samples from a checkpoint, batch by batch. Sample i depends on seed + i only, up to the last bits,
+which the size of the batches can change."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rjem_cli import __version__
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.chains.pipeline import SamplePlan, prior_samples, run_plan
+from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of, prior_samples, run_plan
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.model.checkpoint import CheckpointInfo
+from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.preview import plan_of
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 
 
@@ -91,14 +92,34 @@ def generate(
     *,
     seed: int,
     batch_size: int,
-    runtime: Runtime,
+    device: torch.device,
 ) -> Iterator[SampleBatch]:
-    """`count` samples, their classes in turn. `logits_of` must be frozen and `prior` on the runtime's device."""
+    """`count` samples, their classes in turn. `logits_of` must be frozen; it and `prior` live on `device`."""
     for first in range(0, count, batch_size):
         indices = torch.arange(first, min(first + batch_size, count))
         labels = torch.tensor(classes)[indices % len(classes)]
-        seeds = (seed + indices).to(runtime.device)
+        seeds = (seed + indices).to(device)
         starts = prior_samples(prior, labels, seeds)
-        with runtime.autocast():
-            samples = run_plan(plan, lambda x: logits_of(x).float(), starts, labels.to(runtime.device), seeds)
+        samples = run_plan(plan, logits_of, starts, labels.to(device), seeds)
         yield SampleBatch(first, to_pixels(samples).cpu(), to_pixels(starts).cpu(), labels)
+
+
+def describe_samples(
+    checkpoint: Checkpoint, plan: SamplePlan, classes: Sequence[int], config: GenerateConfig, runtime: Runtime
+) -> dict[str, Any]:
+    """The protocol that travels with the samples, as plain data."""
+    info = checkpoint.info
+    digest = hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+    return {
+        "rjem": __version__,
+        "checkpoint": {"path": str(checkpoint.path), "sha256": digest, "step": info.step},
+        "dataset": {"name": info.data_name, "train_digest": info.data_digest},
+        "plan": asdict(plan),
+        "gradient_steps_per_sample": plan.gradient_steps,
+        "count": config.count,
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "classes": [info.class_names[label] for label in classes],
+        "selection": "none",
+        "device": runtime.describe(),
+    }

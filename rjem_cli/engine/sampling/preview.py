@@ -8,28 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rjem_cli.config import TrainConfig
 from rjem_cli.engine.chains.pipeline import SamplePlan, prior_samples, run_plan
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.pictures import contact_sheet, side_by_side
 from rjem_cli.engine.model.prior import ClassGaussianPrior
 
 LARGEST_CLASS_COUNT = 10  # a picture shows the first ten classes, one a row
-
-
-def plan_of(config: TrainConfig, mode: str) -> SamplePlan:
-    """How a model trained with `config` samples unless told otherwise."""
-    return SamplePlan(
-        mode=mode,
-        attack_eps=config.attack_eps,
-        attack_steps=config.attack_steps,
-        norm=config.norm,
-        contrast=config.contrast,
-        sgld_steps=config.sample_steps,
-        sgld_step_size=config.sgld_step_size * config.inner_steps,
-        noise_std=config.noise_std,
-        grad_clip=config.grad_clip,
-    )
 
 
 def preview(

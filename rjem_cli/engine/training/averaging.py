@@ -4,8 +4,8 @@ fit them."""
 from __future__ import annotations
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from rjem_cli.engine.data.images import ImageSet, to_model
 
@@ -14,8 +14,19 @@ STATISTICS_BATCH = 128
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of `model`; decay 0 follows it exactly."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    """An exponential moving average of `model`; decay 0 follows it exactly.
+
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its first weights.
+    """
+
+    @torch.no_grad()
+    def update(average: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        updates = torch.as_tensor(count, dtype=torch.float32)
+        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)
+        for mean, value in zip(average, current):
+            mean.lerp_(value, weight)
+
+    return AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
 
 
 def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, generator: torch.Generator) -> None:

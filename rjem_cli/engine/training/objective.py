@@ -24,6 +24,10 @@ class LossTerms(NamedTuple):
     energy_gap: Tensor
     energy_penalty: Tensor
 
+    def named(self) -> dict[str, Tensor]:
+        """The unweighted terms."""
+        return {name: value for name, value in self._asdict().items() if name != "total"}
+
 
 def robust_jem_loss(
     logits_adv_BK: Tensor, labels_B: Tensor, energies: tuple[Tensor, Tensor] | None, options: EnergyOptions

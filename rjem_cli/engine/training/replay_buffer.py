@@ -27,9 +27,9 @@ class ReplayBuffer:
         return cls(draw_from_prior(prior, size, generator), prior, reinit_prob)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(`count` chain starts, their places in the buffer); each is a fresh draw from the prior with probability
-        reinit_prob."""
-        places = torch.randint(len(self.images), (count,), generator=generator)
+        """(chain starts (count, C, H, W), their places (count,), all different); each start is a fresh draw from the
+        prior with probability reinit_prob. `count` is at most the buffer's size."""
+        places = torch.randperm(len(self.images), generator=generator)[:count]
         restarted = (torch.rand(count, generator=generator) < self.reinit_prob).nonzero().squeeze(1)
         places_here = places.to(self.images.device)
         starts = self.images[places_here]

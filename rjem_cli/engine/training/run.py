@@ -13,17 +13,15 @@ import yaml
 from rjem_cli.config import SAMPLE_MODES, TrainConfig, describe_epsilon
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.evaluation.robustness import Accuracy, accuracy, evenly_spaced, robust_accuracy
-from rjem_cli.engine.model.checkpoint import read_safetensors, state_path
+from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_path
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Progress, Trainer
 from rjem_cli.errors import DataError
-from rjem_cli.paths import checkpoints_in, write_atomically
+from rjem_cli.paths import checkpoints_in, locked, write_atomically
 
-TEST_EPS, TEST_STEPS = (
-    0.1,
-    15,
-)  # of the robust accuracy in a run's table: the paper's training attack (linf, model units)
+TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
+TEST_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,23 @@ def run_training(
 
     Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
     """
+    with locked(run_dir, wait=False):
+        return run_locked(config, splits, runtime, run_dir, resume, watch, should_stop)
+
+
+def run_locked(
+    config: TrainConfig,
+    splits: Splits,
+    runtime: Runtime,
+    run_dir: Path,
+    resume: bool,
+    watch: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> RunResult:
     trainer = Trainer(config, splits, runtime, run_dir, watch)
     if resume:
         load_newest_state(trainer, run_dir)
-    trim_metrics(run_dir / "metrics.jsonl", trainer.step)
+    trainer.metrics.forget_after(trainer.step)
     write_atomically(
         run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()
     )
@@ -70,44 +81,43 @@ def run_training(
 
 
 def load_newest_state(trainer: Trainer, run_dir: Path) -> None:
+    """Go on from the run's newest checkpoint. Raises DataError where its data or setup was another."""
     newest = checkpoints_in(run_dir)[-1]
+    before, now = read_info(newest), trainer.info
+    if before.data_digest != now.data_digest:
+        raise DataError(
+            f"{run_dir.name} was trained on other images than {now.data_name} is now; give those with --data"
+        )
+    if before.config.optimizer != now.config.optimizer:
+        raise DataError(f"{run_dir.name} was trained with --optimizer {before.config.optimizer}; resume with that")
     tensors, _ = read_safetensors(state_path(newest))
     try:
         trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise DataError(
-            f"{state_path(newest)} does not fit this run ({reason}); resume with the settings it was trained with"
-        ) from None
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be taken again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(line + "\n" for line in lines).encode())
+        remedy = "resume with the settings it was trained with"
+        raise DataError(f"{state_path(newest)} does not fit this run ({reason}); {remedy}") from None
 
 
 def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callable[[Progress], None]) -> dict[str, Any]:
     """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
-    model = freeze(trainer.sampling_model())
+    model = runtime.logits(freeze(trainer.sampling_model()))
     images = evenly_spaced(splits.test, trainer.config.eval_limit)
-    with runtime.autocast():
-        clean = accuracy(model, images, runtime.device)
-        robust = robust_accuracy(
-            model,
-            images,
-            runtime.device,
-            eps=TEST_EPS,
-            steps=TEST_STEPS,
-            norm="linf",
-            report=lambda done: watch(Progress("attacking test images", done, len(images))),
-        )
+    clean = accuracy(model, images, runtime.device)
+    robust = robust_accuracy(
+        model,
+        images,
+        runtime.device,
+        eps=TEST_EPS,
+        steps=TEST_STEPS,
+        norm="linf",
+        report=lambda done: watch(Progress("attacking test images", done, len(images))),
+    )
     attack = f"PGD linf, eps {describe_epsilon(TEST_EPS)}, {TEST_STEPS} steps, from the image, 1 restart"
     return {
         "test_accuracy": describe_accuracy(clean, images, splits),
         "robust_accuracy": {**describe_accuracy(robust, images, splits), "attack": attack},
-        "metrics": trainer.last_metrics,
+        "metrics": trainer.metrics.last,
         "device": runtime.describe(),
     }
 

@@ -7,9 +7,7 @@ uninterrupted one would. The host reads the device only when it logs, saves or d
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,28 +16,32 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.sgld import energy_gradient, sgld
+from rjem_cli.engine.chains.pgd import Logits, pgd
+from rjem_cli.engine.chains.pipeline import plan_of
+from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.data.pictures import png_bytes
+from rjem_cli.engine.evaluation.robustness import accuracy, evenly_spaced
 from rjem_cli.engine.model.checkpoint import CheckpointInfo, save_checkpoint, save_state, state_path
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import load_prior
 from rjem_cli.engine.model.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.preview import plan_of, preview
+from rjem_cli.engine.sampling.preview import preview
 from rjem_cli.engine.seeds import derived_generator, derived_seed
 from rjem_cli.engine.training.averaging import averaged, refresh_statistics
-from rjem_cli.engine.training.objective import LossTerms, robust_jem_loss
+from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains
+from rjem_cli.engine.training.objective import robust_jem_loss
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 from rjem_cli.engine.training.schedule import learning_rate, steps_per_epoch, total_steps
 from rjem_cli.engine.training.state import pack_optimizer, unpack_optimizer
-from rjem_cli.errors import DivergedError
-from rjem_cli.paths import checkpoints_in, explained, write_atomically
+from rjem_cli.errors import ConfigError, DivergedError
+from rjem_cli.paths import checkpoints_in, write_atomically
 
 KEPT_CHECKPOINTS = 2
+VALIDATION_IMAGES = 2000
 PREVIEW_PER_CLASS = 8
 
 
@@ -53,8 +55,10 @@ class Progress(NamedTuple):
 
 
 class Batch(NamedTuple):
-    x: Tensor  # augmented and noised, in [-1, 1]
-    x_energy: Tensor  # the real images of the p(x) term
+    """Images (B, C, H, W) in [-1, 1]: `x` to attack and classify, `x_energy` for the p(x) term; labels (B,)."""
+
+    x: Tensor
+    x_energy: Tensor
     labels: Tensor
 
 
@@ -67,20 +71,21 @@ class Trainer:
         self.config, self.runtime, self.run_dir, self.watch = config, runtime, run_dir, watch
         self.info = CheckpointInfo.of(config, splits, step=0)
         device = runtime.device
+        check_crop(config.crop_pad, self.info.image_shape)
         self.images = splits.train.to(device)
+        self.val = evenly_spaced(splits.val, VALIDATION_IMAGES)
         self.batch_size = min(config.batch_size, len(self.images))
+        self.watched = evenly_spaced(self.images, self.batch_size)  # the data that energies and R1 are quoted on
         self.steps = total_steps(config, len(self.images))
         self.step = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
-        self.model: WideResNet = build_model(config, self.info.image_shape[0], len(splits.class_names))
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
         self.average = averaged(self.model, config.ema_decay)
         self.optimizer = make_optimizer(self.model, config)
         self.prior = load_prior(splits.train, self.info.data_digest).to(device)
         size = config.buffer_size if config.px_weight else 1
         self.buffer = ReplayBuffer.from_prior(self.prior, size, config.reinit_prob, self.generator("buffer"))
-        self.sums: dict[str, Tensor] = {}
-        self.last_metrics: dict[str, float] = {}
+        self.metrics = Metrics(run_dir / "metrics.jsonl")
 
     # --- the loop ---
 
@@ -88,9 +93,8 @@ class Trainer:
         """Train to the last step, or until `should_stop`; returns the checkpoint saved last. Raises DivergedError."""
         clock = Clock(self.step)
         while self.step < self.steps and not should_stop():
-            terms, grad_norm = self.train_step()
+            self.metrics.add(self.train_step())
             self.step += 1
-            self.add_up(terms, grad_norm)
             last = self.step == self.steps
             metrics = self.log(clock) if last or self.step % self.config.log_every == 0 else None
             self.watch(Progress("training", self.step, self.steps, metrics))
@@ -100,17 +104,16 @@ class Trainer:
                 self.draw_samples(self.run_dir / "samples" / f"step-{self.step:08d}.png", ("energy",))
         return self.save()
 
-    def train_step(self) -> tuple[LossTerms, Tensor]:
-        """One update of the weights and of their average."""
+    def train_step(self) -> dict[str, Tensor]:
+        """One update of the weights and of their average; returns the step's scalars, still on the device."""
         batch = self.next_batch()
-        with self.runtime.autocast():
-            frozen = freeze(self.model)
-            inputs = [self.attack(frozen, batch)]
-            if self.config.px_weight:
-                inputs += [batch.x_energy, self.negatives(frozen)]
-            logits_adv, *others = self.logits(inputs)
-            energies = (energy(others[0]), energy(others[1])) if others else None
-            terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
+        frozen = self.runtime.logits(freeze(self.model))
+        inputs = [self.attack(frozen, batch)]
+        if self.config.px_weight:
+            inputs += [batch.x_energy, self.negatives(frozen)]
+        logits_adv, *others = self.logits(inputs)
+        energies = (energy(others[0]), energy(others[1])) if others else None
+        terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,9 +121,10 @@ class Trainer:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        return terms, grad_norm
+        return {"loss": terms.total, **terms.named(), "grad_norm": grad_norm}
 
     def next_batch(self) -> Batch:
+        """The step's images, augmented, noised and clamped to the box that chains and attacks live in."""
         config, generator = self.config, self.generator("batch", on_device=True)
         epoch, place = divmod(self.step, steps_per_epoch(config, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
@@ -129,23 +133,25 @@ class Trainer:
         augmented = augment(pixels, config.crop_pad, config.flip, generator)
         noise = config.input_noise_std * torch.randn(pixels.shape, generator=generator, device=pixels.device)
         real = augmented if config.augment_energy else pixels
-        return Batch(to_model(augmented) + noise, to_model(real) + noise, self.images.labels[chosen])
+        x, x_energy = ((to_model(part) + noise).clamp(-1, 1) for part in (augmented, real))
+        return Batch(x, x_energy, self.images.labels[chosen])
 
-    def attack(self, frozen: WideResNet, batch: Batch) -> Tensor:
+    def attack(self, frozen: Logits, batch: Batch) -> Tensor:
+        """x_adv: PGD on the batch, (B, C, H, W) in [-1, 1]; the batch itself where the config attacks nothing."""
         config = self.config
-        if config.pgd_steps == 0 or config.adv_eps == 0:
+        if not config.attacks:
             return batch.x
         step_size, norm = config.pgd_step_size, config.norm
         return pgd(
             frozen, batch.x, batch.labels, eps=config.adv_eps, steps=config.pgd_steps, step_size=step_size, norm=norm
         )
 
-    def negatives(self, frozen: WideResNet) -> Tensor:
+    def negatives(self, frozen: Logits) -> Tensor:
         """x_q: chains from the buffer moved on by SGLD on E(x), and put back."""
         config, noise_generator = self.config, self.generator("sgld", on_device=True)
         starts, places = self.buffer.draw(self.batch_size, self.generator("draw"))
         x_q = sgld(
-            lambda x: energy(frozen(x).float()),
+            lambda x: energy(frozen(x)),
             starts,
             sgld_steps=config.sgld_steps,
             step_size=config.sgld_step_size * config.inner_steps,
@@ -159,10 +165,10 @@ class Trainer:
     def logits(self, inputs: list[Tensor]) -> list[Tensor]:
         """Logits of each batch of images, in train mode: in one pass with common BatchNorm statistics, or (as JEM++
         does) one by one."""
-        self.model.train()
+        logits_of = self.runtime.logits(self.model.train())
         if self.config.loss_statistics == "joint":
-            return list(self.model(torch.cat(inputs)).float().chunk(len(inputs)))
-        return [self.model(x).float() for x in inputs]
+            return list(logits_of(torch.cat(inputs)).chunk(len(inputs)))
+        return [logits_of(x) for x in inputs]
 
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
         return derived_generator(
@@ -171,56 +177,17 @@ class Trainer:
 
     # --- what a run leaves behind ---
 
-    def add_up(self, terms: LossTerms, grad_norm: Tensor) -> None:
-        """Sum on the device; the host looks at the sums when it logs."""
-        named = {"loss": terms.total, **terms._asdict(), "grad_norm": grad_norm}
-        del named["total"]
-        for name, value in named.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-        self.sums["count"] = self.sums.get("count", torch.zeros_like(grad_norm)) + 1
-
     def log(self, clock: Clock) -> dict[str, float]:
-        """Means since the last line, to metrics.jsonl. Raises DivergedError when one is not finite."""
-        names = list(self.sums)
-        values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
-        count = values.pop("count")
-        metrics = {name: value / count for name, value in values.items()}
-        self.sums = {}
-        if self.config.px_weight:
-            metrics |= self.look_at_chains()
-        metrics |= {
+        more = {
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.batch_size * clock.steps_per_second(self.step),
         }
-        self.last_metrics = {name: float(f"{value:.6g}") for name, value in metrics.items()}
-        line = json.dumps({"step": self.step, **self.last_metrics})
-        path = self.run_dir / "metrics.jsonl"
-        with explained("write", path), path.open("a") as file:
-            file.write(line + "\n")
-        if not all(map(math.isfinite, metrics.values())):
-            name = next(name for name, value in metrics.items() if not math.isfinite(value))
-            raise DivergedError(
-                f"training diverged at step {self.step}: {name} is not finite; the checkpoints before it are in "
-                f"{self.run_dir / 'checkpoints'}; try a lower --lr or a --max-grad-norm"
-            )
-        return metrics
-
-    def look_at_chains(self) -> dict[str, float]:
-        """Energies of data and buffer, R1 (mean |dE/dx| on data, L2 per image) and the share of saturated pixels in the
-        buffer."""
-        frozen = freeze(self.model)
-        x = to_model(self.images.pixels[: self.batch_size])
-        energy_data, gradient = energy_gradient(lambda x: energy(frozen(x)), x)
-        stored = self.buffer.images[: self.batch_size]
-        with torch.no_grad():
-            energy_buffer = energy(frozen(stored))
-        found = {
-            "energy_data": energy_data.mean(),
-            "energy_buffer": energy_buffer.mean(),
-            "r1": gradient.flatten(1).norm(dim=1).mean(),
-            "saturation": (stored.abs() > 0.99).float().mean(),
-        }
-        return dict(zip(found, torch.stack(list(found.values())).tolist()))
+        if self.config.px_weight:
+            frozen, stored = self.runtime.logits(freeze(self.model)), self.buffer.images[: self.batch_size]
+            more = {**look_at_chains(frozen, to_model(self.watched.pixels), stored), **more}
+        if self.step % self.config.sample_every == 0 or self.step == self.steps:
+            more["val_accuracy"] = self.val_accuracy()
+        return self.metrics.write(self.step, more)
 
     def sampling_model(self) -> WideResNet:
         """The averaged network with BatchNorm statistics of its own."""
@@ -228,9 +195,16 @@ class Trainer:
         refresh_statistics(model, self.images, self.config.input_noise_std, self.generator("statistics"))
         return model
 
+    def val_accuracy(self) -> float:
+        """Of the averaged network; NaN-free: 0 where no image was kept for validation."""
+        if len(self.val) == 0:
+            return 0.0
+        return accuracy(self.runtime.logits(freeze(self.sampling_model())), self.val, self.runtime.device).value
+
     def draw_samples(self, path: Path, modes: tuple[str, ...]) -> None:
         plans = [plan_of(self.config, mode) for mode in modes]
-        picture = preview(freeze(self.sampling_model()), self.prior, plans, PREVIEW_PER_CLASS, self.config.seed)
+        logits_of = self.runtime.logits(freeze(self.sampling_model()))
+        picture = preview(logits_of, self.prior, plans, PREVIEW_PER_CLASS, self.config.seed)
         write_atomically(path, png_bytes(picture))
 
     # --- checkpoints ---
@@ -257,30 +231,31 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= pack_optimizer(self.optimizer)
+        tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
         return tensors | {"buffer": self.buffer.images, "step": torch.tensor(self.step)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave. Raises KeyError or RuntimeError for tensors that do not fit this run."""
-        self.model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-        self.average.load_state_dict(
-            {name[8:]: value for name, value in tensors.items() if name.startswith("average.")}
-        )
+        """Go on from what `state` gave. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this
+        run."""
+        if tensors["buffer"].shape != self.buffer.images.shape:
+            raise ValueError(f"its buffer is {tuple(tensors['buffer'].shape)}, not {tuple(self.buffer.images.shape)}")
+        self.model.load_state_dict(below("model.", tensors))
+        self.average.load_state_dict(below("average.", tensors))
         unpack_optimizer(self.optimizer, tensors)
+        self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
         self.buffer.images.copy_(tensors["buffer"])
         self.step = int(tensors["step"])
 
 
-class Clock:
-    """Steps per second since the last question."""
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    def __init__(self, step: int):
-        self.step, self.time = step, time.perf_counter()
 
-    def steps_per_second(self, step: int) -> float:
-        now = time.perf_counter()
-        rate = (step - self.step) / max(1e-9, now - self.time)
-        self.step, self.time = step, now
-        return rate
+def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:
+    """Reflection needs a side longer than the pad."""
+    side = min(image_shape[1:])
+    if crop_pad >= side:
+        raise ConfigError(f"--crop-pad {crop_pad} is too large for images of side {side}; give at most {side - 1}")
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -54,6 +54,14 @@ def test_folders_and_archives_read_alike(tmp_path, target):
     assert found.pixels[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
 
 
+def test_one_set_of_images_has_one_digest_whatever_the_order_in_the_archive(tmp_path):
+    files = tree()
+    backwards = dict(reversed(files.items()))
+    paths = [write(files, tmp_path / "a.tar"), write(backwards, tmp_path / "b.tar")]
+    first, second = (read_class_folders(str(path))["train"].digest() for path in paths)
+    assert first == second
+
+
 def test_grey_images_have_one_channel_and_three_among_coloured_ones(tmp_path):
     assert read_class_folders(str(write(tree(mode="L"), tmp_path / "grey")))["train"].pixels.shape[1] == 1
     mixed = {**tree(), "cat/grey.png": png(77, mode="L")}

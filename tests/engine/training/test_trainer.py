@@ -10,8 +10,8 @@ from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.model.checkpoint import load_checkpoint, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.run import run_training
-from rjem_cli.errors import DataError, DivergedError
-from rjem_cli.paths import checkpoints_in
+from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
+from rjem_cli.paths import checkpoints_in, locked
 
 TINY = {
     "dataset": "digits",
@@ -33,6 +33,7 @@ TINY = {
     "eval_limit": 20,
     "crop_pad": 1,
     "noise_std": 0.01,
+    "device": "cpu",
 }
 
 
@@ -41,8 +42,8 @@ def train(run_dir, resume=False, stop_at=None, **changes):
     steps_seen = []
     result = run_training(
         config,
-        digit_splits(0.1, shifted=False),
-        start_runtime("cpu"),
+        digit_splits(config.val_fraction, shifted=False),
+        start_runtime(config.device, config.precision),
         run_dir,
         resume=resume,
         watch=lambda progress: steps_seen.append(progress.step) if progress.phase == "training" else None,
@@ -72,6 +73,7 @@ def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_pa
         "lr",
     }
     assert named <= lines[0].keys()
+    assert 0 <= lines[-1]["val_accuracy"] <= 1
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"step-00000004.png", "grid.png"}
     assert json.loads((tmp_path / "summary.json").read_text())["robust_accuracy"]["images"] == 20
     assert (tmp_path / "config.yaml").exists()
@@ -99,10 +101,10 @@ def test_all_objectives_are_special_cases_of_one_loop(tmp_path, special_case):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, norm_layer, optimizer):
     changes = {"norm_layer": norm_layer, "optimizer": optimizer}
     whole, _ = train(tmp_path / "whole", **changes)
-    stopped, _ = train(tmp_path / "parts", stop_at=4, **changes)
-    assert not stopped.finished and stopped.checkpoint.name == "step-00000004.safetensors"
+    stopped, _ = train(tmp_path / "parts", stop_at=3, **changes)  # between two lines of metrics.jsonl
+    assert not stopped.finished and stopped.checkpoint.name == "step-00000003.safetensors"
     resumed, steps = train(tmp_path / "parts", resume=True, **changes)
-    assert steps == [5, 6]
+    assert steps == [4, 5, 6]
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
     assert state_path(resumed.checkpoint).read_bytes() == state_path(whole.checkpoint).read_bytes()
     untimed = [
@@ -120,17 +122,54 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 
 
 def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
+    good, _ = train(tmp_path, stop_at=2)
     with pytest.raises(DivergedError, match="diverged"):
-        train(tmp_path, lr=1e30, warmup_steps=0, checkpoint_every=1, steps=6)
-    for path in checkpoints_in(tmp_path):
-        weights = load_checkpoint(path, torch.device("cpu")).model.state_dict()
-        assert all(value.isfinite().all() for value in weights.values())
+        train(tmp_path, resume=True, lr=1e30, warmup_steps=0)
+    assert [path.read_bytes() for path in checkpoints_in(tmp_path)] == [good.checkpoint.read_bytes()]
 
 
-def test_a_state_of_another_network_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 2}, "does not fit this run"),
+        ({"buffer_size": 64}, "its buffer is"),
+        ({"optimizer": "adam"}, "was trained with --optimizer sgd"),
+        ({"val_fraction": 0.2}, "was trained on other images"),
+    ],
+)
+def test_a_resume_with_another_setup_is_refused(tmp_path, change, message):
     train(tmp_path, stop_at=2)
-    with pytest.raises(DataError, match="does not fit this run"):
-        train(tmp_path, resume=True, width=2)
+    with pytest.raises(DataError, match=message):
+        train(tmp_path, resume=True, **change)
+
+
+def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
+    train(tmp_path, stop_at=2)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 3, "lo')
+    train(tmp_path, resume=True)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_a_crop_wider_than_the_image_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--crop-pad 8 is too large for images of side 8; give at most 7"):
+        train(tmp_path, crop_pad=8)
+
+
+def test_bf16_trains(tmp_path):
+    result, _ = train(tmp_path, precision="bf16", steps=2)
+    assert result.summary["metrics"]["loss"] < 10
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(RjemError, match="in use by another process"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains(tmp_path):
+    result, _ = train(tmp_path, device="cuda")
+    assert result.finished
 
 
 def test_learning_happens(tmp_path):
@@ -141,6 +180,7 @@ def test_learning_happens(tmp_path):
         norm_layer="group",
         lr=0.004,
         batch_size=64,
+        buffer_size=128,
         flip=False,
         crop_pad=0,
         eval_limit=0,

@@ -1,0 +1,59 @@
+"""What a training run shows: what it will do, its progress, and the table at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rjem_cli.config import TrainConfig, describe_epsilon
+from rjem_cli.interface.console import Bar, Console
+
+if TYPE_CHECKING:
+    from rjem_cli.engine.training.run import RunResult
+    from rjem_cli.engine.training.trainer import Progress
+
+ACCURACIES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
+ENERGIES = {"energy_data": "E(x) of data", "energy_buffer": "E(x) of chains", "r1": "R1, |dE/dx| on data"}
+COLUMNS = ("what", "value", "95% interval", "measured on")
+
+
+def announce(config: TrainConfig, run_dir: Path, console: Console) -> None:
+    """The network, the objective with radii in both units, the cost of a step, and what will be written."""
+    attack, chains = "no attack", "no p(x) term"
+    if config.attacks:
+        attack = f"PGD {config.norm} eps {describe_epsilon(config.adv_eps)}, {config.pgd_steps} steps"
+    if config.px_weight:
+        step = config.sgld_step_size * config.inner_steps
+        chains = f"SGLD {config.sgld_steps} steps of {step:g}, noise {config.noise_std:g}"
+    passes = config.pgd_steps * config.attacks + config.sgld_steps * bool(config.px_weight)
+    length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+    network = f"WRN-{config.depth}-{config.width} ({config.norm_layer} norm)"
+    console.say(f"{network} on {config.data or config.dataset}, {length}, seed {config.seed}")
+    console.say(f"{attack}; {chains}; {passes} gradient steps before each update")
+    console.say(f"writes {run_dir}: config.yaml, metrics.jsonl, checkpoints, samples, summary.json")
+
+
+def show_progress(progress: Progress, bar: Bar) -> None:
+    metrics, shown = progress.metrics or {}, {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}
+    text = " ".join(f"{label} {metrics[name]:.2f}" for label, name in shown.items() if name in metrics)
+    bar.update(progress.phase, progress.step, progress.steps, text or None)
+
+
+def show_result(result: RunResult, console: Console) -> None:
+    """The table and the picture's place; the checkpoint's path is the last line."""
+    if console.as_json:
+        console.document({"checkpoint": str(result.checkpoint), "grid": str(result.grid), **result.summary})
+        return
+    rows = [accuracy_row(label, result.summary[name]) for name, label in ACCURACIES.items()]
+    metrics = result.summary["metrics"]
+    rows += [(label, f"{metrics[name]:.3f}", "", "last step") for name, label in ENERGIES.items() if name in metrics]
+    console.table("What was trained", COLUMNS, rows)
+    console.say(f"samples: {result.grid}")
+    console.result(str(result.checkpoint))
+
+
+def accuracy_row(label: str, score: dict[str, Any]) -> tuple[str, str, str, str]:
+    low, high = score["interval_95"]
+    protocol = f"{score['images']} of {score['of']} images of {score['dataset']}"
+    attack = f"; {score['attack']}" if "attack" in score else ""
+    return label, f"{score['value']:.2%}", f"{low:.2%} to {high:.2%}", protocol + attack
