@@ -30,6 +30,12 @@ class Runtime:
 
         return logits_of
 
+    def home_of(self, byte_count: int) -> torch.device:
+        """Where data of this size stays: on the device while it takes at most half of its free memory."""
+        if self.device.type == "cuda" and byte_count > torch.cuda.mem_get_info(self.device)[0] // 2:
+            return torch.device("cpu")
+        return self.device
+
     def describe(self) -> str:
         return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,21 +16,26 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+LOG_SECONDS = 15
+
+
 @dataclass
 class Bar:
-    """A bar a phase on a terminal, with the time left; elsewhere a line as each phase begins."""
+    """A bar a phase on a terminal, with the time left; elsewhere a line now and then."""
 
     console: Console
     progress: Progress | None = None
     phase: str | None = None
     task: TaskID | None = None
+    began: tuple[str | None, float, int] | None = None  # phase, time, and what was done then
+    said: float = 0.0
+    text: str | None = None
 
     def update(self, phase: str, done: int, total: int, text: str | None = None) -> None:
         new = phase != self.phase
         self.phase = phase
         if self.progress is None:
-            if new:
-                self.console.say(f"{phase}: {total} in all")
+            self.say_now_and_then(done, total, text)
             return
         if new:
             if self.task is not None:
@@ -39,6 +45,22 @@ class Bar:
         self.progress.update(self.task, completed=done, total=total)
         if text is not None:
             self.progress.update(self.task, text=text)
+
+    def say_now_and_then(self, done: int, total: int, text: str | None) -> None:
+        """For logs: a line as a phase begins, then one every LOG_SECONDS with the time left."""
+        now = time.monotonic()
+        self.text = text or self.text
+        if self.began is None or self.began[0] != self.phase:
+            self.began = (self.phase, now, done)
+            self.said, self.text = now, text
+            self.console.say(f"{self.phase}: {total} in all")
+        elif now - self.said >= LOG_SECONDS:
+            self.said = now
+            _, start, before = self.began
+            left = (now - start) / max(1, done - before) * (total - done)
+            self.console.say(
+                f"{self.phase}: {done} of {total}, {left:.0f} s left{'; ' + self.text if self.text else ''}"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,14 @@ def test_the_last_line_of_stdout_is_the_checkpoint_and_the_table_is_tsv(rjem, ow
     assert "eps 0.1 = 12.75/255" in outcome.err
 
 
+def test_the_quickstart_in_its_smallest_form(rjem, tmp_path):
+    """README's first command, with few steps: train on shifted digits, then generate in each mode."""
+    assert rjem("train", "--preset", "quickstart", "--steps", 12, "--eval-limit", 64).code == 0
+    for mode in ("energy", "attack", "combined"):
+        outcome = rjem("generate", "--class", "3", "-n", 4, "--mode", mode, "-o", tmp_path / mode)
+        assert outcome.code == 0 and len(list((tmp_path / mode).glob("0*.png"))) == 4
+
+
 def test_quiet_prints_the_checkpoint_alone(rjem):
     outcome = rjem("train", "--run", "one", "-q", *TINY_FLAGS)
     assert outcome.err == "" and len(outcome.out.splitlines()) == 1 and outcome.out.endswith(".safetensors\n")

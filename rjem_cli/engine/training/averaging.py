@@ -30,10 +30,11 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, generator: torch.Generator) -> None:
-    """Recompute every BatchNorm's running statistics on up to STATISTICS_IMAGES (noised) training images."""
-    device = images.pixels.device
-    chosen = torch.randperm(len(images), generator=generator, device=generator.device)[:STATISTICS_IMAGES].to(device)
-    x = to_model(images.pixels[chosen])
-    x = x + noise_std * torch.randn(x.shape, generator=generator, device=generator.device).to(device)
+    """Recompute every BatchNorm's running statistics on up to STATISTICS_IMAGES training images, noised as in training.
+    `generator` lives on the host."""
+    device = next(model.parameters()).device
+    chosen = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
+    x = to_model(images.pixels[chosen].to(device))
+    x = (x + noise_std * torch.randn(x.shape, generator=generator).to(device)).clamp(-1, 1)
     update_bn(x.split(STATISTICS_BATCH), model)
     model.eval()

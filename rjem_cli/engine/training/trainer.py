@@ -72,10 +72,12 @@ class Trainer:
         self.info = CheckpointInfo.of(config, splits, step=0)
         device = runtime.device
         check_crop(config.crop_pad, self.info.image_shape)
-        self.images = splits.train.to(device)
+        self.images = splits.train.to(runtime.home_of(splits.train.pixels.nbytes))
         self.val = evenly_spaced(splits.val, VALIDATION_IMAGES)
         self.batch_size = min(config.batch_size, len(self.images))
-        self.watched = evenly_spaced(self.images, self.batch_size)  # the data that energies and R1 are quoted on
+        self.watched = evenly_spaced(self.images, self.batch_size).to(
+            device
+        )  # the data that energies and R1 are quoted on
         self.steps = total_steps(config, len(self.images))
         self.step = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
@@ -129,12 +131,12 @@ class Trainer:
         epoch, place = divmod(self.step, steps_per_epoch(config, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size].to(self.images.pixels.device)
-        pixels = self.images.pixels[chosen]
+        pixels, labels = (part[chosen].to(self.runtime.device) for part in (self.images.pixels, self.images.labels))
         augmented = augment(pixels, config.crop_pad, config.flip, generator)
         noise = config.input_noise_std * torch.randn(pixels.shape, generator=generator, device=pixels.device)
         real = augmented if config.augment_energy else pixels
         x, x_energy = ((to_model(part) + noise).clamp(-1, 1) for part in (augmented, real))
-        return Batch(x, x_energy, self.images.labels[chosen])
+        return Batch(x, x_energy, labels)
 
     def attack(self, frozen: Logits, batch: Batch) -> Tensor:
         """x_adv: PGD on the batch, (B, C, H, W) in [-1, 1]; the batch itself where the config attacks nothing."""
