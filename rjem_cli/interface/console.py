@@ -102,13 +102,19 @@ class Console:
         if self.quiet or not sys.stderr.isatty():
             yield Bar(self)
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as TimeLeftColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
-        columns = ("{task.description}", BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), "left")
-        with Progress(
-            *columns, TimeLeftColumn(), TextColumn("{task.fields[text]}"), console=rich_console(sys.stderr)
-        ) as progress:
+        rest = TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        columns = (
+            "{task.description}",
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            "left",
+            rest,
+        )
+        with Progress(*columns, console=rich_console(sys.stderr), expand=True) as progress:
             yield Bar(self, progress)
 
 

@@ -1,8 +1,8 @@
 """The network as chains see it: parameters fixed, BatchNorm's running statistics fixed and folded into the weights.
 
 With frozen statistics a sample depends on its own seed only, never on its batch-mates. BatchNorm is then an affine
-map per channel: the one behind a convolution becomes part of it, the ones behind a sum become a scale and a shift
-(1.4 times faster per chain step on a CPU than BatchNorm in eval mode).
+map per channel: the one behind a convolution becomes part of it, the ones behind a sum become a scale and a shift:
+fewer passes over memory than BatchNorm in eval mode, and the same output.
 """
 
 from __future__ import annotations
