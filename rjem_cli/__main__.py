@@ -21,23 +21,35 @@ def main(arguments: list[str] | None = None) -> int:
 
         completion_init()
     try:
-        code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
+        code = int(app(arguments or sys.argv[1:] or ["--help"], prog_name="rjem", standalone_mode=False) or 0)
         if code == INTERRUPTED:  # Typer swallows a KeyboardInterrupt
             fail("interrupted")
         return code
-    except RjemError as error:
-        fail(str(error))
-        return error.exit_code
     except BrokenPipeError:  # the reader of our pipe has gone; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if hasattr(error, "format_message") and hasattr(
-            error, "exit_code"
-        ):  # Typer keeps its usage errors in a private module
-            fail(f"{error.format_message()} (see --help)")
-            return int(error.exit_code)
-        raise
+        explained = explain(error)
+        if explained is None:
+            raise
+        message, code = explained
+        fail(message)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """(one line, exit code) of an error that has a plain meaning; None for one that is a bug."""
+    if isinstance(error, RjemError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message") and hasattr(
+        error, "exit_code"
+    ):  # Typer's usage errors live in a private module
+        return f"{error.format_message()} (see --help)", int(error.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}", 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return f"not enough memory ({str(error)[:200]}); lower --batch-size, --buffer-size or --width", 1
+    return None
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ def knob(
 
 
 def flag_name(field_name: str) -> str:
+    """`adv_eps` -> `--adv-eps`; `class` is no name for a field."""
+    if field_name == "classes":
+        return "--class"
     return "--" + field_name.replace("_", "-")
 
 
@@ -130,6 +133,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
                 if isinstance(value, (int, str)) and str(value).strip().lstrip("+-").isdigit()
                 else int(number)
             )
+        if target is str and (not isinstance(value, (str, int, float)) or value == ""):
+            raise ValueError
         return target(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[target]

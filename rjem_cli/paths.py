@@ -14,10 +14,22 @@ from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 def home() -> Path:
     """All state lives here: RJEM_HOME, else the platform's user data folder."""
     if os.environ.get("RJEM_HOME"):
-        return Path(os.environ["RJEM_HOME"]).expanduser().absolute()
+        return expand(os.environ["RJEM_HOME"]).absolute()
     import platformdirs
 
     return Path(platformdirs.user_data_dir("rjem"))
+
+
+def expand(name: str) -> Path:
+    """A path with ~ resolved. Raises ConfigError for a user who is not there."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name}: there is no such home folder; give a full path") from None
+
+
+def absolute(name: str | None) -> str | None:
+    return None if name is None else str(expand(name).absolute())
 
 
 def datasets_dir() -> Path:
@@ -42,6 +54,8 @@ def explained(action: str, path: Path | str) -> Iterator[None]:
     """Turn an OSError under it into one line: `cannot write out/1.png: No space left on device`."""
     try:
         yield
+    except BrokenPipeError:  # a reader that has gone is no error of the place
+        raise
     except OSError as error:
         raise RjemError(
             f"cannot {action} {path}: {error.strerror or error}; choose another place or make room"
@@ -101,7 +115,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     found = (run_dir / "checkpoints").glob("step-*.safetensors")
-    return sorted(path for path in found if not path.name.endswith(".state.safetensors"))
+    return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
 
 
 def find_run(name: str) -> Path | None:
@@ -123,7 +137,7 @@ def find_resumable(resume: str, run: str | None) -> Path:
 
 def new_run_dir(name: str) -> Path:
     """Where a new run of this name goes. Raises ConfigError for a name with folders in it and for one that is taken."""
-    if Path(name).name != name or name.startswith("."):
+    if Path(name).name != name or name.startswith(".") or not name.isprintable():
         raise ConfigError(f"--run {name!r}: give a plain name, without folders")
     if checkpoints_in(runs_dir() / name):
         raise ConfigError(f"run {name} exists already in {runs_dir()}; go on with --resume auto, or take another --run")

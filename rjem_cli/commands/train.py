@@ -15,7 +15,7 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.errors import ConfigError, InterruptedRunError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
-from rjem_cli.interface.settings import Layer, file_layer, preset_layer, preset_names, settle_command
+from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle_command
 from rjem_cli.interface.signals import StopRequest, stop_on_signals
 from rjem_cli.interface.training_view import announce, show_progress, show_result
 
@@ -53,14 +53,17 @@ def train(
       rjem train --preset cifar10-small --data cifar10-train.tar.xz --adv-eps 8/255
     """
     console = Console(quiet, as_json)
+    for name, value in (("--preset", preset), ("--resume", resume)):
+        if value == "":
+            raise ConfigError(f"{name} '': give a name")
     if resume and preset:
         raise ConfigError("--preset cannot change a run that is resumed; give single flags, such as --epochs")
     resumed = paths.find_resumable(resume, flags.get("run", os.environ.get("RJEM_RUN"))) if resume else None
     base = run_layer(resumed) if resumed else preset_layer(preset or DEFAULT_PRESET)
     settled = settle_command(TrainConfig, flags, config_file, eps_space, base)
     config = settled.config
-    if config.data:  # a run is resumed, and its prior fitted again, from wherever the user stands then
-        config = replace(config, data=str(Path(config.data).expanduser().absolute()))
+    # a run is resumed, and its prior fitted again, from wherever the user stands then
+    config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
     if print_config:
         console.result(settled.to_yaml().rstrip())
         return
@@ -102,5 +105,7 @@ def interrupted(what: str, run_dir: Path, stop: StopRequest) -> InterruptedRunEr
 
 
 def run_layer(run_dir: Path) -> Layer:
-    """A resumed run starts from its own saved config instead of a preset."""
-    return Layer(f"run {run_dir.name}", file_layer(str(run_dir / "config.yaml")).values)
+    """A resumed run starts from the config inside its newest checkpoint instead of a preset."""
+    from rjem_cli.engine.model.checkpoint import read_info
+
+    return Layer(f"run {run_dir.name}", read_info(paths.checkpoints_in(run_dir)[-1]).config.to_dict())

@@ -64,7 +64,8 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         raise ConfigError(f"--device {name!r} is unknown; give auto, cpu, mps, cuda or cuda:N") from None
     if device.type not in ("cpu", "mps", "cuda"):
         raise ConfigError(f"--device {name!r} is not supported; give auto, cpu, mps, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    number = int(name.partition(":")[2] or 0)  # torch keeps an index in 8 bits
+    if device.type == "cuda" and number >= torch.cuda.device_count():
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise AbsentError("--device mps: no Apple GPU is visible; use --device auto")

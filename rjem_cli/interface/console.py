@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rjem_cli.paths import explained
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.progress import Progress, TaskID
@@ -72,23 +74,24 @@ class Console:
 
     def say(self, text: str) -> None:
         """Talk, for a person."""
-        if not self.quiet:
+        if not self.quiet and sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
         """The line that a script needs."""
-        print(text, flush=True)
+        with explained("write to", "standard output"):
+            print(text, flush=True)
 
     def document(self, values: Any) -> None:
-        print(json.dumps(values, indent=2), flush=True)
+        self.result(json.dumps(values, indent=2))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A Rich table on a terminal; TSV, full width, on a pipe."""
         if self.quiet or self.as_json:
             return
-        if not sys.stdout.isatty():
+        if not is_terminal(sys.stdout):
             for row in (columns, *rows):
-                print("\t".join(row), flush=True)
+                self.result("\t".join(row))
             return
         from rich.table import Table
 
@@ -99,7 +102,7 @@ class Console:
 
     @contextmanager
     def bar(self) -> Iterator[Bar]:
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or not is_terminal(sys.stderr):
             yield Bar(self)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -118,6 +121,11 @@ class Console:
             yield Bar(self, progress)
 
 
+def is_terminal(stream: Any) -> bool:
+    """False also for a stream that the shell closed."""
+    return stream is not None and bool(stream.isatty())
+
+
 def rich_console(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
@@ -126,4 +134,5 @@ def rich_console(stream: Any) -> RichConsole:
 
 def fail(message: str) -> None:
     """A known error: one line on stderr."""
-    print(f"rjem: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(f"rjem: {' '.join(message.split())}", file=sys.stderr, flush=True)

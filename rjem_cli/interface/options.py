@@ -25,7 +25,6 @@ PANELS = {
 }
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 SHORT_FLAGS = {"count": "-n", "output": "-o"}
-LONG_FLAGS = {"classes": "--class"}
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -79,7 +78,7 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
     )
     choices = knob.metadata.get("choices")
     flags = [
-        LONG_FLAGS.get(knob.name, flag_name(knob.name)),
+        flag_name(knob.name),
         *([SHORT_FLAGS[knob.name]] if knob.name in SHORT_FLAGS else []),
     ]
     if kind is bool:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
-from pathlib import Path
 from typing import Any, Generic
 
 import yaml
 
 from rjem_cli.config import OptionsT, flag_name, parse_epsilon
 from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.paths import expand
 
 ENVIRONMENT_PREFIX = "RJEM_"
 
@@ -71,7 +71,7 @@ def settle_command(
     if eps_space not in ("model", "pixel"):
         raise ConfigError(f"--eps-space {eps_space!r} is unknown; give model or pixel")
     layers = [base] if base else []
-    if config_file:
+    if config_file is not None:
         layers.append(file_layer(config_file))
     return settle(config_class, [*layers, environment_layer(config_class, eps_space), Layer("flag", flags, eps_space)])
 
@@ -92,16 +92,21 @@ def read_epsilon(name: str, value: Any, space: str) -> Any:
         return value  # the config's own check words the error
 
 
+def variable_name(knob_name: str) -> str:
+    """`--adv-eps` -> `RJEM_ADV_EPS`."""
+    return ENVIRONMENT_PREFIX + flag_name(knob_name)[2:].upper().replace("-", "_")
+
+
 def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
     """RJEM_ADV_EPS and its like; RJEM_HOME and RJEM_OFFLINE are not knobs."""
-    names = {ENVIRONMENT_PREFIX + knob.name.upper(): knob.name for knob in fields(config_class)}
+    names = {variable_name(knob.name): knob.name for knob in fields(config_class)}
     return Layer("environment", {names[key]: value for key, value in os.environ.items() if key in names}, eps_space)
 
 
 def file_layer(path: str) -> Layer:
     """A YAML mapping read by safe_load. Raises AbsentError or ConfigError with the file's name."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = expand(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise AbsentError(f"config file {path} is not there") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -127,8 +132,9 @@ def preset_layer(name: str) -> Layer:
 def mapping(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source} is not YAML ({str(error).splitlines()[0]})") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source} is not YAML ({reason})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -108,6 +108,14 @@ def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
         (["--adv-eps", "-1"], 2, "--adv-eps -1 is too small; give 0 or more"),
         (["--adv-eps", "8/0"], 2, "--adv-eps '8/0': give a number such as 0.1"),
         (["--preset", "quickstrat"], 2, "did you mean quickstart"),
+        (["--data", ""], 2, "--data '': give text"),
+        (["--preset", ""], 2, "--preset '': give a name"),
+        (["--resume", ""], 2, "--resume '': give a name"),
+        (["-c", ""], 2, "config file"),
+        (["--data", "~no-such-user-here/x"], 2, "there is no such home folder"),
+        (["--data", "x" * 300], 1, "File name too long"),
+        (["--device", "cuda:999"], 3, "CUDA devices are visible"),
+        (["--buffer-size", "1000000000000000"], 1, "not enough memory"),
         (["--device", "gpu"], 2, "--device 'gpu' is unknown"),
         (["--precision", "fp12"], 2, "--precision 'fp12' is unknown"),
         (["--no-such-flag"], 2, "--no-such-flag"),
@@ -136,6 +144,32 @@ def test_a_bad_yaml_file_is_named(rjem, tmp_path):
         file.write_text(text)
         outcome = rjem("train", "-c", file)
         assert outcome.code == 2 and message in outcome.error_line() and "bad.yaml" in outcome.err
+
+
+def test_a_resumed_run_takes_its_config_from_its_checkpoint(rjem, trained, own_home):
+    (own_home / "runs/tiny/config.yaml").write_text("lr: 0.5\n")
+    printed = rjem("train", "--resume", "tiny", "--print-config").out
+    assert "lr: 0.002" in printed and "# run tiny" in printed
+
+
+def test_a_missing_state_says_what_to_do(rjem, trained, own_home):
+    next((own_home / "runs/tiny/checkpoints").glob("*.state.safetensors")).unlink()
+    outcome = rjem("train", "--resume", "tiny", "--steps", 5)
+    assert outcome.code == 1 and "to resume from the checkpoint before it, remove" in outcome.error_line()
+
+
+def test_the_bare_command_shows_its_help(monkeypatch, capsys):
+    from rjem_cli.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["rjem"])
+    assert main() == 0 and "Commands" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full"])
+def test_a_closed_or_full_output_gives_no_traceback(trained, closed):
+    command = f"{sys.executable} -m rjem_cli train --resume tiny --dry-run --print-config {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and done.returncode == (1 if "full" in closed else 0)
 
 
 def test_an_existing_run_is_not_overwritten(rjem, trained):

@@ -7,6 +7,7 @@ as splits. Nothing is unpacked to disk: members are decoded in memory, links ins
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ import torch
 
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.paths import expand
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -32,9 +34,11 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     Raises AbsentError if `location` is not there or holds no image, DataError for a corrupt or odd-sized one (with its
     name).
     """
-    path = Path(location).expanduser()
+    path = expand(location)
     if not path.exists():
         raise AbsentError(f"{location} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{location} is neither a folder nor a file; give one of them")
     arrays: list[np.ndarray] = []
     labels: list[tuple[str, str]] = []
     names: list[str] = []
@@ -63,7 +67,7 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """(name, content) of every image file, in the order in which they lie there."""
     try:
         if path.is_dir():
-            for file in path.rglob("*"):
+            for file in files_below(path):
                 name = PurePosixPath(file.relative_to(path).as_posix())
                 if is_image(name) and file.is_file():
                     check_size(path, str(name), file.stat().st_size)
@@ -91,10 +95,24 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
         zlib.error,
         NotImplementedError,
         RuntimeError,
+        UnicodeError,
     ) as error:
-        raise DataError(f"{path} cannot be read as a .zip, .tar or .tar.xz ({error}); is it whole?") from None
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} cannot be read as a .zip, .tar or .tar.xz ({reason}); is it whole?") from None
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Every file, also behind links to folders, but each folder once: links may run in circles."""
+    seen = set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
 
 
 def check_tar_end(path: Path) -> None:

@@ -88,6 +88,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         raise unfit(path, error) from None
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise DataError(f"{path} holds weights that are not finite; use another checkpoint")
     return Checkpoint(path, model.to(device).eval(), info)
 
 
@@ -104,12 +106,12 @@ def info_of(path: Path, metadata: dict[str, Any]) -> CheckpointInfo:
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}, this rjem reads {FORMAT}")
         return CheckpointInfo.from_dict(header["info"])
-    except (RjemError, KeyError, ValueError, TypeError) as error:
+    except (RjemError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise unfit(path, error) from None
 
 
 def unfit(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0][:200]
+    reason = " ".join(str(error).split())[:200]
     return DataError(f"{path} does not fit its own description ({reason}); use another checkpoint")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +48,19 @@ def write_folder(
     whole."""
     shown: list[tuple[Tensor, Tensor]] = []
     done = 0
-    with explained("write", folder / "labels.csv"), (folder / "labels.csv").open("w", newline="") as file:
+    with (
+        explained("write", folder / "labels.csv"),
+        (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerow(LABEL_COLUMNS)
     for batch in batches:
-        rows = io.StringIO(newline="")
-        writer = csv.writer(rows)
+        rows: list[Sequence[object]] = []
         for offset, (pixels, label) in enumerate(zip(batch.pixels, batch.labels.tolist())):
             index = batch.first + offset
             name = f"{index:06d}.png"
-            with explained("write", folder / name):
-                (folder / name).write_bytes(png_bytes(to_image(pixels)))
-            writer.writerow((name, label, class_names[label], seed + index))
-        with explained("write", folder / "labels.csv"), (folder / "labels.csv").open("a", newline="") as file:
-            file.write(rows.getvalue())
+            write_image(folder / name, png_bytes(to_image(pixels)))
+            rows.append((name, label, class_names[label], seed + index))
+        append_rows(folder, rows)
         if done < GRID_SAMPLES:
             shown.append((batch.starts, batch.pixels))
         done = batch.first + len(batch.pixels)
@@ -73,6 +72,23 @@ def write_folder(
         folder / "grid.png", png_bytes(side_by_side([(title, contact_sheet(part, columns)) for title, part in titled]))
     )
     write_atomically(folder / "meta.json", json.dumps(meta, indent=2).encode())
+
+
+def append_rows(folder: Path, rows: Iterable[Sequence[object]]) -> None:
+    """To labels.csv. A class may be called after a folder whose name is no UTF-8."""
+    path = folder / "labels.csv"
+    with explained("write", path), path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)
+
+
+def write_image(path: Path, content: bytes) -> None:
+    """Whole or not at all; without the fsync of state that must survive a crash."""
+    with explained("write", path):
+        try:
+            path.write_bytes(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def check_writable(folder: Path) -> None:

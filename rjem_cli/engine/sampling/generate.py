@@ -46,9 +46,9 @@ def settle_plan(config: GenerateConfig, trained: TrainConfig) -> SamplePlan:
 
 
 def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
-    """`all`, or names and numbers with commas between; a name wins over a number. Raises ConfigError with the nearest
-    name."""
-    if text == "all" and "all" not in class_names:
+    """`all`, or names and numbers with commas between; a name wins over a number, `all` over a class of that name.
+    Raises ConfigError with the nearest name."""
+    if text == "all":
         return list(range(len(class_names)))
     labels = []
     for word in (part.strip() for part in text.split(",")):

@@ -54,12 +54,14 @@ class Metrics:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        with explained("read", self.path):
+            lines = self.path.read_text(errors="replace").splitlines()
+        for line in lines:
             try:
                 values = json.loads(line)
             except ValueError:
                 continue
-            if values["step"] <= step:
+            if isinstance(values, dict) and values.get("step", step + 1) <= step:
                 kept.append(line)
                 self.last = {name: value for name, value in values.items() if name != "step"}
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())

@@ -17,7 +17,7 @@ from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Progress, Trainer
-from rjem_cli.errors import DataError
+from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in, locked, write_atomically
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
@@ -90,7 +90,10 @@ def load_newest_state(trainer: Trainer, run_dir: Path) -> None:
         )
     if before.config.optimizer != now.config.optimizer:
         raise DataError(f"{run_dir.name} was trained with --optimizer {before.config.optimizer}; resume with that")
-    tensors, _ = read_safetensors(state_path(newest))
+    try:
+        tensors, _ = read_safetensors(state_path(newest))
+    except RjemError as error:
+        raise DataError(f"{error}; to resume from the checkpoint before it, remove {newest}") from None
     try:
         trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:

@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -117,6 +118,22 @@ def test_sixteen_bit_images_are_refused(tmp_path):
     Image.fromarray(np.full((5, 6), 40_000, dtype=np.uint16)).save(content, format="PNG")
     with pytest.raises(DataError, match="deep.png has more than 8 bits"):
         read_class_folders(str(write({"cat/deep.png": content.getvalue()}, tmp_path / "images")))
+
+
+def test_class_folders_behind_links_are_read_once(tmp_path):
+    real = write(tree(), tmp_path / "real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("cat", "dog"):
+        (linked / name).symlink_to(real / name)
+    (real / "cat" / "loop").symlink_to(real)
+    assert len(read_class_folders(str(linked))["train"]) == 20
+
+
+def test_what_is_neither_folder_nor_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a folder nor a file"):
+        read_class_folders(str(tmp_path / "pipe"))
 
 
 def test_what_is_not_there_or_empty_is_absent(tmp_path):

@@ -43,6 +43,15 @@ def test_a_header_that_begins_like_a_pickle_is_still_a_checkpoint(saved, first_b
     assert load_checkpoint(saved, CPU).info == INFO
 
 
+def test_weights_that_are_not_finite_are_refused(saved):
+    tensors = safetensors.torch.load_file(saved)
+    tensors["head.bias"][0] = float("nan")
+    header = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
+    safetensors.torch.save_file(tensors, saved, {METADATA_KEY: header})
+    with pytest.raises(DataError, match="not finite"):
+        load_checkpoint(saved, CPU)
+
+
 def test_no_file_is_absent(tmp_path):
     with pytest.raises(AbsentError, match="No such file"):
         load_checkpoint(tmp_path / "none.safetensors", CPU)

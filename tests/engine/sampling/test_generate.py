@@ -10,6 +10,7 @@ NAMES = ("cat", "dog", "7")
 def test_classes_by_name_number_or_all():
     assert parse_classes("all", NAMES) == [0, 1, 2]
     assert parse_classes("dog, 0", NAMES) == [1, 0]
+    assert parse_classes("all", ("all", "some")) == [0, 1]  # the default means balanced, whatever a class is called
     assert parse_classes("7", NAMES) == [2]  # a name wins over a number
 
 
