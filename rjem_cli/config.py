@@ -174,7 +174,12 @@ class DeviceOptions(Options):
     precision: str = knob(
         "auto", "Arithmetic of the network; chain states stay fp32", choices=("auto", "fp32", "tf32", "bf16")
     )
-    seed: int = knob(0, "Seed of the run; sample i depends on seed + i only", minimum=0, maximum=2**62)
+    seed: int = knob(
+        0,
+        "Seed of the run; sample i depends on seed + i, so space seeds by the number of samples",
+        minimum=0,
+        maximum=2**62,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

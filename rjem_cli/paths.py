@@ -29,7 +29,7 @@ def expand(name: str) -> Path:
 
 
 def absolute(name: str | None) -> str | None:
-    return None if name is None else str(expand(name).absolute())
+    return None if name is None else str(expand(name).resolve())
 
 
 def datasets_dir() -> Path:
@@ -118,6 +118,11 @@ def checkpoints_in(run_dir: Path) -> list[Path]:
     return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
 
 
+def run_names() -> list[str]:
+    """Runs with a checkpoint, for completions and hints."""
+    return sorted(path.name for path in runs_dir().glob("*") if checkpoints_in(path))
+
+
 def find_run(name: str) -> Path | None:
     """The folder of a run given by name or by path; None if there is none with a checkpoint."""
     for folder in (runs_dir() / name, Path(name)):
@@ -157,10 +162,9 @@ def find_checkpoint(name: str | None) -> Path:
         folder = find_run(name)
         if folder is not None:
             return checkpoints_in(folder)[-1]
-        runs = sorted(path.name for path in runs_dir().glob("*") if checkpoints_in(path))
-        hint = did_you_mean(name, runs) if runs else "there is no run yet; train one: rjem train"
+        hint = did_you_mean(name, run_names()) if run_names() else "there is no run yet; train one: rjem train"
         raise AbsentError(f"{name} is no checkpoint and no run in {runs_dir()}; {hint}")
-    newest = [checkpoints_in(path)[-1] for path in runs_dir().glob("*") if checkpoints_in(path)]
+    newest = [checkpoints_in(runs_dir() / run)[-1] for run in run_names()]
     if not newest:
         raise AbsentError(f"no checkpoint yet in {runs_dir()}; train one: rjem train")
     return max(newest, key=lambda path: path.stat().st_mtime)

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 def generate(
     flags: dict[str, Any],
     checkpoint: Annotated[
-        str | None, typer.Argument(help="A checkpoint, a run's name or folder [the newest run].", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A checkpoint, a run's name or folder [the newest run].",
+            show_default=False,
+            autocompletion=paths.run_names,
+        ),
     ] = None,
     config_file: ConfigFile = None,
     eps_space: EpsSpace = "model",
@@ -61,7 +66,9 @@ def generate(
     plan = settle_plan(config, loaded.info.config)
     classes = parse_classes(config.classes, loaded.info.class_names)
     names = ", ".join(loaded.info.class_names[label] for label in classes)
-    console.say(f"checkpoint: {path} (step {loaded.info.step}, {loaded.info.data_name})")
+    planned = loaded.info.config.steps or 0
+    unfinished = f" of {planned}, unfinished" if loaded.info.step < planned else ""
+    console.say(f"checkpoint: {path} (step {loaded.info.step}{unfinished}, {loaded.info.data_name})")
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} samples of {names} to {output}, seed {config.seed}")
     console.say(f"{describe_plan(plan)}; {plan.gradient_steps * config.count} gradient steps in all")
@@ -82,7 +89,7 @@ def generate(
     if as_json:
         console.document({"output": str(output), **meta})
     else:
-        console.result(str(output))
+        console.result(str(output.absolute()))
 
 
 def sample_folder_path(output: str) -> Path:

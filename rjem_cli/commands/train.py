@@ -12,7 +12,7 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
-from rjem_cli.errors import ConfigError, InterruptedRunError
+from rjem_cli.errors import AbsentError, ConfigError, InterruptedRunError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
 from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle_command
@@ -30,11 +30,16 @@ def train(
     flags: dict[str, Any],
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help=f"Start from these values [{DEFAULT_PRESET}].", autocompletion=preset_names),
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(preset_names())} [{DEFAULT_PRESET}].", autocompletion=preset_names
+        ),
     ] = None,
     config_file: ConfigFile = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="auto|RUN", help="Go on with this run (auto: --run, or the newest).")
+        str | None,
+        typer.Option(
+            metavar="auto|RUN", help="Go on with this run (auto: --run, or the newest).", autocompletion=paths.run_names
+        ),
     ] = None,
     eps_space: EpsSpace = "model",
     print_config: PrintConfig = False,
@@ -44,7 +49,8 @@ def train(
 ) -> None:
     """Train one network as classifier, robust classifier and generator.
 
-    Values: flag > RJEM_... variable > --config file > --preset > default.
+    Values: flag > RJEM_... variable > --config file > --preset > default. Without --preset the preset is quickstart;
+    the defaults in brackets hold where no preset changes them. See --print-config.
 
     Examples:
 
@@ -68,9 +74,12 @@ def train(
         console.result(settled.to_yaml().rstrip())
         return
     run_dir = resumed or paths.new_run_dir(config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S"))
+    console.say(f"{base.origin}{'' if preset or resumed else ' (the default)'}")
     announce(config, run_dir, console)
     if resumed:
         console.say(f"goes on from step {paths.step_of(paths.checkpoints_in(resumed)[-1])}")
+    if config.data and not Path(config.data).exists():  # also for --dry-run, which reads nothing
+        raise AbsentError(f"{config.data} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
     if dry_run:
         return
 

@@ -55,7 +55,7 @@ class Bar:
         if self.began is None or self.began[0] != self.phase:
             self.began = (self.phase, now, done)
             self.said, self.text = now, text
-            self.console.say(f"{self.phase}: {total} in all")
+            self.console.say(f"{self.phase}" if total == 1 else f"{self.phase}: {done} of {total}")
         elif now - self.said >= LOG_SECONDS:
             self.said = now
             _, start, before = self.began
