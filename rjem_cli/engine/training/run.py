@@ -49,35 +49,22 @@ def run_training(
     Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
     """
     with locked(run_dir, wait=False):
-        return run_locked(config, splits, runtime, run_dir, resume, watch, should_stop)
-
-
-def run_locked(
-    config: TrainConfig,
-    splits: Splits,
-    runtime: Runtime,
-    run_dir: Path,
-    resume: bool,
-    watch: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> RunResult:
-    trainer = Trainer(config, splits, runtime, run_dir, watch)
-    if resume:
-        load_newest_state(trainer, run_dir)
-    trainer.metrics.forget_after(trainer.step)
-    write_atomically(
-        run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True).encode()
-    )
-    checkpoint = trainer.run(should_stop)
-    if should_stop():
-        return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
-    summary = {"step": trainer.step, **summarise(trainer, splits, runtime, watch)}
-    write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-    grid = run_dir / "samples" / "grid.png"
-    watch(Progress("drawing samples", 0, 1))
-    trainer.draw_samples(grid, SAMPLE_MODES)
-    watch(Progress("drawing samples", 1, 1))
-    return RunResult(checkpoint, True, grid, summary)
+        trainer = Trainer(config, splits, runtime, run_dir, watch)
+        if resume:
+            load_newest_state(trainer, run_dir)
+        trainer.metrics.forget_after(trainer.step)
+        config_text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+        write_atomically(run_dir / "config.yaml", config_text.encode())
+        checkpoint = trainer.run(should_stop)
+        if should_stop():
+            return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
+        summary = {"step": trainer.step, **summarise(trainer, splits, runtime, watch)}
+        write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+        grid = run_dir / "samples" / "grid.png"
+        watch(Progress("drawing samples", 0, 1))
+        trainer.draw_samples(grid, SAMPLE_MODES)
+        watch(Progress("drawing samples", 1, 1))
+        return RunResult(checkpoint, True, grid, summary)
 
 
 def load_newest_state(trainer: Trainer, run_dir: Path) -> None:
