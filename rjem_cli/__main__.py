@@ -41,9 +41,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
     """(one line, exit code) of an error that has a plain meaning; None for one that is a bug."""
     if isinstance(error, RjemError):
         return str(error), error.exit_code
-    if hasattr(error, "format_message") and hasattr(
-        error, "exit_code"
-    ):  # Typer's usage errors live in a private module
+    # Typer keeps its usage errors in a private module
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         return f"{error.format_message()} (see --help)", int(error.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1

@@ -32,6 +32,14 @@ def absolute(name: str | None) -> str | None:
     return None if name is None else str(expand(name).resolve())
 
 
+def existing_data(name: str) -> Path:
+    """Where a user's images are. Raises AbsentError if nothing is there."""
+    path = expand(name)
+    if not path.exists():
+        raise AbsentError(f"{name} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
+    return path
+
+
 def datasets_dir() -> Path:
     return home() / "datasets"
 
@@ -162,7 +170,8 @@ def find_checkpoint(name: str | None) -> Path:
         folder = find_run(name)
         if folder is not None:
             return checkpoints_in(folder)[-1]
-        hint = did_you_mean(name, run_names()) if run_names() else "there is no run yet; train one: rjem train"
+        runs = run_names()
+        hint = did_you_mean(name, runs) if runs else "there is no run yet; train one: rjem train"
         raise AbsentError(f"{name} is no checkpoint and no run in {runs_dir()}; {hint}")
     newest = [checkpoints_in(runs_dir() / run)[-1] for run in run_names()]
     if not newest:

@@ -12,7 +12,7 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
-from rjem_cli.errors import AbsentError, ConfigError, InterruptedRunError
+from rjem_cli.errors import ConfigError, InterruptedRunError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
 from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle_command
@@ -78,8 +78,8 @@ def train(
     announce(config, run_dir, console)
     if resumed:
         console.say(f"goes on from step {paths.step_of(paths.checkpoints_in(resumed)[-1])}")
-    if config.data and not Path(config.data).exists():  # also for --dry-run, which reads nothing
-        raise AbsentError(f"{config.data} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
+    if config.data:
+        paths.existing_data(config.data)  # also for --dry-run, which reads nothing
     if dry_run:
         return
 

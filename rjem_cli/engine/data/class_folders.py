@@ -20,7 +20,7 @@ import torch
 
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.errors import AbsentError, DataError
-from rjem_cli.paths import expand
+from rjem_cli.paths import existing_data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -34,9 +34,7 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     Raises AbsentError if `location` is not there or holds no image, DataError for a corrupt or odd-sized one (with its
     name).
     """
-    path = expand(location)
-    if not path.exists():
-        raise AbsentError(f"{location} is not there; give a folder of class folders, a .zip, a .tar or a .tar.xz")
+    path = existing_data(location)
     if not path.is_dir() and not path.is_file():
         raise DataError(f"{location} is neither a folder nor a file; give one of them")
     arrays: list[np.ndarray] = []
@@ -57,9 +55,8 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
         raise AbsentError(
             f"{location} holds no images; give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
         )
-    order = sorted(
-        range(len(names)), key=names.__getitem__
-    )  # one order for folder, .zip and .tar: one split, one digest
+    # one order for folder, .zip and .tar, so that they give one split and one digest
+    order = sorted(range(len(names)), key=names.__getitem__)
     return assemble([arrays[index] for index in order], [labels[index] for index in order])
 
 
@@ -93,7 +90,6 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
         LZMAError,
         EOFError,
         zlib.error,
-        NotImplementedError,
         RuntimeError,
         UnicodeError,
     ) as error:

@@ -9,7 +9,9 @@ No pickle is read or written. Nothing in a file's metadata is executed or used a
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,14 +90,15 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         raise unfit(path, error) from None
-    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+    if not all_finite(tensors.values()):
         raise DataError(f"{path} holds weights that are not finite; use another checkpoint")
     return Checkpoint(path, model.to(device).eval(), info)
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """The description inside a checkpoint. Raises as `load_checkpoint` does."""
-    return info_of(path, read_safetensors(path)[1])
+    """The description inside a checkpoint, without its weights. Raises as `load_checkpoint` does."""
+    with opened(path) as file:
+        return info_of(path, file.metadata() or {})
 
 
 def info_of(path: Path, metadata: dict[str, Any]) -> CheckpointInfo:
@@ -123,8 +126,20 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".state.safetensors")
 
 
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors on the host, metadata)."""
+    """(tensors on the host, metadata). Raises AbsentError or DataError."""
+    with opened(path) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises AbsentError for no file, DataError for one that cannot be read or is no such file."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -133,8 +148,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise (AbsentError if absent else DataError)(f"cannot read checkpoint {path}: {error.strerror}") from None
     try:
         with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
         if start[:2] == b"PK" or start[:1] == b"\x80":

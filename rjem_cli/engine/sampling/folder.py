@@ -48,11 +48,7 @@ def write_folder(
     whole."""
     shown: list[tuple[Tensor, Tensor]] = []
     done = 0
-    with (
-        explained("write", folder / "labels.csv"),
-        (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerow(LABEL_COLUMNS)
+    append_rows(folder, [LABEL_COLUMNS])
     for batch in batches:
         rows: list[Sequence[object]] = []
         for offset, (pixels, label) in enumerate(zip(batch.pixels, batch.labels.tolist())):

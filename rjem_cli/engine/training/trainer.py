@@ -23,7 +23,7 @@ from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.data.pictures import png_bytes
 from rjem_cli.engine.evaluation.robustness import accuracy, evenly_spaced
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, save_checkpoint, save_state, state_path
+from rjem_cli.engine.model.checkpoint import CheckpointInfo, all_finite, save_checkpoint, save_state, state_path
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import load_prior
@@ -36,7 +36,7 @@ from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains
 from rjem_cli.engine.training.objective import robust_jem_loss
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 from rjem_cli.engine.training.schedule import learning_rate, steps_per_epoch, total_steps
-from rjem_cli.engine.training.state import pack_optimizer, unpack_optimizer
+from rjem_cli.engine.training.state import below, pack_optimizer, unpack_optimizer
 from rjem_cli.errors import ConfigError, DivergedError
 from rjem_cli.paths import checkpoints_in, write_atomically
 
@@ -75,9 +75,7 @@ class Trainer:
         self.images = splits.train.to(runtime.home_of(splits.train.pixels.nbytes))
         self.val = evenly_spaced(splits.val, VALIDATION_IMAGES)
         self.batch_size = min(config.batch_size, len(self.images))
-        self.watched = evenly_spaced(self.images, self.batch_size).to(
-            device
-        )  # the data that energies and R1 are quoted on
+        self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and R1
         self.steps = total_steps(config, len(self.images))
         self.step = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
@@ -187,7 +185,7 @@ class Trainer:
         if self.config.px_weight:
             frozen, stored = self.runtime.logits(freeze(self.model)), self.buffer.images[: self.batch_size]
             more = {**look_at_chains(frozen, to_model(self.watched.pixels), stored), **more}
-        if self.step % self.config.sample_every == 0 or self.step == self.steps:
+        if len(self.val) and (self.step % self.config.sample_every == 0 or self.step == self.steps):
             more["val_accuracy"] = self.val_accuracy()
         return self.metrics.write(self.step, more)
 
@@ -198,9 +196,7 @@ class Trainer:
         return model
 
     def val_accuracy(self) -> float:
-        """Of the averaged network; NaN-free: 0 where no image was kept for validation."""
-        if len(self.val) == 0:
-            return 0.0
+        """Of the averaged network on the images kept for validation."""
         return accuracy(self.runtime.logits(freeze(self.sampling_model())), self.val, self.runtime.device).value
 
     def draw_samples(self, path: Path, modes: tuple[str, ...]) -> None:
@@ -215,8 +211,7 @@ class Trainer:
         """Write checkpoint and state, then drop all but the newest KEPT_CHECKPOINTS. Raises DivergedError for weights
         that are not finite."""
         model = self.sampling_model()
-        values = itertools.chain(self.model.state_dict().values(), model.state_dict().values())
-        if not all(bool(value.isfinite().all()) for value in values):
+        if not all_finite(itertools.chain(self.model.state_dict().values(), model.state_dict().values())):
             raise DivergedError(
                 f"training diverged before step {self.step}: a weight is not finite; "
                 "try a lower --lr or a --max-grad-norm"
@@ -247,10 +242,6 @@ class Trainer:
         self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
         self.buffer.images.copy_(tensors["buffer"])
         self.step = int(tensors["step"])
-
-
-def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:
