@@ -1,171 +1,18 @@
 """Every knob of rjem, declared once: its meaning, unit, default and range.
 
-A field here is a flag (`adv_eps` -> `--adv-eps`), a YAML key, an environment variable (`RJEM_ADV_EPS`) and an entry
-of a checkpoint's metadata. The defaults are the paper's (Korst & Asadulaev 2022) and, where it is silent, JEM++'s
-(Yang & Ji 2021); presets change them.
+The defaults are the paper's (Korst & Asadulaev 2022) and, where it is silent, JEM++'s (Yang & Ji 2021); presets
+change them.
 """
 
 from __future__ import annotations
 
-import math
-import types
-import typing
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from rjem_cli.errors import ConfigError, did_you_mean
+from rjem_cli.errors import ConfigError
+from rjem_cli.knobs import Options, flag_name, knob
 
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
 SAMPLE_MODES = ("energy", "attack", "combined")
-PIXEL_PER_MODEL_UNIT = 0.5  # model units span [-1, 1], pixel units [0, 1]
-
-
-def knob(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    epsilon: bool = False,
-    replaces: str | None = None,
-) -> Any:
-    """One declaration of one knob. `minimum` and `maximum` are inclusive, `above` is not; `epsilon` marks a radius such
-    as 8/255; `replaces` names a knob of a weaker layer that this one, once given, sets aside."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata={"help": help, "epsilon": epsilon, "replaces": replaces, **limits})
-
-
-def flag_name(field_name: str) -> str:
-    """`adv_eps` -> `--adv-eps`; `class` is no name for a field."""
-    if field_name == "classes":
-        return "--class"
-    return "--" + field_name.replace("_", "-")
-
-
-def parse_epsilon(value: float | str, space: str) -> float:
-    """A radius in model units ([-1, 1]).
-
-    `8/255` always means pixel units, as in RobustBench; a plain number is in `space`, "model" or "pixel".
-    Raises ValueError for anything else.
-    """
-    text = str(value).strip()
-    if "/" in text:
-        numerator, denominator = text.split("/", 1)
-        if float(denominator) == 0:
-            raise ValueError("division by zero")
-        return float(numerator) / float(denominator) / PIXEL_PER_MODEL_UNIT
-    return float(text) / PIXEL_PER_MODEL_UNIT if space == "pixel" else float(text)
-
-
-def describe_epsilon(model_units: float) -> str:
-    """Both units, always: `0.1 = 12.75/255`."""
-    return f"{model_units:g} = {model_units * PIXEL_PER_MODEL_UNIT * 255:g}/255"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What all groups of knobs share: checks at construction, conversion from and to plain data."""
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for knob_field in fields(self):
-            value = getattr(self, knob_field.name)
-            if knob_field.metadata.get("epsilon") and value is not None:
-                value = coerce_epsilon(knob_field.name, value)
-            else:
-                value = coerce(knob_field.name, value, hints[knob_field.name])
-            object.__setattr__(self, knob_field.name, value)
-            check_limits(knob_field.name, value, knob_field.metadata)
-
-    @classmethod
-    def from_dict(cls: type[OptionsT], values: dict[str, Any], source: str = "the config") -> OptionsT:
-        """Build from plain data; an unknown key raises ConfigError that names the nearest known one."""
-        known = {knob_field.name for knob_field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown key {key!r} in {source}; {did_you_mean(str(key), sorted(known))}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
-
-
-def accepted_types(hint: Any) -> tuple[type, ...]:
-    """The plain types of an annotation: `int | None` gives (int, NoneType)."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def coerce(name: str, value: Any, hint: Any) -> Any:
-    """Turn text and ints into the declared type. YAML reads `1e-3` as text; this is where it becomes a number."""
-    accepted = accepted_types(hint)
-    if value is None and type(None) in accepted:
-        return None
-    target = next(kind for kind in accepted if kind is not type(None))
-    try:
-        if target is bool:
-            if isinstance(value, bool):
-                return value
-            return {
-                "true": True,
-                "yes": True,
-                "on": True,
-                "1": True,
-                "false": False,
-                "no": False,
-                "off": False,
-                "0": False,
-            }[str(value).strip().lower()]
-        if isinstance(value, bool):
-            raise ValueError
-        if target is int:
-            number = float(value)
-            if number != int(number):
-                raise ValueError
-            return (
-                int(value)
-                if isinstance(value, (int, str)) and str(value).strip().lstrip("+-").isdigit()
-                else int(number)
-            )
-        if target is str and (not isinstance(value, (str, int, float)) or value == ""):
-            raise ValueError
-        return target(value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[target]
-        raise ConfigError(f"{flag_name(name)} {value!r}: give {wanted}") from None
-
-
-def coerce_epsilon(name: str, value: float | str) -> float:
-    """Plain numbers in a config are model units."""
-    try:
-        return parse_epsilon(value, "model")
-    except ValueError:
-        raise ConfigError(
-            f"{flag_name(name)} {value!r}: give a number such as 0.1, or pixel units such as 8/255"
-        ) from None
-
-
-def check_limits(name: str, value: Any, limits: typing.Mapping[str, Any]) -> None:
-    """Raise ConfigError unless `value` is finite and inside its declared range or choices."""
-    if value is None:
-        return
-    flag = flag_name(name)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{flag} {value}: give a finite number")
-    if limits.get("choices") and value not in limits["choices"]:
-        raise ConfigError(f"{flag} {value!r} is unknown; {did_you_mean(str(value), limits['choices'])}")
-    if limits.get("minimum") is not None and value < limits["minimum"]:
-        raise ConfigError(f"{flag} {value:g} is too small; give {limits['minimum']:g} or more")
-    if limits.get("above") is not None and value <= limits["above"]:
-        raise ConfigError(f"{flag} {value:g} is too small; give more than {limits['above']:g}")
-    if limits.get("maximum") is not None and value > limits["maximum"]:
-        raise ConfigError(f"{flag} {value:g} is too large; give {limits['maximum']:g} or less")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +115,8 @@ class OptimizerOptions(Options):
 class SamplingOptions(Options):
     """How a finished model samples: its sample grids, and the defaults of `rjem generate` on its checkpoint."""
 
-    sample_steps: int = knob(50, "The paper's m when sampling: outer SGLD steps", minimum=0)
+    sample_steps: int = knob(50, "The paper's m when sampling a class: outer SGLD steps on E(x, y)", minimum=0)
+    unconditional_steps: int = knob(300, "The paper's m when sampling no class: outer SGLD steps on E(x)", minimum=0)
     attack_eps: float = knob(
         0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=64, epsilon=True
     )
@@ -314,24 +162,99 @@ class TrainConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(DeviceOptions):
-    """What `rjem generate` makes. None means: as the checkpoint's own config says."""
+class ChainOptions(Options):
+    """Chains from a checkpoint. None means: as the checkpoint's own config says."""
 
-    classes: str = knob("all", "Class names or numbers, several with commas, or all (balanced)")
-    mode: str = knob(
-        "energy", "energy: SGLD; attack: targeted PGD; combined: PGD, contrast, SGLD", choices=SAMPLE_MODES
+    classes: str = knob("all", "Class names or numbers, several with commas; all (balanced) or none (chains on E(x))")
+    init: str = knob(
+        "prior",
+        "Start of a chain: prior, noise (uniform), data (a training image of the class), buffer (the training run's "
+        "chains), or PATH of your images",
     )
-    count: int = knob(100, "Number of samples", minimum=1)
-    batch_size: int = knob(250, "Samples per batch; changes speed, memory and last bits", minimum=1)
-    output: str = knob("samples", "Folder for PNG files, labels.csv, meta.json and grid.png")
-    overwrite: bool = knob(False, "Replace the samples of an earlier call in that folder")
-    data: str | None = knob(None, "Where the training images are now, if the prior must be fitted again")
+    data: str | None = knob(None, "Where the training images are now, if they must be read again")
     sgld_steps: int | None = knob(None, "Outer SGLD steps, one network pass each", minimum=0)
     sgld_step_size: float | None = knob(None, "Inner step size", above=0)
     inner_steps: int | None = knob(None, "Inner steps per outer step", minimum=1)
     noise_std: float | None = knob(None, "Noise per outer SGLD step, model units", minimum=0)
+    temperature: float = knob(1.0, "Chains follow E / temperature", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ChainOptions, DeviceOptions):
+    """What `rjem generate` makes."""
+
+    mode: str = knob(
+        "energy", "energy: SGLD; attack: targeted PGD; combined: PGD, contrast, SGLD", choices=SAMPLE_MODES
+    )
+    count: int = knob(100, "Number of samples", minimum=1)
+    shard: str | None = knob(None, "i/k: only part i of k equal ones, i from 0; together they are the whole")
+    batch_size: int = knob(
+        250,
+        "Samples handed to the writer at a time; it changes no byte, as the network runs in fixed blocks",
+        minimum=1,
+    )
+    output: str = knob("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - for a tar stream")
+    overwrite: bool = knob(False, "Replace the samples of an earlier call there")
     attack_eps: float | None = knob(
         None, "Radius of the targeted attack, model units; 8/255 means pixel units", minimum=0, maximum=64, epsilon=True
     )
     attack_steps: int | None = knob(None, "Steps of the targeted attack", minimum=0)
     contrast: float | None = knob(None, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LangevinConfig(ChainOptions, DeviceOptions):
+    """The chains that `rjem langevin` runs and shows."""
+
+    count: int = knob(16, "Number of chains", minimum=1, maximum=10_000)
+    record: int = knob(10, "Steps between recorded images", minimum=1)
+    clamp: bool = knob(True, "Keep chains inside [-1, 1]; without it, those that leave are reported")
+    output: str = knob("chains", "Folder for energies.csv, chains.json, energies.png, film.png, chains.gif")
+    overwrite: bool = knob(False, "Replace the chains of an earlier call in that folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(DeviceOptions):
+    """How `rjem attack` attacks, and which images."""
+
+    eps: tuple[float, ...] | None = knob(
+        None,
+        "Radius, or several with commas; model units, 8/255 pixel units (default: as trained)",
+        minimum=0,
+        maximum=64,
+        epsilon=True,
+    )
+    norm: str | None = knob(None, "Norm of the ball (default: as trained)", choices=("linf", "l2"))
+    method: str = knob("pgd", "pgd, or apgd: steps that adapt (Croce & Hein 2020)", choices=("pgd", "apgd"))
+    steps: int = knob(20, "Steps of one restart", minimum=0)
+    step_size: float | None = knob(None, "Step of pgd, model units (default: 2.5 * eps / steps)", above=0)
+    loss: str = knob("ce", "ce: cross-entropy; margin: best wrong logit less the right one", choices=("ce", "margin"))
+    restarts: int = knob(1, "Attempts per image; the worst counts", minimum=1)
+    start: str = knob(
+        "random", "random: anywhere in the ball; image: the first restart from the image", choices=("random", "image")
+    )
+    iterate: str = knob("best", "best: any iterate counts; last: only the last one", choices=("best", "last"))
+    target: str | None = knob(None, "Push every image to this class")
+    targeted: str | None = knob(None, "random: push each image to a random wrong class", choices=("random",))
+    standard: bool = knob(False, "Run AutoAttack's standard version instead (pip install rjem-cli[autoattack])")
+    limit: int = knob(1000, "Images, spread evenly over the split; 0 means all", minimum=0)
+    split: str = knob("test", "Images to attack", choices=("test", "val", "train"))
+    dataset: str | None = knob(None, "Built-in data set to attack on (default: the checkpoint's)", choices=DATASETS)
+    data: str | None = knob(None, "Your images to attack on, or where the training images are now")
+    test_data: str | None = knob(None, "Test images for --data")
+    batch_size: int = knob(250, "Images per network pass", minimum=1)
+    save: str | None = knob(None, "Folder for the attacked images (PNG), attack.json, images.csv and curve.png")
+    overwrite: bool = knob(False, "Replace the results of an earlier call in that folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target and self.targeted:
+            raise ConfigError("--target and --targeted exclude each other; give one")
+        if self.standard:
+            fixed = [f for f in ("target", "targeted", "step_size") if getattr(self, f)]
+            if fixed:
+                raise ConfigError(
+                    f"{flag_name(fixed[0])} does not go with --standard, which fixes its attacks; leave it"
+                )
+        if self.test_data and not self.data:
+            raise ConfigError("--test-data goes with --data")

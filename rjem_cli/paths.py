@@ -77,6 +77,16 @@ def make_dir(path: Path) -> Path:
     return path
 
 
+def check_writable(folder: Path) -> None:
+    """Fail before the work, not after it. Raises RjemError."""
+    probe = folder / f".rjem-probe-{os.getpid()}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise RjemError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, fsync, rename: a reader, or a crash, sees the old file or the new one. Raises RjemError."""
     make_dir(path.parent)

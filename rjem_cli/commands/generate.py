@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import Any
 
 from rjem_cli import paths
-from rjem_cli.config import GenerateConfig, describe_epsilon
-from rjem_cli.errors import ConfigError
+from rjem_cli.config import GenerateConfig
+from rjem_cli.errors import InterruptedRunError
+from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
+from rjem_cli.interface.options import (
+    CheckpointArgument,
+    ConfigFile,
+    DryRun,
+    EpsSpace,
+    Json,
+    PrintConfig,
+    Quiet,
+    with_knobs,
+)
 from rjem_cli.interface.settings import settle_command
+from rjem_cli.interface.signals import stop_on_signals
 
-if TYPE_CHECKING:
-    from rjem_cli.engine.chains.pipeline import SamplePlan
+STREAM = "-"
 
 
 @with_knobs(GenerateConfig)
 def generate(
     flags: dict[str, Any],
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(
-            help="A checkpoint, a run's name or folder [the newest run].",
-            show_default=False,
-            autocompletion=paths.run_names,
-        ),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
     config_file: ConfigFile = None,
     eps_space: EpsSpace = "model",
     print_config: PrintConfig = False,
@@ -39,11 +40,17 @@ def generate(
 ) -> None:
     """Generate images of chosen classes. What is not given is as the checkpoint was trained to sample.
 
+    The same call goes on where it was interrupted. Sample i depends on seed + i only.
+
     Examples:
 
       rjem generate --class 3 -n 100
 
       rjem generate my-run --class cat,dog --mode combined -n 10000 -o samples/
+
+      rjem generate my-run -n 50000 --shard 0/4 -o part0.npz
+
+      rjem generate my-run -n 1000 -o - | tar t
     """
     console = Console(quiet, as_json)
     settled = settle_command(GenerateConfig, flags, config_file, eps_space, base=None)
@@ -51,60 +58,52 @@ def generate(
     if print_config:
         console.result(settled.to_yaml().rstrip())
         return
-    output = sample_folder_path(config.output)
+    if config.output == STREAM:
+        console.check_stream(as_json)
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
-    from rjem_cli.engine.model.frozen import freeze
     from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling import folder
-    from rjem_cli.engine.sampling.generate import describe_samples, parse_classes, prior_of, settle_plan
+    from rjem_cli.engine.sampling.generate import BLOCK_SIZE
     from rjem_cli.engine.sampling.generate import generate as sample
+    from rjem_cli.engine.sampling.request import describe_request, settle_request
+    from rjem_cli.engine.sampling.starts import chain_of
+    from rjem_cli.engine.sampling.writer import check_output, open_writer, write_beside
 
-    runtime = start_runtime(config.device, config.precision)
+    check_output(config.output)
+    runtime = start_runtime(config.device, config.precision, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
-    plan = settle_plan(config, loaded.info.config)
-    classes = parse_classes(config.classes, loaded.info.class_names)
-    names = ", ".join(loaded.info.class_names[label] for label in classes)
-    planned = loaded.info.config.steps or 0
-    unfinished = f" of {planned}, unfinished" if loaded.info.step < planned else ""
-    console.say(f"checkpoint: {path} (step {loaded.info.step}{unfinished}, {loaded.info.data_name})")
+    request = settle_request(config, loaded.info.config, loaded.info.class_names)
+    total = request.last - request.first
+    console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
-    console.say(f"{config.count} samples of {names} to {output}, seed {config.seed}")
-    console.say(f"{describe_plan(plan)}; {plan.gradient_steps * config.count} gradient steps in all")
+    console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
+    steps = request.plan.gradient_steps * total
+    console.say(f"{describe_plan(request.plan, config.init)}; {steps} gradient steps in all")
     if dry_run:
         return
-    prior = prior_of(loaded.info, config.data).to(runtime.device)
-    folder.prepare_folder(output, config.overwrite)
+    request, sampler, first_starts = chain_of(config, loaded, request, runtime)
+    meta = describe_request(request, loaded, config.init, BLOCK_SIZE[runtime.device.type], runtime)
     started = time.perf_counter()
-    logits_of, size = runtime.logits(freeze(loaded.model)), config.batch_size
-    batches = sample(
-        logits_of, prior, plan, classes, config.count, seed=config.seed, batch_size=size, device=runtime.device
-    )
-    meta = describe_samples(loaded, plan, classes, config, runtime)
-    with console.bar() as bar:
-        for done in folder.write_folder(output, batches, loaded.info.class_names, config.seed, meta):
-            bar.update("generating", done, config.count)
-    console.say(f"{config.count} samples in {time.perf_counter() - started:.1f} s; look at {output / 'grid.png'}")
+    with stop_on_signals(console.say) as stop:
+        writer = open_writer(config.output, request, meta, config.overwrite, console.binary, first_starts)
+        try:
+            skip = writer.done
+            if skip:
+                console.say(f"goes on behind {skip} samples that are there")
+            batches = sample(sampler, request, skip=skip, batch_size=config.batch_size, device=runtime.device)
+            with console.bar() as bar:
+                for done in write_beside(itertools.takewhile(lambda _: not stop(), batches), writer):
+                    bar.update("generating", skip + done, total)
+            if stop() and writer.done < total:
+                assert stop.signal_number is not None
+                where = "the stream breaks off here" if config.output == STREAM else "the same command goes on"
+                raise InterruptedRunError(f"stopped at {writer.done} of {total} samples; {where}", stop.signal_number)
+            writer.finish()
+        finally:
+            writer.close()
+    console.say(f"{total - skip} samples in {time.perf_counter() - started:.1f} s")
     if as_json:
-        console.document({"output": str(output), **meta})
-    else:
-        console.result(str(output.absolute()))
-
-
-def sample_folder_path(output: str) -> Path:
-    """Archives and streams are not written yet, and a folder named x.tar would only mislead."""
-    if output == "-" or Path(output).suffix in (".npz", ".tar", ".zip"):
-        raise ConfigError(f"-o {output}: this version writes folders of PNG files; give a folder")
-    return Path(output)
-
-
-def describe_plan(plan: SamplePlan) -> str:
-    stages = ["prior"]
-    if plan.attacks:
-        stages.append(f"targeted PGD {plan.norm} eps {describe_epsilon(plan.attack_eps)}, {plan.attack_steps} steps")
-    if plan.mode == "combined":
-        stages.append(f"contrast {plan.contrast:g}")
-    if plan.chains:
-        stages.append(f"SGLD on E(x, y), {plan.sgld_steps} steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}")
-    return f"mode {plan.mode}: " + " -> ".join(stages)
+        console.document({"output": config.output, **meta})
+    elif config.output != STREAM:
+        console.result(str(paths.expand(config.output).absolute()))

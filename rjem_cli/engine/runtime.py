@@ -40,14 +40,15 @@ class Runtime:
         return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 
 
-def start_runtime(device_name: str = "auto", precision_name: str = "auto") -> Runtime:
-    """Resolve the two names and set torch's matmul mode. Raises ConfigError or AbsentError for a device that is not
-    there."""
+def start_runtime(device_name: str = "auto", precision_name: str = "auto", reproducible: bool = False) -> Runtime:
+    """Resolve the two names and set torch's matmul mode; `reproducible` takes only kernels that give the same bits
+    each time. Raises ConfigError or AbsentError for a device that is not there."""
     device, device_reason = choose_device(device_name)
     precision, precision_reason = choose_precision(precision_name, device)
     allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
+    torch.backends.cudnn.deterministic = reproducible
     return Runtime(device, precision, device_reason, precision_reason)
 
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.paths import explained
 
 if TYPE_CHECKING:
@@ -81,6 +82,19 @@ class Console:
         """The line that a script needs."""
         with explained("write to", "standard output"):
             print(text, flush=True)
+
+    def check_stream(self, as_json: bool) -> None:
+        """Raises ConfigError where bytes on stdout would reach a person or mix with a document."""
+        if is_terminal(sys.stdout):
+            raise ConfigError("-o - writes a tar to stdout, which is a terminal; add | tar t, or give a file")
+        if as_json:
+            raise ConfigError("-o - and --json both want stdout; give one of them")
+
+    def binary(self) -> BinaryIO:
+        """stdout for bytes."""
+        if sys.stdout is None:
+            raise RjemError("standard output is closed; give a file with -o")
+        return sys.stdout.buffer
 
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))

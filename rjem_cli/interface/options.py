@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rjem_cli.config import Options, accepted_types, flag_name
+from rjem_cli.knobs import Options, accepted_types, flag_name
+from rjem_cli.paths import run_names
 
 PANELS = {
     "DeviceOptions": "Device and seed",
@@ -21,11 +22,21 @@ PANELS = {
     "EnergyOptions": "Energy and chains",
     "OptimizerOptions": "Optimisation",
     "SamplingOptions": "Sampling",
+    "ChainOptions": "Chains",
     "RunOptions": "Run",
 }
-METAVARS = {int: "N", float: "X", str: "TEXT"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "X,..."}
 SHORT_FLAGS = {"count": "-n", "output": "-o"}
 
+CheckpointArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]",
+        help="A checkpoint, a run's name or folder [the newest run].",
+        show_default=False,
+        autocompletion=run_names,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 ConfigFile = Annotated[
@@ -86,13 +97,23 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
     option = typer.Option(
         *flags,
         help=describe(knob),
-        metavar=None if kind is bool else "|".join(choices) if choices and len(choices) < 4 else METAVARS[kind],
+        metavar=None
+        if kind is bool
+        else "|".join(choices)
+        if choices and len(choices) < 4
+        else METAVARS[typing.get_origin(kind) or kind],
         rich_help_panel=PANELS.get(owner(config_class, knob.name).__name__, "Options"),
         autocompletion=(lambda: list(choices)) if choices else None,
         show_default=False,
     )
     annotation = Annotated[(bool | None) if kind is bool else (str | None), option]  # type: ignore[valid-type]
     return inspect.Parameter(knob.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def metavar(kind: Any, choices: tuple[str, ...] | None) -> str | None:
+    if kind is bool:
+        return None
+    return "|".join(choices) if choices and len(choices) < 4 else METAVARS[typing.get_origin(kind) or kind]
 
 
 def describe(knob: Field[Any]) -> str:

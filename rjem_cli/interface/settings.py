@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -10,8 +12,8 @@ from typing import Any, Generic
 
 import yaml
 
-from rjem_cli.config import OptionsT, flag_name, parse_epsilon
 from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.knobs import OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
 from rjem_cli.paths import expand
 
 ENVIRONMENT_PREFIX = "RJEM_"
@@ -47,15 +49,21 @@ def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[Options
     be meant."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    epsilons = {knob.name for knob in fields(config_class) if knob.metadata.get("epsilon")}
+    hints = typing.get_type_hints(config_class)
+    parsers = {
+        knob.name: parse_epsilons if is_several(hints[knob.name]) else parse_epsilon
+        for knob in fields(config_class)
+        if knob.metadata.get("epsilon")
+    }
     replaced = {knob.name: knob.metadata["replaces"] for knob in fields(config_class) if knob.metadata.get("replaces")}
     for layer in layers:
         for name, weaker in replaced.items():
             if name in layer.values and layer.values.get(weaker) is None:
                 values.pop(weaker, None)
         for key, value in layer.values.items():
-            if key in epsilons and value is not None:
-                value = read_epsilon(str(key), value, layer.eps_space)
+            if key in parsers and value is not None:
+                with contextlib.suppress(ValueError):  # the config's own check words the error
+                    value = parsers[key](value, layer.eps_space)
             values[key] = value
             origins[key] = layer.origin
     try:
@@ -83,13 +91,6 @@ def with_origin(message: str, layers: list[Layer]) -> str:
             if message.startswith(flag_name(str(key)) + " ") or f"unknown key {key!r} " in message:
                 return message if layer.origin == "flag" else f"{layer.origin}: {message}"
     return message
-
-
-def read_epsilon(name: str, value: Any, space: str) -> Any:
-    try:
-        return parse_epsilon(value, space)
-    except ValueError:
-        return value  # the config's own check words the error
 
 
 def variable_name(knob_name: str) -> str:

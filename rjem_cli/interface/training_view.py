@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rjem_cli.config import TrainConfig, describe_epsilon
+from rjem_cli.config import TrainConfig
 from rjem_cli.interface.console import Bar, Console
+from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.training.run import RunResult

@@ -1,11 +1,20 @@
 import csv
+import io
 import json
+import signal
+import subprocess
+import sys
+import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from rjem_cli.engine.sampling import generate as sampling
+from rjem_cli.errors import RjemError
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -37,31 +46,188 @@ def test_sample_i_depends_on_seed_plus_i_only(rjem, trained, tmp_path):
         assert rjem("generate", "-o", tmp_path / name, *flags).code == 0
         return images(tmp_path / name)
 
-    whole = run("whole", "-n", 10, "--batch-size", 10, "--class", "4")
-    split = run("split", "-n", 10, "--batch-size", 3, "--class", "4")
+    whole = run("whole", "-n", 64, "--class", "4")
+    for batch_size in (64, 16, 7):
+        assert run(f"batch-{batch_size}", "-n", 64, "--batch-size", batch_size, "--class", "4") == whole
+    shards = [run(f"shard-{index}", "-n", 64, "--shard", f"{index}/4", "--class", "4") for index in range(4)]
+    assert {name: content for shard in shards for name, content in shard.items()} == whole
     shifted = run("shifted", "-n", 4, "--seed", 6, "--class", "4")
-    assert whole.keys() == split.keys()
-    for name in whole:
-        difference = np.asarray(Image.open(tmp_path / "whole" / name), int) - np.asarray(
-            Image.open(tmp_path / "split" / name), int
-        )
-        assert np.abs(difference).max() <= 1
-    for index, name in enumerate(shifted):
-        first, second = (tmp_path / "whole" / f"{index + 6:06d}.png", tmp_path / "shifted" / name)
-        difference = np.asarray(Image.open(first), int) - np.asarray(Image.open(second), int)
-        assert np.abs(difference).max() <= 1
+    assert list(shifted.values()) == list(whole.values())[6:10]
 
 
 def test_earlier_samples_are_replaced_only_when_asked_and_foreign_files_never(rjem, trained, tmp_path):
     out = tmp_path / "out"
     assert rjem("generate", "-n", 4, "-o", out).code == 0
-    again = rjem("generate", "-n", 2, "-o", out)
-    assert again.code == 2 and "add --overwrite" in again.error_line() and len(images(out)) == 4
+    for flags, message in ((["-n", 2], "holds more samples than -n 2"), (["--seed", 7], "samples of another call")):
+        again = rjem("generate", "-o", out, *flags)
+        assert again.code == 2 and message in again.error_line() and "add --overwrite" in again.err
+        assert len(images(out)) == 4
     assert rjem("generate", "-n", 2, "-o", out, "--overwrite").code == 0
     assert len(images(out)) == 2
     (out / "thesis.txt").write_text("mine")
     refused = rjem("generate", "-n", 2, "-o", out, "--overwrite")
     assert refused.code == 2 and "thesis.txt" in refused.error_line() and (out / "thesis.txt").exists()
+
+
+def read(output: Path) -> tuple[np.ndarray, list[int]]:
+    """(pixels (N, H, W), labels) of a folder, a .npz or a .tar."""
+    if output.suffix == ".npz":
+        with np.load(output) as archive:
+            assert json.loads(archive["meta"].item())["samples"] == [0, len(archive["arr_0"])]
+            return archive["arr_0"][..., 0], archive["labels"].tolist()
+    if output.suffix == ".tar":
+        with tarfile.open(output) as tar:
+            contents = {member.name: tar.extractfile(member).read() for member in tar}
+        assert "request" in json.loads(contents.pop("__meta.json__"))
+        pngs = [Image.open(io.BytesIO(content)) for name, content in contents.items() if name.endswith(".png")]
+        return np.stack([np.asarray(png) for png in pngs]), [
+            int(content) for name, content in contents.items() if name.endswith(".cls")
+        ]
+    with (output / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return np.stack([np.asarray(Image.open(output / row["file"])) for row in rows]), [int(r["label"]) for r in rows]
+
+
+FORMS = ["out", "out.npz", "out.tar"]
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_archives_hold_what_the_folder_holds(rjem, trained, tmp_path, form):
+    for output in ("out", form):
+        assert rjem("generate", "-n", 23, "-o", tmp_path / output).code == 0
+    (pixels, labels), (expected, expected_labels) = read(tmp_path / form), read(tmp_path / "out")
+    assert np.array_equal(pixels, expected) and labels == expected_labels == [index % 10 for index in range(23)]
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.new"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("damage", [0, 1, 700])
+def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(rjem, trained, tmp_path, monkeypatch, form, damage):
+    flags = ("-n", 40, "--batch-size", 7)
+    assert rjem("generate", *flags, "-o", tmp_path / f"whole-{form}").code == 0
+    original, out = sampling.generate, tmp_path / form
+
+    def dies(*args, **kwargs):
+        batches = original(*args, **kwargs)
+        yield from (next(batches) for _ in range(3))
+        raise RjemError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "generate", dies)
+        assert rjem("generate", *flags, "-o", out).code == 1
+    torn = {"out": out / "labels.csv"}.get(form, tmp_path / f"{form}.part")
+    with torn.open("r+b") as file:  # as a kill in the middle of a write leaves it
+        file.truncate(max(0, torn.stat().st_size - damage))
+    again = rjem("generate", *flags, "-o", out)
+    assert again.code == 0, again.err
+    if damage == 0:
+        assert "goes on behind 21 samples" in again.err
+    if form == "out":
+        assert images(out) == images(tmp_path / "whole-out")
+        assert (out / "grid.png").read_bytes() == (tmp_path / "whole-out/grid.png").read_bytes()
+        assert (out / "labels.csv").read_bytes() == (tmp_path / "whole-out/labels.csv").read_bytes()
+        assert json.loads((out / "meta.json").read_text())["complete"] is True
+    else:
+        assert out.read_bytes() == (tmp_path / f"whole-{form}").read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_output_of_another_call_is_left_alone(rjem, trained, tmp_path, form):
+    out = tmp_path / form
+    assert rjem("generate", "-n", 4, "-o", out).code == 0
+    before = read(out)[0]
+    refused = rjem("generate", "-n", 4, "--seed", 9, "-o", out)
+    assert refused.code == 2 and "add --overwrite" in refused.error_line()
+    assert np.array_equal(read(out)[0], before)
+    assert rjem("generate", "-n", 4, "--seed", 9, "-o", out, "--overwrite").code == 0
+    assert not np.array_equal(read(out)[0], before)
+
+
+@pytest.mark.parametrize("form", ["out.npz", "out.tar"])
+@pytest.mark.parametrize("content", [b"not ours\n", bytes(5000), b"{}\n" + bytes(600), b"x" * 3_000_000])
+def test_a_part_of_something_else_is_no_part_of_ours(rjem, trained, tmp_path, form, content):
+    part = tmp_path / f"{form}.part"
+    part.write_bytes(content)
+    outcome = rjem("generate", "-n", 4, "-o", tmp_path / form)
+    assert outcome.code == 2 and "was left by another call" in outcome.error_line()
+    assert part.read_bytes() == content
+    assert rjem("generate", "-n", 4, "-o", tmp_path / form, "--overwrite").code == 0
+
+
+def test_a_stream_on_stdout_is_a_tar_and_nothing_else(trained, tmp_path):
+    def run(command: str):
+        return subprocess.run(["bash", "-c", command], capture_output=True, timeout=120)
+
+    rjem = f"{sys.executable} -m rjem_cli generate -n 20 -o - "
+    listed = run(f"set -o pipefail; {rjem} | tar t")
+    assert listed.returncode == 0, listed.stderr
+    assert len(listed.stdout.splitlines()) == 1 + 2 * 20
+    cut = run(f"{rjem} | head -c 1000 | wc -c")
+    assert cut.stdout.strip() == b"1000" and b"Traceback" not in cut.stderr and b"Exception" not in cut.stderr
+    full = run(f"{rjem} > /dev/full")
+    assert full.returncode == 1 and full.stderr.splitlines()[-1].startswith(b"rjem: cannot write standard output")
+    both = run(f"{rjem} --json")
+    assert both.returncode == 2 and both.stderr.startswith(b"rjem: -o - and --json")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_is_one_line_and_the_call_goes_on_when_there_is_room(trained, tmp_path, form):
+    def run(limit: str, count: int = 60):
+        flags = f"-n {count} --batch-size 10 -o {tmp_path / form}"
+        command = f"trap '' XFSZ; {limit}; {sys.executable} -m rjem_cli generate {flags}"
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+
+    if form == "out":
+        run("true", 10)
+        (tmp_path / form / "000030.png").mkdir()  # a place that cannot be written, in the middle
+        failed = run("true")
+        (tmp_path / form / "000030.png").rmdir()
+    else:
+        failed = run("ulimit -f 3")  # kilobytes: fails in the middle, as a full disk does
+    assert failed.returncode == 1, failed.stderr
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("rjem: ")]
+    assert len(lines) == 1 and "cannot write" in lines[0] and "Traceback" not in failed.stderr
+    again = run("true")
+    assert again.returncode == 0, again.stderr
+    assert len(read(tmp_path / form)[0]) == 60
+
+
+def test_a_signal_finishes_the_batch_and_the_same_call_goes_on(trained, tmp_path):
+    command = [sys.executable, "-m", "rjem_cli", "generate", "-n", "4000", "--sgld-steps", "50", "--batch-size", "50"]
+    process = subprocess.Popen([*command, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "000049.png").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command goes on" in errors.splitlines()[-1]
+    with (tmp_path / "out" / "labels.csv").open() as file:
+        assert len(file.readlines()) - 1 == len(images(tmp_path / "out")) > 0
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["complete"] is False
+
+
+@pytest.mark.parametrize("init", ["noise", "data", "buffer", "own"])
+def test_chains_begin_where_init_says(rjem, trained, tmp_path, init):
+    assert rjem("generate", "-n", 3, "--class", "1,2", "--sgld-steps", 0, "-o", tmp_path / "own").code == 0
+    start = tmp_path / "own" if init == "own" else init
+    outcome = rjem("generate", "-n", 7, "--init", start, "--sgld-steps", 0, "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    if init == "own":  # grid.png is of another size; only the three samples are images of theirs
+        expected = read(tmp_path / "own")[0]
+        assert np.array_equal(read(tmp_path / "out")[0], expected[[0, 1, 2, 0, 1, 2, 0]])
+
+
+def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
+    Image.new("RGB", (9, 8)).save(tmp_path / "large.png")
+    (tmp_path / "cut.png").write_bytes(b"no image")
+    for init, code, message in (
+        (tmp_path / "large.png", 1, "large.png is 9x8, colour; this checkpoint takes 8x8, grey images"),
+        (tmp_path / "cut.png", 1, "cut.png is corrupt or no image"),
+        (tmp_path / "nowhere.png", 3, "nowhere.png is not there"),
+        ("priro", 2, "--init 'priro' is unknown and no file; did you mean prior?"),
+    ):
+        outcome = rjem("generate", "-n", 1, "--init", init, "-o", tmp_path / "out")
+        assert (outcome.code, message in outcome.error_line()) == (code, True), outcome.err
 
 
 def test_a_run_by_name_folder_or_file_and_the_newest_by_default(rjem, trained, own_home):
@@ -102,7 +268,9 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["tinny"], 3, "did you mean tiny"),
         ([pickle], 1, "rjem never loads those"),
         ([tmp_path / "text.safetensors"], 1, "is not a whole safetensors file"),
-        (["-o", "samples.tar"], 2, "give a folder"),
+        (["-o", "samples.zip"], 2, "give a folder, a .npz, a .tar or -"),
+        (["--shard", "4/4"], 2, "--shard '4/4': give i/k"),
+        (["--class", "none", "--mode", "attack"], 2, "--class none has nothing to attack towards"),
         (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
         (["-o", tmp_path / "file"], 2, "is a file; give a folder"),
         (["-o", tmp_path / "file" / "below"], 1, "cannot create folder"),

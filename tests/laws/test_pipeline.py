@@ -1,4 +1,4 @@
-"""The three modes are compositions of the same stages, and a sample is the same in any batch."""
+"""The three modes are compositions of the same stages, and a start depends on its own label and seed."""
 
 from dataclasses import replace
 
@@ -6,23 +6,40 @@ import pytest
 import torch
 
 from rjem_cli.config import TrainConfig
+from rjem_cli.engine.chains import (
+    Sampler,
+    contrast,
+    given_images,
+    langevin,
+    pgd,
+    plan_of,
+    prior_draws,
+    random_images,
+    sampler_of,
+    sgld,
+    targeted_pgd,
+    uniform_noise,
+)
 from rjem_cli.engine.chains.noise import chain_noise
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.pipeline import contrast, plan_of, prior_samples, run_plan
-from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.data.digits import digit_splits
-from rjem_cli.engine.data.images import to_pixels
-from rjem_cli.engine.model.energy import joint_energy
+from rjem_cli.engine.data.images import to_model, to_pixels
+from rjem_cli.engine.model.energy import energy, joint_energy
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import fit_prior
 from rjem_cli.engine.model.wide_resnet import WideResNet
 
-CONFIG = TrainConfig(noise_std=0.05, sample_steps=4, attack_steps=3)
+CONFIG = TrainConfig(noise_std=0.05, sample_steps=4, unconditional_steps=6, attack_steps=3)
+LABELS, SEEDS = torch.arange(10), torch.arange(100, 110)
 
 
 @pytest.fixture(scope="module")
-def prior():
-    return fit_prior(digit_splits(0.1, shifted=True).train)
+def images():
+    return digit_splits(0.1, shifted=True).train
+
+
+@pytest.fixture(scope="module")
+def start(images):
+    return prior_draws(fit_prior(images))
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +48,46 @@ def model():
     return freeze(WideResNet(1, num_classes=10, depth=10, width=1, norm="batch"))
 
 
-def test_combined_is_attack_then_contrast_then_chain(prior, model):
-    labels, seeds = torch.arange(10), torch.arange(100, 110)
-    starts = prior_samples(prior, labels, seeds)
-    combined = run_plan(plan_of(CONFIG, "combined"), model, starts, labels, seeds)
-    attacked = pgd(model, starts, labels, eps=CONFIG.attack_eps, steps=3, targeted=True)
+def test_combined_is_attack_then_contrast_then_chain(start, model):
+    x = start(LABELS, SEEDS)
+    combined = sampler_of(plan_of(CONFIG, "combined"), start, model)(LABELS, SEEDS)
+    attacked = pgd(model, x, LABELS, eps=CONFIG.attack_eps, steps=3, targeted=True)
     by_hand = sgld(
-        lambda x: joint_energy(model(x), labels),
-        contrast(attacked, CONFIG.contrast),
+        lambda x: joint_energy(model(x), LABELS),
+        attacked * CONFIG.contrast,
         sgld_steps=4,
         step_size=CONFIG.sgld_step_size * CONFIG.inner_steps,
         noise_std=0.05,
-        noise=chain_noise(seeds),
+        noise=chain_noise(SEEDS),
     )
     assert torch.equal(combined, by_hand)
-    assert torch.equal(run_plan(plan_of(CONFIG, "attack"), model, starts, labels, seeds), attacked)
+    assert torch.equal(sampler_of(plan_of(CONFIG, "attack"), start, model)(LABELS, SEEDS), attacked)
     nothing = replace(plan_of(CONFIG, "energy"), sgld_steps=0)
-    assert torch.equal(run_plan(nothing, model, starts, labels, seeds), starts)
+    assert torch.equal(sampler_of(nothing, start, model)(LABELS, SEEDS), x)
+
+
+def test_composition_is_associative_and_takes_plain_functions(start, model):
+    attack, chain = targeted_pgd(model, eps=0.3, steps=2), langevin(model, steps=3)
+    left = ((start >> attack) >> contrast(0.8)) >> chain
+    right = start >> (attack >> (contrast(0.8) >> chain))
+    assert torch.equal(left(LABELS, SEEDS), right(LABELS, SEEDS))
+    mirrored = start >> (lambda x, labels, seeds: x.flip(3))
+    assert torch.equal(mirrored(LABELS, SEEDS), start(LABELS, SEEDS).flip(3))
+    x = torch.zeros(10, 1, 12, 12)
+    assert torch.equal(Sampler(())(LABELS, SEEDS, x), x)
+
+
+def test_unconditional_chains_follow_the_energy_of_x(start, model):
+    plan = plan_of(CONFIG, "energy", conditional=False)
+    by_hand = sgld(
+        lambda x: energy(model(x)),
+        start(LABELS, SEEDS),
+        sgld_steps=6,
+        step_size=1.0,
+        noise_std=0.05,
+        noise=chain_noise(SEEDS),
+    )
+    assert torch.equal(sampler_of(plan, start, model)(LABELS, SEEDS), by_hand)
 
 
 def test_the_cost_of_a_sample_counts_its_gradient_steps():
@@ -56,13 +96,40 @@ def test_the_cost_of_a_sample_counts_its_gradient_steps():
 
 
 @pytest.mark.parametrize("mode", ["energy", "attack", "combined"])
-def test_a_sample_is_the_same_in_any_batch(prior, model, mode):
+def test_a_sample_depends_on_its_own_seed_up_to_the_last_bits_of_the_batch(start, model, mode):
     labels, seeds = torch.arange(20) % 10, torch.arange(20)
-
-    def pixels(rows: slice) -> torch.Tensor:
-        starts = prior_samples(prior, labels[rows], seeds[rows])
-        return to_pixels(run_plan(plan_of(CONFIG, mode), model, starts, labels[rows], seeds[rows]))
-
-    together = pixels(slice(0, 20))
-    apart = torch.cat([pixels(slice(first, first + 7)) for first in range(0, 20, 7)])
+    sampler = sampler_of(plan_of(CONFIG, mode), start, model)
+    together = to_pixels(sampler(labels, seeds))
+    apart = torch.cat([to_pixels(sampler(labels[i : i + 7], seeds[i : i + 7])) for i in range(0, 20, 7)])
     assert (together.int() - apart.int()).abs().max() <= 1
+
+
+def test_starts_depend_on_their_own_seed(start, images):
+    labels, seeds = torch.arange(60) % 10, torch.arange(60)
+    for begin in (start, uniform_noise((1, 12, 12)), random_images(images.pixels, images.labels, 10)):
+        whole = begin(labels, seeds)
+        assert whole.shape == (60, 1, 12, 12) and whole.abs().max() <= 1
+        torch.testing.assert_close(begin(labels[13:17], seeds[13:17]), whole[13:17])
+        assert not torch.equal(begin(labels, seeds + 1000), whole)
+
+
+def test_noise_is_uniform_in_the_box():
+    x = uniform_noise((1, 12, 12))(torch.zeros(500, dtype=torch.long), torch.arange(500))
+    assert abs(x.mean()) < 0.01 and abs(x.var() - 1 / 3) < 0.01
+
+
+def test_random_images_are_of_the_wanted_class_and_reach_every_one(images):
+    few = images.subset(torch.arange(0, len(images), 97))
+    labels = torch.arange(3000) % 10
+    drawn = to_pixels(random_images(few.pixels, few.labels, 10)(labels, torch.arange(3000)))
+    same = (drawn[:, None] == few.pixels[None]).flatten(2).all(dim=2)  # (drawn, few)
+    assert same.any(dim=1).all() and same.any(dim=0).all()
+    assert torch.equal(few.labels[same.float().argmax(dim=1)], labels)
+    anything = to_pixels(random_images(few.pixels, None, 10)(labels, torch.arange(3000)))
+    assert (anything[:, None] == few.pixels[None]).flatten(2).all(dim=2).any(dim=0).all()
+
+
+def test_given_images_come_in_their_order(images):
+    pixels = images.pixels[:4]
+    x = given_images(pixels, first_seed=100)(torch.zeros(6, dtype=torch.long), torch.arange(100, 106))
+    assert torch.equal(x, to_model(pixels[[0, 1, 2, 3, 0, 1]]))

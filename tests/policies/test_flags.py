@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from rjem_cli.config import GenerateConfig, TrainConfig, flag_name
+from rjem_cli.config import GenerateConfig, TrainConfig
+from rjem_cli.knobs import flag_name
 
 
 @pytest.mark.parametrize(("command", "config_class"), [("train", TrainConfig), ("generate", GenerateConfig)])

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rjem_cli"
-LAYERS = {"config": 0, "paths": 0, "errors": 0, "": 0, "engine": 1, "presets": 1, "interface": 2, "commands": 3}
+LAYERS = {
+    "config": 0,
+    "knobs": 0,
+    "paths": 0,
+    "errors": 0,
+    "": 0,
+    "engine": 1,
+    "presets": 1,
+    "interface": 2,
+    "commands": 3,
+}
 LAYERS |= {"app": 4, "__main__": 4}
 ENGINE_LAYERS = {
     "runtime": 0,

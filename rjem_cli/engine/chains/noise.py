@@ -15,7 +15,8 @@ from torch import Tensor
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
-PRIOR_STREAM, CHAIN_STREAM = 0, 1  # independent draws for one sample
+# Independent draws for one sample. An attack's streams belong to an image of a data set.
+PRIOR_STREAM, CHAIN_STREAM, START_STREAM, ATTACK_STREAM, TARGET_STREAM = range(5)
 
 
 def philox(
@@ -44,13 +45,25 @@ def unit_interval(words: Tensor) -> Tensor:
     return ((words >> 8) + 1).float() * 2.0**-24
 
 
-def standard_normal(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: int = 0) -> Tensor:
-    """Standard normal draws, float32 (B, *shape), by Box and Muller (1958). seeds_B: int64 (B,), not negative."""
-    size = math.prod(shape)
+def random_words(seeds_B: Tensor, size: int, stream: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (B, ceil(size / 4)) each. seeds_B: int64 (B,), not negative."""
     groups = torch.arange((size + 3) // 4, device=seeds_B.device)[None, :]
     zero = torch.zeros_like(groups)
     key = ((seeds_B & MASK)[:, None], (seeds_B >> 32)[:, None])
-    w0, w1, w2, w3 = philox((groups, zero + step, zero + stream, zero), key)
+    return philox((groups, zero + step, zero + stream, zero), key)
+
+
+def uniform(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: int = 0) -> Tensor:
+    """Draws from (0, 1], float32 (B, *shape)."""
+    size = math.prod(shape)
+    words = torch.stack(random_words(seeds_B, size, stream, step), dim=2)
+    return unit_interval(words).flatten(1)[:, :size].reshape(-1, *shape)
+
+
+def standard_normal(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: int = 0) -> Tensor:
+    """Standard normal draws, float32 (B, *shape), by Box and Muller (1958)."""
+    size = math.prod(shape)
+    w0, w1, w2, w3 = random_words(seeds_B, size, stream, step)
     normals = []
     for radius_word, angle_word in ((w0, w1), (w2, w3)):
         radius = torch.sqrt(-2 * torch.log(unit_interval(radius_word)))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from rjem_cli.engine.chains.losses import attack_loss
+from rjem_cli.engine.chains.noise import ATTACK_STREAM, standard_normal, uniform
 from rjem_cli.engine.chains.sgld import energy_gradient
 
 Logits = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, K)
@@ -40,6 +41,23 @@ def project(x: Tensor, center: Tensor, eps: float, norm: str) -> Tensor:
     return (center + inside).clamp(-1, 1)
 
 
+def pgd_step(x: Tensor, center: Tensor, gradient: Tensor, step_size: float, eps: float, norm: str) -> Tensor:
+    """One step of length `step_size` up the gradient, then back into ball and box (Eq. 2)."""
+    return project(x + step_size * pgd_direction(gradient, norm), center, eps, norm)
+
+
+def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart: int = 0) -> Tensor:
+    """A uniform draw from the ball around each image, in the box. Row i depends on seeds_B[i] and `restart` only."""
+    shape = tuple(center.shape[1:])
+    if norm == "linf":
+        offset = eps * (2 * uniform(seeds_B, shape, ATTACK_STREAM, 2 * restart) - 1)
+    else:
+        normals = standard_normal(seeds_B, shape, ATTACK_STREAM, 2 * restart)
+        radii = uniform(seeds_B, (1,), ATTACK_STREAM, 2 * restart + 1) ** (1 / normals[0].numel())
+        offset = eps * radii.view(-1, *(1,) * len(shape)) * normals / l2_norm(normals)
+    return project(center + offset, center, eps, norm)
+
+
 def pgd(
     logits_of: Logits,
     center: Tensor,
@@ -53,13 +71,14 @@ def pgd(
 ) -> Tensor:
     """`steps` of PGD from `center`, images in [-1, 1], (B, C, H, W). eps and step_size in model units.
 
-    Returns images in [-1, 1] within eps of the center; eps 0 or steps 0 return the center. No host sync.
+    Returns the last iterate, in [-1, 1] and within eps of the center; eps 0 or steps 0 return the center. No host
+    sync. To attack a data set, with restarts and the best iterate, see evaluation/attack.py.
     """
     if step_size is None:
         step_size = default_step_size(eps, steps)
-    sign = -1.0 if targeted else 1.0
+    loss = attack_loss("ce", targeted)
     x = center
     for _ in range(steps if eps > 0 else 0):
-        _, gradient = energy_gradient(lambda x: F.cross_entropy(logits_of(x), labels_B, reduction="none"), x)
-        x = project(x + sign * step_size * pgd_direction(gradient, norm), center, eps, norm)
+        _, gradient = energy_gradient(lambda x: loss(logits_of(x), labels_B), x)
+        x = pgd_step(x, center, gradient, step_size, eps, norm)
     return x.detach()

@@ -1,30 +1,26 @@
-"""The three ways to generate as one composition: prior -> [targeted PGD] -> [contrast] -> [SGLD on E(x, y)].
+"""The three ways to generate as one composition: start >> [targeted PGD] >> [contrast] >> [SGLD].
 
-energy    prior -> SGLD                              the paper's Robust JEM-Energy
-attack    prior -> targeted PGD                      the single robust classifier (Santurkar et al. 2019)
-combined  prior -> targeted PGD -> contrast -> SGLD  the paper's Robust JEM
+energy    prior >> SGLD                              the paper's Robust JEM-Energy
+attack    prior >> targeted PGD                      the single robust classifier (Santurkar et al. 2019)
+combined  prior >> targeted PGD >> contrast >> SGLD  the paper's Robust JEM
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.noise import PRIOR_STREAM, chain_noise, standard_normal
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.sgld import sgld
-from rjem_cli.engine.model.energy import joint_energy
-from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.stages import Sampler, contrast, langevin, targeted_pgd
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What happens to a draw from the prior. Sizes in model units; `sgld_step_size` is per outer step."""
+    """What happens to the start of a chain. Sizes in model units; `sgld_step_size` is per outer step. Chains that are
+    not `conditional` follow E(x) and aim at no class."""
 
     mode: str
+    conditional: bool
     attack_eps: float
     attack_steps: int
     norm: str
@@ -33,6 +29,7 @@ class SamplePlan:
     sgld_step_size: float
     noise_std: float
     grad_clip: float
+    temperature: float = 1.0
 
     @property
     def attacks(self) -> bool:
@@ -48,48 +45,37 @@ class SamplePlan:
         return self.attack_steps * self.attacks + self.sgld_steps * self.chains
 
 
-def plan_of(config: TrainConfig, mode: str) -> SamplePlan:
+def plan_of(config: TrainConfig, mode: str, conditional: bool = True) -> SamplePlan:
     """How a model trained with `config` samples unless told otherwise."""
     return SamplePlan(
         mode=mode,
+        conditional=conditional,
         attack_eps=config.attack_eps,
         attack_steps=config.attack_steps,
         norm=config.norm,
         contrast=config.contrast,
-        sgld_steps=config.sample_steps,
+        sgld_steps=config.sample_steps if conditional else config.unconditional_steps,
         sgld_step_size=config.sgld_step_size * config.inner_steps,
         noise_std=config.noise_std,
         grad_clip=config.grad_clip,
     )
 
 
-def prior_samples(prior: ClassGaussianPrior, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-    """The start of each sample, (B, C, H, W) in [-1, 1]; row i depends on labels_B[i] and seeds_B[i] only."""
-    normals_BN = standard_normal(seeds_B, (prior.normals_per_sample,), PRIOR_STREAM)
-    return prior.sample(labels_B, normals_BN)
-
-
-def contrast(x: Tensor, scale: float) -> Tensor:
-    """Scaled towards 0 so that SGLD stays inside [-1, 1] without clamping (the paper's trick in combined inference)."""
-    return x * scale
-
-
-def run_plan(
-    plan: SamplePlan, logits_of: Callable[[Tensor], Tensor], x: Tensor, labels_B: Tensor, seeds_B: Tensor
-) -> Tensor:
-    """Take starts x through the plan's stages; returns images in [-1, 1]. `logits_of` must be frozen."""
+def sampler_of(plan: SamplePlan, start: Sampler, logits_of: Logits) -> Sampler:
+    """The plan's stages behind `start`. `logits_of` must be frozen."""
+    sampler = start
     if plan.attacks:
-        x = pgd(logits_of, x, labels_B, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm, targeted=True)
+        sampler >>= targeted_pgd(logits_of, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm)
     if plan.mode == "combined":
-        x = contrast(x, plan.contrast)
+        sampler >>= contrast(plan.contrast)
     if plan.chains:
-        x = sgld(
-            lambda x: joint_energy(logits_of(x), labels_B),
-            x,
-            sgld_steps=plan.sgld_steps,
+        sampler >>= langevin(
+            logits_of,
+            steps=plan.sgld_steps,
             step_size=plan.sgld_step_size,
-            grad_clip=plan.grad_clip,
             noise_std=plan.noise_std,
-            noise=chain_noise(seeds_B),
+            grad_clip=plan.grad_clip,
+            temperature=plan.temperature,
+            conditional=plan.conditional,
         )
-    return x
+    return sampler

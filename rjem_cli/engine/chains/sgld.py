@@ -20,7 +20,7 @@ NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal dr
 
 
 class ChainState(NamedTuple):
-    """What an observer of a chain sees after each outer step."""
+    """What an observer of a chain sees before each outer step; the three belong to the same x."""
 
     step: int
     x: Tensor
@@ -37,10 +37,13 @@ def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> tuple[Tensor, Tenso
     return energy_B.detach(), gradient
 
 
-def sgld_step(x: Tensor, gradient: Tensor, step_size: float, grad_clip: float, noise: Tensor | None = None) -> Tensor:
-    """One outer step (n inner ones in closed form when step_size = n * h), inside the box [-1, 1]."""
+def sgld_step(
+    x: Tensor, gradient: Tensor, step_size: float, grad_clip: float, noise: Tensor | None = None, clamp: bool = True
+) -> Tensor:
+    """One outer step (n inner ones in closed form when step_size = n * h); `clamp` ends it inside the box [-1, 1]."""
     moved = x - step_size * gradient.clamp(-grad_clip, grad_clip)
-    return (moved if noise is None else moved + noise).clamp(-1, 1)
+    moved = moved if noise is None else moved + noise
+    return moved.clamp(-1, 1) if clamp else moved
 
 
 def sgld(
@@ -52,18 +55,22 @@ def sgld(
     grad_clip: float = 1.0,
     noise_std: float = 0.0,
     noise: NoiseFunction | None = None,
+    temperature: float = 1.0,
+    clamp: bool = True,
     observe: Callable[[ChainState], None] | None = None,
 ) -> Tensor:
     """`sgld_steps` outer steps from x in [-1, 1]; one network pass each, no host sync.
 
-    `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. `observe` sees each new state.
+    `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. The chain follows E / temperature:
+    at temperature T its stationary density is p(x)^(1/T). `observe` sees each state that is left: x as it was, its
+    energy and its gradient. Raises ValueError for noise without a noise function.
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")
     for step in range(sgld_steps):
         energy_B, gradient = energy_gradient(energy_of, x)
         draws = noise_std * noise(step, x) if noise_std > 0 and noise is not None else None
-        x = sgld_step(x, gradient, step_size, grad_clip, draws)
         if observe is not None:
             observe(ChainState(step, x, energy_B, gradient))
+        x = sgld_step(x, gradient / temperature, step_size, grad_clip, draws, clamp)
     return x.detach()

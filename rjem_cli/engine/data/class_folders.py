@@ -25,6 +25,7 @@ from rjem_cli.paths import existing_data
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LARGEST_FILE = 256 * 2**20  # bytes; anything larger is no training image
+CONTACT_SHEET = "grid.png"  # lies among the samples of `rjem generate`, and is none
 GREY_MODES = {"1", "L", "LA"}
 
 
@@ -58,6 +59,30 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     # one order for folder, .zip and .tar, so that they give one split and one digest
     order = sorted(range(len(names)), key=names.__getitem__)
     return assemble([arrays[index] for index in order], [labels[index] for index in order])
+
+
+def read_images(location: str, image_shape: tuple[int, int, int]) -> torch.Tensor:
+    """Every image of a folder or archive, or one image file, whatever its folder is called, sorted by name: uint8
+    (N, C, H, W). Raises AbsentError, and DataError for an image that is corrupt or not of `image_shape` (C, H, W)."""
+    path = existing_data(location)
+    is_single = path.is_file() and is_image(PurePosixPath(path.name))
+    try:
+        members = [(path.name, path.read_bytes())] if is_single else sorted(read_members(path))
+        members = [(name, content) for name, content in members if name != CONTACT_SHEET]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if not members:
+        raise AbsentError(f"{location} holds no images; give PNG files, a folder of them or an archive")
+    channels, height, width = image_shape
+    arrays = []
+    for name, content in members:
+        array = decode(content, f"{location}: {name}")
+        if array.shape[:2] != (height, width) or (array.ndim == 3 and channels == 1):
+            found = f"{array.shape[1]}x{array.shape[0]}, {'colour' if array.ndim == 3 else 'grey'}"
+            wanted = f"{width}x{height}, {'colour' if channels == 3 else 'grey'}"
+            raise DataError(f"{location}: {name} is {found}; this checkpoint takes {wanted} images")
+        arrays.append(array if array.ndim == 3 else np.repeat(array[..., None], channels, axis=2))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
 def read_members(path: Path) -> Iterator[tuple[str, bytes]]:

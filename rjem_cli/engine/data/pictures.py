@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -18,6 +19,12 @@ def to_image(pixels_CHW: Tensor) -> Image.Image:
     """uint8 (C, H, W), C 1 or 3, to a Pillow image."""
     array = pixels_CHW.permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The inverse: uint8 (C, H, W)."""
+    array = torch.from_numpy(np.array(image))
+    return array[None] if array.dim() == 2 else array.permute(2, 0, 1)
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -10,7 +10,9 @@ No pickle is read or written. Nothing in a file's metadata is executed or used a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,6 +74,11 @@ class Checkpoint:
     path: Path
     model: WideResNet
     info: CheckpointInfo
+
+    def sha256(self) -> str:
+        """Of the file: what a score or a sample came from."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> None:
@@ -151,7 +158,7 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
             raise DataError(
                 f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
             ) from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from rjem_cli.engine.chains.pipeline import SamplePlan, prior_samples, run_plan
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.pipeline import SamplePlan, sampler_of
+from rjem_cli.engine.chains.stages import Sampler
+from rjem_cli.engine.chains.starts import prior_draws
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.pictures import contact_sheet, side_by_side
 from rjem_cli.engine.model.prior import ClassGaussianPrior
@@ -17,19 +19,15 @@ LARGEST_CLASS_COUNT = 10  # a picture shows the first ten classes, one a row
 
 
 def preview(
-    logits_of: Callable[[Tensor], Tensor],
-    prior: ClassGaussianPrior,
-    plans: Sequence[SamplePlan],
-    per_class: int,
-    seed: int,
+    logits_of: Logits, prior: ClassGaussianPrior, plans: Sequence[SamplePlan], per_class: int, seed: int
 ) -> Image.Image:
     """One sheet for the prior and one for each plan, all from the same starts; a row a class."""
     device = prior.mean_KD.device
     labels = torch.arange(min(len(prior.mean_KD), LARGEST_CLASS_COUNT)).repeat_interleave(per_class)
     seeds = (seed + torch.arange(len(labels))).to(device)
-    starts = prior_samples(prior, labels, seeds)
+    starts = prior_draws(prior)(labels, seeds)
     sheets = [("prior", contact_sheet(to_pixels(starts), per_class))]
     for plan in plans:
-        samples = run_plan(plan, logits_of, starts, labels.to(device), seeds)
+        samples = sampler_of(plan, Sampler(()), logits_of)(labels, seeds, starts)
         sheets.append((plan.mode, contact_sheet(to_pixels(samples), per_class)))
     return side_by_side(sheets)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rjem_cli.config import SAMPLE_MODES, TrainConfig, describe_epsilon
+from rjem_cli.config import SAMPLE_MODES, TrainConfig
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.evaluation.robustness import Accuracy, accuracy, evenly_spaced, robust_accuracy
 from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_path
@@ -18,6 +18,7 @@ from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Progress, Trainer
 from rjem_cli.errors import DataError, RjemError
+from rjem_cli.knobs import describe_epsilon
 from rjem_cli.paths import checkpoints_in, locked, write_atomically
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack

@@ -1,28 +1,71 @@
+"""A sample is the same to the last bit however the work is cut, and a sampler is a composition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
 import pytest
+import torch
 
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.sampling.generate import parse_classes, settle_plan
-from rjem_cli.errors import ConfigError
+from rjem_cli.engine.chains import prior_draws, sampler_of
+from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.model.prior import fit_prior
+from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.sampling.generate import generate
+from rjem_cli.engine.sampling.request import settle_request
+from rjem_cli.errors import RjemError
 
-NAMES = ("cat", "dog", "7")
-
-
-def test_classes_by_name_number_or_all():
-    assert parse_classes("all", NAMES) == [0, 1, 2]
-    assert parse_classes("dog, 0", NAMES) == [1, 0]
-    assert parse_classes("all", ("all", "some")) == [0, 1]  # the default means balanced, whatever a class is called
-    assert parse_classes("7", NAMES) == [2]  # a name wins over a number
-
-
-@pytest.mark.parametrize("text", ["cot", "3", "-1", "", "cat,,dog"])
-def test_an_unknown_class_is_named(text):
-    with pytest.raises(ConfigError, match="--class '.*' is unknown to this checkpoint"):
-        parse_classes(text, NAMES)
+NAMES = tuple("0123456789")
+CPU = torch.device("cpu")
 
 
-def test_a_plan_is_the_checkpoints_unless_asked_otherwise():
-    trained = TrainConfig(sample_steps=33, attack_eps=0.4, sgld_step_size=0.1, inner_steps=5, noise_std=0.02)
-    plan = settle_plan(GenerateConfig(), trained)
-    assert (plan.sgld_steps, plan.attack_eps, plan.sgld_step_size, plan.noise_std) == (33, 0.4, 0.5, 0.02)
-    asked = settle_plan(GenerateConfig(sgld_steps=7, inner_steps=2, noise_std=0, mode="combined"), trained)
-    assert (asked.sgld_steps, asked.sgld_step_size, asked.noise_std, asked.mode) == (7, 0.2, 0, "combined")
+@pytest.fixture(scope="module")
+def start():
+    return prior_draws(fit_prior(digit_splits(0.1, shifted=False).train))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return freeze(WideResNet(1, num_classes=10, depth=10, width=1, norm="group"))
+
+
+def draw(start, model, skip=0, batch_size=64, **options):
+    trained = TrainConfig(noise_std=0.05, sample_steps=3, attack_steps=2)
+    request = settle_request(GenerateConfig(**{"count": 64, "mode": "combined", **options}), trained, NAMES)
+    sampler = sampler_of(request.plan, start, model)
+    batches = list(generate(sampler, request, skip=skip, batch_size=batch_size, device=CPU))
+    expected = request.first + skip
+    for batch in batches:
+        assert batch.first == expected
+        expected += len(batch.pixels)
+    assert all(len(batch.pixels) == batch_size for batch in batches[:-1])
+    return torch.cat([batch.pixels for batch in batches])
+
+
+def test_the_same_bytes_for_any_batch_shard_and_resume(start, model):
+    whole = draw(start, model)
+    assert len(whole) == 64
+    for batch_size in (1, 7, 16, 50, 1000):
+        assert torch.equal(draw(start, model, batch_size=batch_size), whole)
+    assert torch.equal(torch.cat([draw(start, model, shard=f"{index}/4") for index in range(4)]), whole)
+    for skip in (1, 50, 63):
+        assert torch.equal(draw(start, model, skip=skip), whole[skip:])
+
+
+def test_more_samples_begin_with_the_same_ones_and_a_seed_shifts_them(start, model):
+    whole = draw(start, model, classes="4")
+    assert torch.equal(draw(start, model, classes="4", count=120)[:64], whole)
+    assert torch.equal(draw(start, model, classes="4", seed=30, count=20), whole[30:50])
+
+
+def test_a_sample_that_is_not_finite_is_named(start, model):
+    def spoil(x, labels, seeds):
+        return torch.where((seeds == 37).view(-1, 1, 1, 1), torch.nan, x)
+
+    request = settle_request(GenerateConfig(count=40), TrainConfig(sample_steps=0), NAMES)
+    with pytest.raises(RjemError, match="sample 37 is not finite"):
+        list(generate(start >> spoil, request, skip=0, batch_size=16, device=CPU))
+    assert len(list(generate(start >> spoil, replace(request, count=37), skip=0, batch_size=16, device=CPU))) == 3

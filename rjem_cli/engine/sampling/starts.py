@@ -1,0 +1,113 @@
+"""From `--init` to the start of chains: what has to be read or fitted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import GenerateConfig
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.pipeline import sampler_of
+from rjem_cli.engine.chains.stages import Sampler
+from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
+from rjem_cli.engine.data.class_folders import read_images
+from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
+from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, read_safetensors, state_path
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.generate import sample_blocks
+from rjem_cli.engine.sampling.request import SampleRequest
+from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
+
+READ_BATCH = 250
+NAMED_STARTS = ("prior", "noise", "data", "buffer")
+
+StartPixels = Callable[[int], Tensor]
+
+
+def chain_of(
+    config: GenerateConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
+) -> tuple[SampleRequest, Sampler, StartPixels]:
+    """The request, with the classes of a user's images where none was named; the sampler; and a function that gives
+    the pixels which the first n samples begin as. Raises as `start_of` does."""
+    logits_of = runtime.logits(freeze(checkpoint.model))
+    start = start_of(config.init, checkpoint, config.data, config.seed, runtime.device)
+    if config.init not in NAMED_STARTS and config.classes == "all":
+        request = replace(request, classes=read_as(logits_of, own_images(config.init, checkpoint.info), runtime.device))
+
+    def first_starts(count: int) -> Tensor:
+        blocks = sample_blocks(start, request, request.first, request.first + count, runtime.device)
+        return to_pixels(torch.cat(list(blocks))).cpu()
+
+    return request, sampler_of(request.plan, start, logits_of), first_starts
+
+
+def read_as(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
+    """The class that the network sees in each image."""
+    with torch.no_grad():
+        found = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in pixels.split(READ_BATCH)]
+    return tuple(torch.cat(found).tolist())
+
+
+def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, device: torch.device) -> Sampler:
+    """The first stage of a sampler. Raises AbsentError or DataError for images that are not there or do not fit."""
+    info = checkpoint.info
+    if init == "prior":
+        return prior_draws(prior_of(info, data).to(device))
+    if init == "noise":
+        return uniform_noise(info.image_shape)
+    if init == "data":
+        images = training_images(info, data)
+        return random_images(images.pixels.to(device), images.labels, len(info.class_names))
+    if init == "buffer":
+        return random_images(buffer_images(checkpoint).to(device), None, 1)
+    return given_images(own_images(init, info).to(device), seed)
+
+
+def own_images(init: str, info: CheckpointInfo) -> Tensor:
+    """The images of `--init PATH`, uint8 (N, C, H, W)."""
+    if not Path(init).expanduser().exists() and "/" not in init and "." not in init:
+        raise ConfigError(f"--init {init!r} is unknown and no file; {did_you_mean(init, NAMED_STARTS)}")
+    return read_images(init, info.image_shape)
+
+
+def buffer_images(checkpoint: Checkpoint) -> Tensor:
+    """The chains of the training run, uint8 (N, C, H, W); they lie beside the checkpoint. Raises AbsentError."""
+    path = state_path(checkpoint.path)
+    if not path.exists():
+        raise AbsentError(f"{path} is not there, and the buffer is in it; take another --init, or copy it beside")
+    tensors, _ = read_safetensors(path)
+    buffer = tensors.get("buffer")
+    if buffer is None or tuple(buffer.shape[1:]) != checkpoint.info.image_shape:
+        raise AbsentError(f"{path} holds no buffer of such images; take another --init")
+    return to_pixels(buffer)
+
+
+def prior_of(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
+    """The prior of a checkpoint's training images: from the cache, else fitted again. Raises AbsentError where the
+    images are not there."""
+    prior = cached_prior(info.data_digest)
+    return prior if prior is not None else load_prior(training_images(info, data), info.data_digest)
+
+
+def training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
+    """What a checkpoint was trained on, known by its digest. Raises AbsentError."""
+    options = replace(info.config, data=data) if data else info.config
+    try:
+        images = load_splits(options).train
+    except RjemError as error:
+        raise AbsentError(
+            f"the checkpoint's training images are needed and cannot be read ({error}); say where they are with --data"
+        ) from None
+    if images.digest() != info.data_digest:
+        raise AbsentError(
+            f"{options.data or options.dataset} is not what this checkpoint was trained on; "
+            "say where that is with --data"
+        )
+    return images

@@ -1,0 +1,90 @@
+"""Where samples go, and how: beside the chains, on a thread of its own, so that a GPU never waits for a PNG encoder.
+
+Every writer knows how many samples an interrupted call left whole, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from torch import Tensor
+
+from rjem_cli.engine.sampling.folder import FolderWriter
+from rjem_cli.engine.sampling.generate import SampleBatch
+from rjem_cli.engine.sampling.npz import NpzWriter
+from rjem_cli.engine.sampling.request import SampleRequest
+from rjem_cli.engine.sampling.tar import TarFileWriter, TarWriter
+from rjem_cli.errors import ConfigError
+
+QUEUE = 4  # batches that may wait for the writer: memory stays flat where it is the slower side
+STREAM = "-"
+OTHER_SUFFIXES = (".zip", ".gz", ".xz", ".tgz", ".png", ".jpg", ".npy", ".pt", ".h5", ".parquet")
+
+
+class SampleWriter(Protocol):
+    """One output. `done` samples are whole already; `write` takes the next ones in order; `finish` makes the output
+    complete; `close` lets go of it as it is, and what is whole stays valid."""
+
+    done: int
+
+    def write(self, batch: SampleBatch) -> None: ...
+    def finish(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def check_output(output: str) -> None:
+    """Raises ConfigError for a name that means a form which is not written."""
+    if Path(output).suffix.lower() in OTHER_SUFFIXES:
+        raise ConfigError(f"-o {output}: give a folder, a .npz, a .tar or - (a tar stream on stdout)")
+
+
+def open_writer(
+    output: str,
+    request: SampleRequest,
+    meta: dict[str, Any],
+    overwrite: bool,
+    stdout: Callable[[], BinaryIO],
+    first_starts: Callable[[int], Tensor],
+) -> SampleWriter:
+    """The writer that `output` names. `first_starts(n)` gives the pixels that the first n samples began as, for the
+    picture in a folder. Raises ConfigError where something else is there, RjemError where nothing can be written."""
+    if output == STREAM:
+        return TarWriter(stdout(), "standard output", request, meta)
+    path = Path(output).expanduser()
+    if path.suffix == ".tar":
+        return TarFileWriter(path, request, meta, overwrite)
+    if path.suffix == ".npz":
+        return NpzWriter(path, request, meta, overwrite)
+    return FolderWriter(path, request, meta, overwrite, first_starts)
+
+
+def write_beside(batches: Iterator[SampleBatch], writer: SampleWriter) -> Iterator[int]:
+    """Draw batches here, write them on another thread; yields how many samples of this call are whole. An error of
+    the writer is raised here, and nothing is written behind it; before an error of the chains, what they made is."""
+    waiting: deque[tuple[Future[None], int]] = deque()
+    done, failed = 0, threading.Event()
+
+    def write(batch: SampleBatch) -> None:
+        if failed.is_set():
+            return
+        try:
+            writer.write(batch)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(1, "writer") as pool:
+        for batch in itertools.chain(batches, [None]):
+            if batch is not None:
+                waiting.append((pool.submit(write, batch), len(batch.pixels)))
+            while waiting and (batch is None or len(waiting) > QUEUE or waiting[0][0].done()):
+                future, count = waiting.popleft()
+                future.result()
+                done += count
+                yield done
