@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from rjem_cli import __version__
+from rjem_cli.commands.attack import attack
 from rjem_cli.commands.completion import completion
 from rjem_cli.commands.generate import generate
+from rjem_cli.commands.langevin import langevin
 from rjem_cli.commands.train import train
 from rjem_cli.interface.console import Console
 
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(attack)
+app.command()(langevin)
 app.command()(generate)
 app.command()(completion)
 

@@ -238,7 +238,7 @@ class AttackConfig(DeviceOptions):
     targeted: str | None = knob(None, "random: push each image to a random wrong class", choices=("random",))
     standard: bool = knob(False, "Run AutoAttack's standard version instead (pip install rjem-cli[autoattack])")
     limit: int = knob(1000, "Images, spread evenly over the split; 0 means all", minimum=0)
-    split: str = knob("test", "Images to attack", choices=("test", "val", "train"))
+    split: str = knob("test", "Images to attack", choices=("test", "val", "train", "all"))
     dataset: str | None = knob(None, "Built-in data set to attack on (default: the checkpoint's)", choices=DATASETS)
     data: str | None = knob(None, "Your images to attack on, or where the training images are now")
     test_data: str | None = knob(None, "Test images for --data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,30 @@ def make_dir(path: Path) -> Path:
     with explained("create folder", path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def own_folder(folder: Path, flag: str, ours: re.Pattern[str], overwrite: bool) -> bool:
+    """Make a folder for results, whose files (paths below it) match `ours`; True if earlier ones are in it. With
+    `overwrite` those are removed. Raises ConfigError rather than mix with other files, RjemError where it cannot be
+    written."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{flag} {folder} is a file; give a folder")
+    make_dir(folder)
+    check_writable(folder)
+    with explained("write to", folder):
+        present = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
+        present = [path for path in present if not path.name.startswith(".")]
+        foreign = [path.as_posix() for path in present if not ours.fullmatch(path.as_posix())]
+        if foreign:
+            raise ConfigError(f"{flag} {folder} holds other files, such as {foreign[0]}; give an empty folder")
+        if not overwrite:
+            return bool(present)
+        for path in present:
+            (folder / path).unlink()
+        for below in {path.parent for path in present} - {Path(".")}:
+            with contextlib.suppress(OSError):  # something hidden is in it
+                (folder / below).rmdir()
+    return False
 
 
 def check_writable(folder: Path) -> None:

@@ -62,12 +62,13 @@ def generate(
         console.check_stream(as_json)
     path = paths.find_checkpoint(checkpoint)
 
+    from rjem_cli.engine.chains import sampler_of
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.generate import BLOCK_SIZE
     from rjem_cli.engine.sampling.generate import generate as sample
     from rjem_cli.engine.sampling.request import describe_request, settle_request
-    from rjem_cli.engine.sampling.starts import chain_of
+    from rjem_cli.engine.sampling.starts import chain_of, start_pixels
     from rjem_cli.engine.sampling.writer import check_output, open_writer, write_beside
 
     check_output(config.output)
@@ -82,11 +83,19 @@ def generate(
     console.say(f"{describe_plan(request.plan, config.init)}; {steps} gradient steps in all")
     if dry_run:
         return
-    request, sampler, first_starts = chain_of(config, loaded, request, runtime)
+    request, start, logits_of = chain_of(config, loaded, request, runtime)
+    sampler = sampler_of(request.plan, start, logits_of)
     meta = describe_request(request, loaded, config.init, BLOCK_SIZE[runtime.device.type], runtime)
     started = time.perf_counter()
     with stop_on_signals(console.say) as stop:
-        writer = open_writer(config.output, request, meta, config.overwrite, console.binary, first_starts)
+        writer = open_writer(
+            config.output,
+            request,
+            meta,
+            config.overwrite,
+            console.binary,
+            lambda count: start_pixels(start, request, count, runtime.device),
+        )
         try:
             skip = writer.done
             if skip:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rjem_cli.interface.console import Console
 from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.chains.pipeline import SamplePlan
     from rjem_cli.engine.model.checkpoint import CheckpointInfo
     from rjem_cli.engine.sampling.request import SampleRequest
+
+LEVELS = "▁▂▃▄▅▆▇█"
+SPARK_WIDTH = 32
+SHOWN_CHAINS = 16
 
 
 def describe_checkpoint(path: Path, info: CheckpointInfo) -> str:
@@ -39,3 +44,36 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
         steps = f"{plan.sgld_steps} steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}{temperature}"
         stages.append(f"SGLD on {energy}, {steps}")
     return f"mode {plan.mode}: " + " -> ".join(stages)
+
+
+def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
+    """A row a chain: its class, its energy from start to end, and whether it went astray."""
+    name = "joint_energy" if "joint_energy" in chains[0] else "energy"
+    rows = []
+    for chain in chains[:SHOWN_CHAINS]:
+        values = chain[name]
+        ends = " to ".join("-" if value is None else f"{value:.2f}" for value in (values[0], values[-1]))
+        state = f"{chain['saturation']:.0%} at the walls"
+        if chain["left_box_at"] is not None:
+            state = f"left the box at step {chain['left_box_at']}"
+        if chain["not_finite_from"] is not None:
+            state = f"not finite from step {chain['not_finite_from']}"
+        rows.append((str(chain["chain"]), chain["class"], ends, sparkline(values), state))
+    title = "E(x, y) of each step" if name == "joint_energy" else "E(x) of each step"
+    console.table(title, ("chain", "class", "energy", "from start to end", "state"), rows)
+    if len(chains) > SHOWN_CHAINS:
+        console.say(f"{SHOWN_CHAINS} of {len(chains)} chains are shown")
+    left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]
+    if left:
+        console.say(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")
+
+
+def sparkline(values: list[float | None]) -> str:
+    """At most SPARK_WIDTH values, evenly chosen, as bars between the least and the largest; a gap is a blank."""
+    places = sorted({round(i * (len(values) - 1) / max(1, SPARK_WIDTH - 1)) for i in range(SPARK_WIDTH)})
+    known = [value for value in values if value is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        " " if (value := values[place]) is None else LEVELS[round((value - low) * scale)] for place in places
+    )

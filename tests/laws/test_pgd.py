@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rjem_cli.engine.chains.pgd import l2_norm, pgd, project
+from rjem_cli.engine.chains.pgd import l2_norm, pgd, project, random_start
 
 torch.manual_seed(1)
 WEIGHT = torch.randn(1, 12)
@@ -86,3 +86,15 @@ def test_the_attack_raises_the_loss_of_a_network_and_leaves_its_parameters_witho
     x = pgd(model, center, LABELS, eps=0.3, steps=10, norm=norm)
     assert F.cross_entropy(model(x), LABELS) > F.cross_entropy(model(center), LABELS)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball_and_depend_on_seed_and_restart_only(norm):
+    center, seeds = torch.zeros(4000, 1, 1, 2), torch.arange(4000)
+    starts = random_start(center, seeds, 0.5, norm)
+    size = starts.abs().flatten(1).amax(1) if norm == "linf" else starts.flatten(1).norm(dim=1)
+    assert size.max() <= 0.5 and starts.mean().abs() < 0.01
+    # the share within half of the radius is that of the volumes
+    assert abs((size < 0.25).float().mean() - 0.25) < 0.03
+    torch.testing.assert_close(random_start(center[7:9], seeds[7:9], 0.5, norm), starts[7:9])
+    assert not torch.equal(random_start(center, seeds, 0.5, norm, restart=1), starts)

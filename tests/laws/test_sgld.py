@@ -29,6 +29,30 @@ def test_stationary_variance_on_a_quadratic_energy():
     assert abs(x.mean().item()) < 0.005
 
 
+def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
+    variances = []
+    for temperature, stiffness in ((4.0, 2.0), (1.0, 0.5)):
+        generator = torch.Generator().manual_seed(0)
+        x = sgld(
+            quadratic(stiffness),
+            torch.zeros(500, 1, 5, 5),
+            sgld_steps=60,
+            step_size=0.2,
+            noise_std=0.05,
+            noise=lambda step, x, g=generator: torch.randn(x.shape, generator=g),
+            temperature=temperature,
+        )
+        variances.append(x.var().item())
+    assert variances[0] == pytest.approx(variances[1], rel=1e-4)
+
+
+def test_a_chain_that_is_not_clamped_may_leave_the_box():
+    x = torch.full((1, 1, 2, 2), 0.9)
+    gradient = torch.full_like(x, -1.0)
+    assert sgld_step(x, gradient, 0.5, 1.0).max() == 1
+    torch.testing.assert_close(sgld_step(x, gradient, 0.5, 1.0, clamp=False), torch.full_like(x, 1.4))
+
+
 def test_without_noise_the_energy_falls_at_every_step():
     seen: list[ChainState] = []
     x = torch.rand(4, 1, 3, 3) * 2 - 1

@@ -31,8 +31,9 @@ ENGINE_LAYERS = {
     "sampling": 2,
     "evaluation": 2,
     "training": 3,
+    "report": 4,
 }
-HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL"}
+HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL", "matplotlib"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -88,7 +89,12 @@ def test_only_the_console_prints_and_files_fit_a_reader(path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["generate", "--help"], ["train", "--print-config"]]
+    "arguments",
+    [
+        *([name, "--help"] for name in ("train", "generate", "attack", "langevin")),
+        ["--help"],
+        ["train", "--print-config"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (

@@ -5,6 +5,7 @@ The state holds one row an image, so that images which are broken can leave the 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ def checkpoints(steps: int) -> frozenset[int]:
     0.06), times `steps`, rounded up (Section 3)."""
     before, now, places = 0.0, FIRST_PERIOD, []
     while now <= 1:
-        places.append(int(-(-now * steps // 1)))
+        places.append(math.ceil(round(now * steps, 6)))  # 0.57 is a little more than 57 hundredths
         before, now = now, now + max(now - before - PERIOD_DECREASE, LEAST_PERIOD)
     return frozenset(places)
 
@@ -99,5 +100,5 @@ def apgd_look(state: ApgdState, loss_B: Tensor, gradient: Tensor, period: int | 
 
 
 def like(rows_B: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast with x."""
+    """(B,) shaped to broadcast with x, which has B rows."""
     return rows_B.view(-1, *(1,) * (x.dim() - 1))

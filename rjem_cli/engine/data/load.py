@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from rjem_cli.config import DataOptions
 from rjem_cli.engine.data.class_folders import read_class_folders
 from rjem_cli.engine.data.digits import digit_splits
@@ -37,6 +39,28 @@ def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Sp
         return make_splits(name, train, test, val_fraction)
     splits = make_splits(name, train, test, val_fraction=0)
     return replace(splits, val=parts["val"])
+
+
+def load_part(options: DataOptions, split: str) -> tuple[str, ImageSet]:
+    """(name, images) of one split, or of "all". An archive that has no training part gives its only part, or the one
+    that is called so. Raises AbsentError or DataError."""
+    if options.data and not options.test_data:
+        parts = read_class_folders(options.data)
+        name = Path(options.data).name
+        if split == "all":
+            return f"{name}:all", concatenated(list(parts.values()))
+        if "train" not in parts:
+            part = split if split in parts else next(iter(parts))
+            return f"{name}:{part}", parts[part]
+    splits = load_splits(options)
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return f"{splits.name}:{split}", concatenated(list(parts.values())) if split == "all" else parts[split]
+
+
+def concatenated(parts: list[ImageSet]) -> ImageSet:
+    return ImageSet(
+        torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]), parts[0].class_names
+    )
 
 
 def join(parts: dict[str, ImageSet]) -> ImageSet:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from rjem_cli.paths import explained
 
 GAP = 1  # pixels between images, before enlarging
 PAPER = (255, 255, 255)
@@ -63,3 +66,13 @@ def side_by_side(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
         page.paste(sheet, (left, margin + title_height))
         left += width + margin
     return page
+
+
+def write_image(path: Path, content: bytes) -> None:
+    """Whole or not at all; without the fsync of state that must survive a crash."""
+    with explained("write", path):
+        try:
+            path.write_bytes(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise

@@ -1,18 +1,15 @@
-"""Accuracy on clean and on attacked images, with intervals. Radii in model units."""
+"""Accuracy, with its interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from rjem_cli.engine.chains.pgd import pgd
+from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.images import ImageSet, to_model
 
-Report = Callable[[int], None]
 BATCH = 128
 Z95 = 1.959964  # 97.5 % point of the standard normal distribution
 
@@ -26,10 +23,13 @@ class Accuracy:
 
     @property
     def value(self) -> float:
-        return self.correct / self.count
+        """Not a number for no image."""
+        return self.correct / self.count if self.count else math.nan
 
     def interval(self) -> tuple[float, float]:
-        """95 % interval of a proportion (Wilson 1927); never empty, also at 0 and 1."""
+        """95 % interval of a proportion (Wilson 1927); never empty, also at 0 and 1; everything for no image."""
+        if not self.count:
+            return 0.0, 1.0
         share, count = self.value, self.count
         center = share + Z95**2 / (2 * count)
         spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
@@ -37,52 +37,22 @@ class Accuracy:
         return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
+def spread_indices(count: int, limit: int) -> torch.Tensor:
+    """At most `limit` fixed places spread evenly over `count`; 0 means all."""
+    if limit == 0 or limit >= count:
+        return torch.arange(count)
+    return torch.linspace(0, count - 1, limit).round().long()
+
+
 def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
     """At most `limit` images at fixed places spread over the set; 0 means all."""
-    if limit == 0 or limit >= len(images):
-        return images
-    return images.subset(torch.linspace(0, len(images) - 1, limit).round().long())
+    return images if limit == 0 or limit >= len(images) else images.subset(spread_indices(len(images), limit))
 
 
-def accuracy(
-    logits_of: Callable[[Tensor], Tensor], images: ImageSet, device: torch.device, report: Report = lambda done: None
-) -> Accuracy:
-    """`report` hears how many images are done."""
-    return _measure(logits_of, images, device, lambda x, labels: x, report)
-
-
-def robust_accuracy(
-    logits_of: Callable[[Tensor], Tensor],
-    images: ImageSet,
-    device: torch.device,
-    *,
-    eps: float,
-    steps: int,
-    norm: str,
-    report: Report = lambda done: None,
-) -> Accuracy:
-    """Under PGD from the image itself, with the default step size, inside the box. `logits_of` must be frozen."""
-
-    def attack(x: Tensor, labels: Tensor) -> Tensor:
-        return pgd(logits_of, x, labels, eps=eps, steps=steps, norm=norm)
-
-    return _measure(logits_of, images, device, attack, report)
-
-
-def _measure(
-    logits_of: Callable[[Tensor], Tensor],
-    images: ImageSet,
-    device: torch.device,
-    attack: Callable[[Tensor, Tensor], Tensor],
-    report: Report,
-) -> Accuracy:
+def accuracy(logits_of: Logits, images: ImageSet, device: torch.device) -> Accuracy:
+    """Of images as they are."""
     correct = torch.zeros((), dtype=torch.long, device=device)
-    done = 0
-    for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH)):
-        labels = labels.to(device)
-        x = attack(to_model(pixels.to(device)), labels)
-        with torch.no_grad():
-            correct += (logits_of(x).argmax(dim=1) == labels).sum()
-        done += len(labels)
-        report(done)
+    with torch.no_grad():
+        for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH)):
+            correct += (logits_of(to_model(pixels.to(device))).argmax(dim=1) == labels.to(device)).sum()
     return Accuracy(int(correct), len(images))

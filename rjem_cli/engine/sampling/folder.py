@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, to_image
+from rjem_cli.engine.data.csv_rows import append_rows, csv_text
+from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, to_image, write_image
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import check_writable, explained, make_dir, write_atomically
+from rjem_cli.paths import own_folder, write_atomically
 
-OUR_NAMES = re.compile(r"(\d{6,}\.png|labels\.csv|meta\.json|grid\.png|\..*)\Z")
+OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
 COLUMNS = ("file", "label", "class", "seed")
 GRID_SAMPLES = 100
 GRID_COLUMNS = 10
@@ -40,7 +39,7 @@ class FolderWriter:
         first_starts: Callable[[int], Tensor],
     ):
         self.folder, self.request, self.meta, self.first_starts = folder, request, meta, first_starts
-        self.done = prepare_folder(folder, request, meta, overwrite)
+        self.done = count_whole(folder, request, meta) if own_folder(folder, "-o", OUR_NAMES, overwrite) else 0
         rows = [request.row(index) for index in range(request.first, request.first + self.done)]
         write_atomically(folder / "labels.csv", csv_text([COLUMNS, *rows]))
         self._describe(complete=False)
@@ -69,26 +68,6 @@ class FolderWriter:
         write_atomically(self.folder / "meta.json", json.dumps({**self.meta, "complete": complete}, indent=2).encode())
 
 
-def prepare_folder(folder: Path, request: SampleRequest, meta: dict[str, Any], overwrite: bool) -> int:
-    """Make the folder, or see how many samples an interrupted call of the same request left in it. Raises ConfigError
-    rather than mix with other files; `overwrite` removes earlier samples only."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"-o {folder} is a file; give a folder")
-    make_dir(folder)
-    with explained("write to", folder):
-        check_writable(folder)
-        present = sorted(path.name for path in folder.iterdir())
-        foreign = [name for name in present if not OUR_NAMES.match(name)]
-        if foreign:
-            raise ConfigError(f"-o {folder} holds other files, such as {foreign[0]}; give an empty folder")
-        present = [name for name in present if not name.startswith(".")]
-        if present and not overwrite:
-            return count_whole(folder, request, meta)
-        for name in present:
-            (folder / name).unlink()
-    return 0
-
-
 def count_whole(folder: Path, request: SampleRequest, meta: dict[str, Any]) -> int:
     """How many samples of this very request are whole. Raises ConfigError if the folder holds others."""
     remedy = "add --overwrite, or give another folder"
@@ -113,33 +92,3 @@ def count_whole(folder: Path, request: SampleRequest, meta: dict[str, Any]) -> i
     except FileNotFoundError:
         return 0
     return done
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> bytes:
-    """A class may be called after a folder whose name is no UTF-8."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode("utf-8", errors="surrogateescape")
-
-
-def append_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """All of them or none."""
-    with explained("write", path), path.open("ab") as file:
-        before = file.tell()
-        try:
-            file.write(csv_text(rows))
-            file.flush()
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(before)
-            raise
-
-
-def write_image(path: Path, content: bytes) -> None:
-    """Whole or not at all; without the fsync of state that must survive a crash."""
-    with explained("write", path):
-        try:
-            path.write_bytes(content)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise

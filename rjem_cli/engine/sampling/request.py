@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import ChainOptions, GenerateConfig, TrainConfig
+from rjem_cli.config import ChainOptions, GenerateConfig, LangevinConfig, TrainConfig
 from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.runtime import Runtime
@@ -41,6 +41,9 @@ class SampleRequest:
     def last(self) -> int:
         return (self.shard[0] + 1) * self.count // self.shard[1]
 
+    def indices(self) -> Tensor:
+        return torch.arange(self.first, self.last)
+
     def labels(self, indices: Tensor) -> Tensor:
         """The classes that starts are drawn from, and that conditional chains aim at, int64 like `indices`."""
         return torch.tensor(self.classes)[indices % len(self.classes)]
@@ -65,13 +68,17 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
     return replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
 
 
-def settle_request(config: GenerateConfig, trained: TrainConfig, class_names: Sequence[str]) -> SampleRequest:
+def settle_request(
+    config: GenerateConfig | LangevinConfig, trained: TrainConfig, class_names: Sequence[str]
+) -> SampleRequest:
     """Raises ConfigError for a class, a shard or a mode that cannot be meant."""
-    shard = parse_shard(config.shard)
+    shard, mode = (0, 1), "energy"
+    if isinstance(config, GenerateConfig):
+        shard, mode = parse_shard(config.shard), config.mode
     if shard[1] > config.count:
-        raise ConfigError(f"--shard {config.shard}: {config.count} samples do not make {shard[1]} parts; give fewer")
+        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {config.count} samples do not make {shard[1]} parts")
     return SampleRequest(
-        settle_plan(config, trained, config.mode),
+        settle_plan(config, trained, mode),
         tuple(parse_classes(config.classes, class_names)),
         tuple(class_names),
         config.seed,
@@ -108,10 +115,10 @@ def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
 
 
 def describe_request(
-    request: SampleRequest, checkpoint: Checkpoint, init: str, block_size: int, runtime: Runtime
+    request: SampleRequest, checkpoint: Checkpoint, init: str, block_size: int | None, runtime: Runtime
 ) -> dict[str, Any]:
     """The protocol as plain data. `request` is a digest of all that decides the bytes of a sample: a call that was
-    interrupted goes on only where it is the same."""
+    interrupted goes on only where it is the same. `block_size` is None where the network sees no fixed blocks."""
     info = checkpoint.info
     index, parts = request.shard
     decisive = {

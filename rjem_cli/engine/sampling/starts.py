@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rjem_cli.config import GenerateConfig
+from rjem_cli.config import GenerateConfig, LangevinConfig
 from rjem_cli.engine.chains.pgd import Logits
-from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
 from rjem_cli.engine.data.class_folders import read_images
@@ -28,24 +26,23 @@ from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 READ_BATCH = 250
 NAMED_STARTS = ("prior", "noise", "data", "buffer")
 
-StartPixels = Callable[[int], Tensor]
-
 
 def chain_of(
-    config: GenerateConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
-) -> tuple[SampleRequest, Sampler, StartPixels]:
-    """The request, with the classes of a user's images where none was named; the sampler; and a function that gives
-    the pixels which the first n samples begin as. Raises as `start_of` does."""
+    config: GenerateConfig | LangevinConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
+) -> tuple[SampleRequest, Sampler, Logits]:
+    """The request, with the classes of a user's images where none was named; the start; the frozen network. Raises as
+    `start_of` does."""
     logits_of = runtime.logits(freeze(checkpoint.model))
     start = start_of(config.init, checkpoint, config.data, config.seed, runtime.device)
     if config.init not in NAMED_STARTS and config.classes == "all":
         request = replace(request, classes=read_as(logits_of, own_images(config.init, checkpoint.info), runtime.device))
+    return request, start, logits_of
 
-    def first_starts(count: int) -> Tensor:
-        blocks = sample_blocks(start, request, request.first, request.first + count, runtime.device)
-        return to_pixels(torch.cat(list(blocks))).cpu()
 
-    return request, sampler_of(request.plan, start, logits_of), first_starts
+def start_pixels(start: Sampler, request: SampleRequest, count: int, device: torch.device) -> Tensor:
+    """What the request's first `count` samples begin as, uint8 (count, C, H, W) on the host."""
+    blocks = sample_blocks(start, request, request.first, request.first + count, device)
+    return to_pixels(torch.cat(list(blocks))).cpu()
 
 
 def read_as(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:

@@ -1,0 +1,97 @@
+"""`rjem langevin`: run chains and look at them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rjem_cli import paths
+from rjem_cli.config import LangevinConfig
+from rjem_cli.errors import RjemError
+from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
+from rjem_cli.interface.console import Console
+from rjem_cli.interface.options import (
+    CheckpointArgument,
+    ConfigFile,
+    DryRun,
+    EpsSpace,
+    Json,
+    PrintConfig,
+    Quiet,
+    with_knobs,
+)
+from rjem_cli.interface.settings import settle_command
+
+
+@with_knobs(LangevinConfig)
+def langevin(
+    flags: dict[str, Any],
+    checkpoint: CheckpointArgument = None,
+    config_file: ConfigFile = None,
+    eps_space: EpsSpace = "model",
+    print_config: PrintConfig = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run Langevin chains and show them: energies of every step, a film strip, a GIF.
+
+    Examples:
+
+      rjem langevin --class 3 --sgld-steps 100 -n 8
+
+      rjem langevin my-run --init noise --class none --noise-std 0.01 --record 5 -o chains/
+
+      rjem langevin my-run --init photo.png --class cat --no-clamp
+    """
+    console = Console(quiet, as_json)
+    settled = settle_command(LangevinConfig, flags, config_file, eps_space, base=None)
+    config = settled.config
+    if print_config:
+        console.result(settled.to_yaml().rstrip())
+        return
+    path = paths.find_checkpoint(checkpoint)
+
+    from rjem_cli.engine.model.checkpoint import load_checkpoint
+    from rjem_cli.engine.report.chains import prepare_folder, write_chains
+    from rjem_cli.engine.runtime import start_runtime
+    from rjem_cli.engine.sampling.request import describe_request, settle_request
+    from rjem_cli.engine.sampling.starts import chain_of
+    from rjem_cli.engine.sampling.trajectories import run_chains
+
+    runtime = start_runtime(config.device, config.precision, reproducible=True)
+    loaded = load_checkpoint(path, runtime.device)
+    request = settle_request(config, loaded.info.config, loaded.info.class_names)
+    plan = request.plan
+    console.say(describe_checkpoint(path, loaded.info))
+    console.say(f"device: {runtime.describe()}")
+    console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
+    console.say(describe_plan(plan, config.init) + ("" if config.clamp else ", not clamped"))
+    if dry_run:
+        return
+    request, start, logits_of = chain_of(config, loaded, request, runtime)
+    folder = paths.expand(config.output)
+    prepare_folder(folder, config.overwrite)
+    with console.bar() as bar:
+        found = run_chains(
+            plan,
+            start,
+            logits_of,
+            request.labels(request.indices()),
+            request.seed + request.indices(),
+            record=config.record,
+            clamp=config.clamp,
+            device=runtime.device,
+            report=lambda done: bar.update("chains", done, plan.sgld_steps * config.count),
+        )
+    meta = describe_request(request, loaded, config.init, None, runtime)
+    document = write_chains(folder, found, request, {**meta, "clamp": config.clamp, "record": config.record})
+    if as_json:
+        console.document(document)
+    else:
+        show_chains(document["chains"], console)
+        console.say(f"look at {folder / 'film.png'}, {folder / 'energies.png'} and {folder / 'chains.gif'}")
+        console.result(str(folder.absolute()))
+    if found.lost:
+        names = ", ".join(f"{chain} (step {found.lost_at[chain]})" for chain in found.lost[:10])
+        more = f" and {len(found.lost) - 10} more" if len(found.lost) > 10 else ""
+        raise RjemError(f"chains that are not finite: {names}{more}; try a smaller --sgld-step-size or --noise-std")

@@ -1,0 +1,108 @@
+"""Attacked images as files, and what is left of the attack in them: 8 bits round every pixel, so radius and success are
+measured again from what was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rjem_cli.engine.chains.losses import is_hit
+from rjem_cli.engine.chains.pgd import Logits, l2_norm
+from rjem_cli.engine.data.csv_rows import append_rows
+from rjem_cli.engine.data.images import to_model, to_pixels
+from rjem_cli.engine.data.pictures import pixels_of, png_bytes, to_image, write_image
+from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
+from rjem_cli.engine.evaluation.robustness import Accuracy
+from rjem_cli.paths import make_dir
+
+COLUMNS = ("file", "index", "label", "class", "target", "predicted_clean", "predicted", "hit", "distance")
+
+
+@dataclass(frozen=True)
+class MeasuredFiles:
+    """`success`: of the attacked images; `largest`: distance to the original in model units, over those; `over`: how
+    many lie farther than eps, which rounding can cause where eps is no whole number of grey levels."""
+
+    success: Accuracy
+    robust: Accuracy
+    largest: float
+    over: int
+
+
+def write_and_measure(
+    folder: Path,
+    result: EpsResult,
+    clean: CleanState,
+    chosen: AttackSet,
+    logits_of: Logits,
+    norm: str,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> MeasuredFiles:
+    """Write all images, attacked or not, as <index>.png with images.csv beside; read them back and measure."""
+    make_dir(folder)
+    names = [f"{index:06d}.png" for index in chosen.indices.tolist()]
+    append_rows(folder / "images.csv", [COLUMNS])
+    hits, rights, distances = [], [], []
+    for rows in torch.arange(len(chosen)).split(batch_size):
+        for name, pixels in zip((names[row] for row in rows), to_pixels(result.x[rows])):
+            write_image(folder / name, png_bytes(to_image(pixels)))
+        x = to_model(torch.stack([read_pixels(folder / names[row]) for row in rows]))
+        with torch.no_grad():
+            logits_BK = logits_of(x.to(device)).cpu()
+        hit = is_hit(logits_BK, chosen.aims[rows], chosen.targets is not None) & clean.attacked[rows]
+        distance = distance_of(x - to_model(chosen.images.pixels[rows]), norm)
+        predicted = logits_BK.argmax(dim=1)
+        append_rows(folder / "images.csv", rows_of(chosen, clean, rows, names, predicted, hit, distance))
+        hits.append(hit)
+        rights.append(predicted == chosen.images.labels[rows])
+        distances.append(distance)
+    far = torch.cat(distances)[clean.attacked]
+    attacked = int(clean.attacked.sum())
+    return MeasuredFiles(
+        success=Accuracy(int(torch.cat(hits).sum()), attacked),
+        robust=Accuracy(int(torch.cat(rights).sum()), len(chosen)),
+        largest=float(far.max()) if len(far) else 0.0,
+        over=int((far > result.eps + 1e-6).sum()),
+    )
+
+
+def distance_of(offset: Tensor, norm: str) -> Tensor:
+    """(B,), model units."""
+    return offset.flatten(1).abs().amax(dim=1) if norm == "linf" else l2_norm(offset).flatten()
+
+
+def read_pixels(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        return pixels_of(image)
+
+
+def rows_of(
+    chosen: AttackSet,
+    clean: CleanState,
+    rows: Tensor,
+    names: list[str],
+    predicted: Tensor,
+    hit: Tensor,
+    distance: Tensor,
+) -> list[tuple[object, ...]]:
+    labels, targets = chosen.images.labels, chosen.targets
+    return [
+        (
+            names[row],
+            int(chosen.indices[row]),
+            int(labels[row]),
+            chosen.images.class_names[int(labels[row])],
+            "" if targets is None else int(targets[row]),
+            int(clean.predictions[row]),
+            int(predicted[place]),
+            int(hit[place]),
+            f"{float(distance[place]):.6f}",
+        )
+        for place, row in enumerate(rows.tolist())
+    ]

@@ -1,0 +1,75 @@
+"""Watched chains as files: data, plot, film strip, GIF, and the images they ended as."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rjem_cli.engine.data.csv_rows import append_rows, csv_text
+from rjem_cli.engine.data.pictures import INK, PAPER, contact_sheet, png_bytes, to_image, write_image
+from rjem_cli.engine.report.figures import energy_plot
+from rjem_cli.engine.sampling.request import SampleRequest
+from rjem_cli.engine.sampling.trajectories import Trajectories, csv_rows, describe_chains
+from rjem_cli.errors import ConfigError
+from rjem_cli.paths import own_folder, write_atomically
+
+OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
+CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
+LABEL_COLUMNS = ("file", "label", "class", "seed")
+STRIP_FRAMES, STRIP_CHAINS = 12, 16
+GIF_MILLISECONDS, GIF_COLUMNS = 120, 8
+LAST_FRAME_MILLISECONDS = 1500
+
+
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """An empty folder for the chains. Raises ConfigError where something is in it already."""
+    if own_folder(folder, "-o", OUR_NAMES, overwrite):
+        raise ConfigError(f"-o {folder} holds chains already; add --overwrite, or give another folder")
+
+
+def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta: dict[str, Any]) -> dict[str, Any]:
+    """Everything; returns the document of chains.json."""
+    rows = [request.row(chain) for chain in range(len(found.final))]
+    document = {**meta, "chains": describe_chains(found, rows, request.plan)}
+    write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
+    write_atomically(folder / "energies.csv", csv_text([CSV_COLUMNS, *csv_rows(found, request.plan)]))
+    label = "E(x, y)" if request.plan.conditional else "E(x)"
+    title = f"{len(rows)} chains, {request.plan.sgld_steps} steps of {request.plan.sgld_step_size:g}"
+    write_atomically(folder / "energies.png", energy_plot(found.joint_energy, title, label))
+    write_atomically(folder / "film.png", png_bytes(film_strip(found.frames, found.frame_steps)))
+    write_atomically(folder / "chains.gif", animation(found.frames))
+    append_rows(folder / "labels.csv", [LABEL_COLUMNS, *rows])
+    for (name, *_), pixels in zip(rows, found.final):
+        write_image(folder / name, png_bytes(to_image(pixels)))
+    return document
+
+
+def film_strip(frames: Tensor, steps: list[int]) -> Image.Image:
+    """A row a chain, a column a moment, with its step above; frames uint8 (F, N, C, H, W)."""
+    places = torch.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().long()
+    shown = frames[places][:, :STRIP_CHAINS].transpose(0, 1)
+    sheet = contact_sheet(shown.flatten(0, 1), len(places))
+    font, margin = ImageFont.load_default(size=12), 18
+    page = Image.new("RGB", (sheet.width, sheet.height + margin), PAPER)
+    page.paste(sheet, (0, margin))
+    draw, width = ImageDraw.Draw(page), sheet.width / len(places)
+    for column, place in enumerate(places.tolist()):
+        draw.text((column * width + 2, 2), str(steps[place]), fill=INK, font=font)
+    return page
+
+
+def animation(frames: Tensor) -> bytes:
+    """A GIF of contact sheets that rests on its last frame; frames uint8 (F, N, C, H, W)."""
+    columns = min(GIF_COLUMNS, frames.shape[1])
+    first, *others = [contact_sheet(frame, columns).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
+    content = io.BytesIO()
+    durations = [GIF_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
+    first.save(content, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return content.getvalue()

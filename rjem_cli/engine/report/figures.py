@@ -1,0 +1,57 @@
+"""Figures as PNG bytes. matplotlib is imported when one is drawn, and never opens a window."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+DPI = 120
+
+
+def new_figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
+    """(figure, axes) without pyplot, which would keep state and look for a display."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def epsilon_curve(
+    radii: Sequence[float], shares: Sequence[float], intervals: Sequence[tuple[float, float]], label: str, title: str
+) -> bytes:
+    """Shares in [0, 1] with their intervals over radii in model units; a second axis has them in 1/255."""
+    figure, axes = new_figure()
+    low, high = zip(*intervals)
+    axes.fill_between(radii, low, high, alpha=0.2, label="95 % interval")
+    axes.plot(radii, shares, marker="o", label=label)
+    axes.set(xlabel="eps, model units ([-1, 1])", ylabel=label, ylim=(0, 1.02), title=title)
+    axes.secondary_xaxis("top", functions=(lambda eps: eps * 127.5, lambda pixel: pixel / 127.5)).set_xlabel(
+        "eps, /255"
+    )
+    axes.legend(loc="best")
+    return png(figure)
+
+
+def energy_plot(energies: np.ndarray, title: str, label: str) -> bytes:
+    """energies (steps + 1, chains): each chain thin, their median thick. Values that are not finite leave gaps."""
+    figure, axes = new_figure()
+    steps = np.arange(len(energies))
+    shown = np.where(np.isfinite(energies), energies, np.nan)
+    axes.plot(steps, shown, color="tab:blue", alpha=max(0.08, min(0.5, 8 / shown.shape[1])), linewidth=0.8)
+    some = ~np.isnan(shown).all(axis=1)
+    axes.plot(steps[some], np.nanmedian(shown[some], axis=1), color="tab:red", linewidth=2, label="median")
+    axes.set(xlabel="SGLD step", ylabel=label, title=title)
+    axes.legend(loc="best")
+    return png(figure)

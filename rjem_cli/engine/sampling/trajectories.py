@@ -1,0 +1,198 @@
+"""Langevin chains that are watched: the energies of every step, the images of some, and the chains that went astray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rjem_cli.engine.chains.noise import chain_noise
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.pipeline import SamplePlan
+from rjem_cli.engine.chains.sgld import ChainState, sgld
+from rjem_cli.engine.chains.stages import Sampler
+from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.model.energy import energy, joint_energy
+
+BATCH = 250
+FILMED = 64  # chains whose images are kept on the way
+BOX_SLACK = 1e-6
+NEVER = -1
+
+
+class Look(NamedTuple):
+    """What is kept of each state, (B,) each, on the device."""
+
+    energy_B: Tensor
+    joint_energy_B: Tensor
+    saturation_B: Tensor  # share of components at or beyond the walls of the box
+    outside_B: Tensor
+    finite_B: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """N chains of S steps. Arrays (S + 1, N) belong to the states before each step and after the last; `frames` are
+    uint8 (F, at most FILMED, C, H, W), taken after `frame_steps`; `final` uint8 (N, C, H, W). `left_at` and `lost_at`
+    give the first state outside of the box, and the first that is not finite, or NEVER."""
+
+    energy: np.ndarray
+    joint_energy: np.ndarray
+    saturation: np.ndarray
+    left_at: np.ndarray
+    lost_at: np.ndarray
+    frame_steps: list[int]
+    frames: Tensor
+    final: Tensor
+
+    @property
+    def lost(self) -> list[int]:
+        return np.nonzero(self.lost_at != NEVER)[0].tolist()
+
+
+def run_chains(
+    plan: SamplePlan,
+    start: Sampler,
+    logits_of: Logits,
+    labels: Tensor,
+    seeds: Tensor,
+    *,
+    record: int,
+    clamp: bool,
+    device: torch.device,
+    report: Callable[[int], None] = lambda steps: None,
+) -> Trajectories:
+    """Chains from `start` with these labels and seeds, (N,) on the host, an image kept every `record` steps and of the
+    last. `report` hears how many chain steps are done. `logits_of` must be frozen."""
+    done = 0
+
+    def on_step(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done)
+
+    parts = [
+        run_batch(plan, start, logits_of, own_labels, own_seeds, record, clamp, device, on_step)
+        for own_labels, own_seeds in zip(labels.split(BATCH), seeds.split(BATCH))
+    ]
+    looks = [np.concatenate([part[0][row] for part in parts], axis=1) for row in range(len(Look._fields))]
+    energies, joint_energies, saturation, outside, finite = looks
+    frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
+    return Trajectories(
+        energy=energies,
+        joint_energy=joint_energies,
+        saturation=saturation,
+        left_at=first_true(outside),
+        lost_at=first_true(finite == 0),
+        frame_steps=frame_steps,
+        frames=torch.cat([part[1] for part in parts[: -(-FILMED // BATCH)]], dim=1)[:, :FILMED],
+        final=torch.cat([part[2] for part in parts]),
+    )
+
+
+def run_batch(
+    plan: SamplePlan,
+    start: Sampler,
+    logits_of: Logits,
+    labels: Tensor,
+    seeds: Tensor,
+    record: int,
+    clamp: bool,
+    device: torch.device,
+    on_step: Callable[[int], None],
+) -> tuple[list[np.ndarray], Tensor, Tensor]:
+    """(arrays (S + 1, B) in the order of Look, frames, final images). The host waits for the device when an image is
+    kept, not otherwise."""
+    labels_B, seeds_B = labels.to(device), seeds.to(device)
+    looks: list[Look] = []
+    frames: list[Tensor] = []
+    marginal: list[Tensor] = []
+
+    def energy_of(x: Tensor) -> Tensor:
+        logits_BK = logits_of(x)
+        marginal.append(energy(logits_BK).detach())
+        joint_B = joint_energy(logits_BK, labels_B)
+        return joint_B if plan.conditional else energy(logits_BK)
+
+    def keep(step: int, x: Tensor, energy_B: Tensor) -> None:
+        looks.append(look(x, marginal.pop(), energy_B))
+        if step % record == 0 or step == plan.sgld_steps:
+            frames.append(to_pixels(x[:FILMED]).cpu())
+
+    def observe(state: ChainState) -> None:
+        keep(state.step, state.x, state.energy_B)
+        on_step(len(labels))
+
+    x = sgld(
+        energy_of,
+        start(labels, seeds_B),
+        sgld_steps=plan.sgld_steps,
+        step_size=plan.sgld_step_size,
+        grad_clip=plan.grad_clip,
+        noise_std=plan.noise_std,
+        noise=chain_noise(seeds_B),
+        temperature=plan.temperature,
+        clamp=clamp,
+        observe=observe,
+    )
+    with torch.no_grad():
+        keep(plan.sgld_steps, x, energy_of(x))
+    arrays = [torch.stack(rows).float().cpu().numpy() for rows in zip(*looks)]
+    return arrays, torch.stack(frames), to_pixels(x).cpu()
+
+
+def look(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Look:
+    size = x.detach().flatten(1).abs()
+    return Look(
+        energy_B=energy_B,
+        joint_energy_B=joint_energy_B,
+        saturation_B=(size >= 1).float().mean(dim=1),
+        outside_B=(size > 1 + BOX_SLACK).any(dim=1),
+        finite_B=size.isfinite().all(dim=1) & energy_B.isfinite() & joint_energy_B.isfinite(),
+    )
+
+
+def first_true(table: np.ndarray) -> np.ndarray:
+    """The first row of each column that holds, or NEVER."""
+    found = table.astype(bool)
+    return np.where(found.any(axis=0), found.argmax(axis=0), NEVER)
+
+
+def describe_chains(
+    found: Trajectories, rows: list[tuple[str, int, str, int]], plan: SamplePlan
+) -> list[dict[str, Any]]:
+    """One entry a chain, energies of every step included. Values that are not finite become null: JSON has no NaN."""
+    return [
+        {
+            "chain": chain,
+            "class": class_name,
+            "label": label,
+            "seed": seed,
+            "left_box_at": none_for_never(found.left_at[chain]),
+            "not_finite_from": none_for_never(found.lost_at[chain]),
+            "saturation": float(found.saturation[-1, chain]),
+            "energy": finite_or_none(found.energy[:, chain]),
+            **({"joint_energy": finite_or_none(found.joint_energy[:, chain])} if plan.conditional else {}),
+        }
+        for chain, (_, label, class_name, seed) in enumerate(rows)
+    ]
+
+
+def none_for_never(step: int) -> int | None:
+    return None if step == NEVER else int(step)
+
+
+def finite_or_none(values: np.ndarray) -> list[float | None]:
+    return [round(float(value), 6) if np.isfinite(value) else None for value in values]
+
+
+def csv_rows(found: Trajectories, plan: SamplePlan) -> Iterator[tuple[object, ...]]:
+    """step, chain, E(x), E(x, y), saturation; a chain after the other within each step."""
+    for step in range(len(found.energy)):
+        for chain in range(found.energy.shape[1]):
+            joint = f"{found.joint_energy[step, chain]:.6g}" if plan.conditional else ""
+            yield step, chain, f"{found.energy[step, chain]:.6g}", joint, f"{found.saturation[step, chain]:.4f}"

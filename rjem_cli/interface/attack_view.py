@@ -1,0 +1,73 @@
+"""What an attack shows: its plan in words, the table with the curve, the classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rjem_cli.interface.console import Console
+from rjem_cli.knobs import describe_epsilon
+
+if TYPE_CHECKING:
+    from rjem_cli.engine.evaluation.search import AttackPlan
+
+BAR_WIDTH = 20
+WORST_CLASSES = 20
+
+
+def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
+    target = "targeted " if plan.targeted else ""
+    start = "the image" if plan.start == "image" else "a random point"
+    restarts = f"{plan.restarts} restart{'s' * (plan.restarts > 1)} from {start}, {plan.iterate} iterate"
+    name = "PGD" if plan.method == "pgd" else "APGD"
+    eps = "; ".join(describe_epsilon(eps) for eps in radii)
+    return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}"
+
+
+def show_attack(report: dict[str, Any], console: Console) -> None:
+    """Tables on a terminal, TSV on a pipe; with --quiet the share at the largest radius alone."""
+    clean, results = report["clean"], report["results"]
+    targeted = report["protocol"]["targets"] is not None
+    name = "success" if targeted else "robust_accuracy"
+    if console.quiet:
+        console.result(f"{results[-1][name]['value'] or 0:.4f}")
+        return
+    rows = [] if targeted else [curve_row("0", clean["accuracy"])]
+    rows += [curve_row(result["eps_text"], result[name]) for result in results]
+    title = "Images pushed to their target" if targeted else "Accuracy under attack"
+    console.table(title, ("eps", "share", "95% interval", "images", ""), rows)
+    console.table("Per class", *class_table(clean, results, targeted))
+    zero = clean["zero_gradient_images"]
+    console.say(
+        f"{zero['hits']} of {zero['of']} attacked images have a gradient of zero (they would need --loss margin); "
+        f"{clean['zero_gradient_components']:.2%} of all components are zero"
+    )
+    for result in results:
+        if "files" in result:
+            files = result["files"]
+            console.say(
+                f"from the files in {files['folder']}: {files[name]['value'] or 0:.2%}, largest distance "
+                f"{describe_epsilon(files['largest_distance'])}, {files['over_eps']} images beyond eps"
+            )
+
+
+def curve_row(eps: str, found: dict[str, Any]) -> tuple[str, ...]:
+    low, high = found["interval_95"]
+    value = found["value"] or 0.0
+    share = "-" if found["value"] is None else f"{value:.2%}"
+    bar = "█" * round(value * BAR_WIDTH) + "░" * (BAR_WIDTH - round(value * BAR_WIDTH))
+    return eps, share, f"{low:.2%} to {high:.2%}", f"{found['hits']} of {found['of']}", bar
+
+
+def class_table(
+    clean: dict[str, Any], results: list[dict[str, Any]], targeted: bool
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, rows); where there are many classes, those that fare worst at the largest radius."""
+    columns = ("class", "images", "clean", *(f"eps {result['eps']:g}" for result in results))
+    last = results[-1]["per_class"]
+    names = sorted(last, key=lambda name: last[name]["value"])[:WORST_CLASSES] if len(last) > WORST_CLASSES else last
+    rows = []
+    for name in names:
+        own = clean["per_class"][name]
+        shares = [result["per_class"][name]["value"] for result in results]
+        rows.append((name, str(own["of"]), f"{own['value']:.1%}", *(f"{share:.1%}" for share in shares)))
+    return columns, rows

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "images.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_report_has_its_whole_protocol(rjem, trained):
+    outcome = rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert "0.0627451 = 8/255" in outcome.err and "0.2 = 25.5/255" in outcome.err
+    protocol = report["protocol"]
+    assert (protocol["images"], protocol["data"]) == (50, "digits:test") and len(set(protocol["indices"])) == 50
+    assert protocol["attack"]["restarts"] == 2 and len(protocol["checkpoint"]["sha256"]) == 64
+    clean = report["clean"]["accuracy"]
+    assert clean["of"] == 50 and clean["interval_95"][0] <= clean["value"] <= clean["interval_95"][1]
+    first, second = report["results"]
+    assert first["eps"] == pytest.approx(16 / 255) and first["eps_pixel_units"] == pytest.approx(8 / 255)
+    assert clean["value"] >= first["robust_accuracy"]["value"] >= second["robust_accuracy"]["value"]
+    assert sum(found["of"] for found in second["per_class"].values()) == 50
+    assert rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json").code == 0
+
+
+def test_the_default_is_the_radius_of_training_on_the_test_images(rjem, trained):
+    outcome = rjem("attack", "--steps", 2)
+    assert outcome.code == 0, outcome.err
+    assert "eps 0.1 = 12.75/255" in outcome.err and "digits:test" in outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0].split("\t")[:2] == ["eps", "share"] and lines[1].startswith("0\t") and lines[2].startswith("0.1 =")
+    assert rjem("attack", "--steps", 2, "-q").out.strip() == f"{float(lines[2].split()[3].rstrip('%')) / 100:.4f}"
+
+
+def test_pixel_units_are_read_where_asked(rjem, trained):
+    outcome = rjem("attack", "--eps", "0.1,8/255", "--eps-space", "pixel", "--dry-run")
+    assert "eps 0.0627451 = 8/255; 0.2 = 25.5/255" in outcome.err
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
+    out = tmp_path / "attacked"
+    flags = ("--eps", "0.101,0.3", "--norm", norm, "--steps", 3, "--limit", 30, "--save", out)
+    outcome = rjem("attack", *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert json.loads((out / "attack.json").read_text())["results"] == report["results"]
+    with Image.open(out / "curve.png") as figure:
+        assert figure.width > 400
+    for result, index_set in zip(report["results"], [report["protocol"]["indices"]] * 2):
+        folder, files = Path(result["files"]["folder"]), result["files"]
+        rows = rows_of(folder)
+        assert [int(row["index"]) for row in rows] == index_set
+        assert max(float(row["distance"]) for row in rows) == pytest.approx(files["largest_distance"], abs=1e-5)
+        assert sum(int(row["hit"]) for row in rows) == files["success"]["hits"]
+        if norm == "linf":  # rounding moves a pixel by half a level at most
+            assert files["largest_distance"] <= result["eps"] + 0.5 / 127.5 + 1e-6
+        for row in rows:
+            with Image.open(folder / row["file"]) as image:
+                assert np.asarray(image).shape == (8, 8)
+    again = rjem("attack", *flags)
+    assert again.code == 2 and "add --overwrite" in again.error_line()
+    assert rjem("attack", *flags, "--overwrite").code == 0
+    (out / "notes.txt").write_text("mine")
+    assert "notes.txt" in rjem("attack", *flags, "--overwrite").error_line() and (out / "notes.txt").exists()
+
+
+def test_targets(rjem, trained):
+    one = json.loads(rjem("attack", "--target", "3", "--eps", 1, "--limit", 40, "--json").out)
+    assert set(one["protocol"]["targets"]) == {3} and "robust_accuracy" not in one["results"][0]
+    every = json.loads(
+        rjem("attack", "--targeted", "random", "--eps", 1, "--limit", 40, "--loss", "margin", "--json").out
+    )
+    assert len(set(every["protocol"]["targets"])) > 3
+    table = rjem("attack", "--target", "3", "--eps", 1, "--limit", 40)
+    assert table.code == 0 and table.out.startswith("eps\tshare")
+
+
+def test_other_images_of_the_same_classes(rjem, trained, tmp_path):
+    assert rjem("generate", "-n", 30, "--class", "3,4", "-o", tmp_path / "samples").code == 0
+    for name, kind in (("3", 3), ("4", 4)):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for index in range(0 if kind == 3 else 1, 30, 2):
+            (tmp_path / "samples" / f"{index:06d}.png").rename(tmp_path / "own" / name / f"{index}.png")
+    outcome = rjem("attack", "--data", tmp_path / "own", "--split", "all", "--steps", 1, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["protocol"]["data"] == "own:all" and set(report["clean"]["per_class"]) == {"3", "4"}
+    (tmp_path / "own" / "3").rename(tmp_path / "own" / "three")
+    unknown = rjem("attack", "--data", tmp_path / "own", "--split", "all")
+    assert unknown.code == 1 and "class 'three' of own:all is unknown to the checkpoint" in unknown.error_line()
+
+
+def test_autoattack_end_to_end(rjem, trained):
+    outcome = rjem("attack", "--standard", "--eps", 2, "--limit", 6, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    assert report["protocol"]["attack"].startswith("AutoAttack, standard version")
+    assert "gradient" in outcome.err and "forward passes" in outcome.err
+    assert report["results"][0]["robust_accuracy"]["hits"] == 0
+
+
+def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments, code, message in (
+        (["--eps", "8/0"], 2, "--eps '8/0': give a number such as 0.1"),
+        (["--eps", "0.1,,0.2"], 2, "--eps '0.1,,0.2'"),
+        (["--eps", ""], 2, "--eps ''"),
+        (["--eps", "-0.1"], 2, "--eps -0.1 is too small"),
+        (["--eps", "nan"], 2, "--eps nan: give a finite number"),
+        (["--target", "cot"], 2, "--target 'cot' is unknown to this checkpoint"),
+        (["--target", "3", "--targeted", "random"], 2, "exclude each other"),
+        (["--method", "pdg"], 2, "did you mean pgd"),
+        (["--norm", "l1"], 2, "--norm 'l1' is unknown"),
+        (["--limit", "-1"], 2, "--limit -1 is too small"),
+        (["--standard", "--target", "3"], 2, "--target does not go with --standard"),
+        (["--dataset", "shifted-digits"], 1, "images of shifted-digits:test are (1, 12, 12) (C, H, W)"),
+        (["--dataset", "cifar10"], 3, "RJEM_OFFLINE"),
+        (["--data", tmp_path / "nowhere"], 3, "is not there"),
+        (["--test-data", tmp_path], 2, "--test-data goes with --data"),
+        (["--save", tmp_path / "file"], 2, "is a file; give a folder"),
+        (["--save", "/proc/nowhere"], 1, "cannot create folder"),
+        (["tinny"], 3, "did you mean tiny"),
+    ):
+        outcome = rjem("attack", *arguments)
+        assert outcome.code == code, (arguments, outcome)
+        assert message in outcome.error_line()
