@@ -47,7 +47,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
-        return f"not enough memory ({str(error)[:200]}); lower --batch-size, --buffer-size or --width", 1
+        return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1
     return None
 
 

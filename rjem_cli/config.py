@@ -188,10 +188,9 @@ class GenerateConfig(ChainOptions, DeviceOptions):
     )
     count: int = knob(100, "Number of samples", minimum=1)
     shard: str | None = knob(None, "i/k: only part i of k equal ones, i from 0; together they are the whole")
-    batch_size: int = knob(
-        250,
-        "Samples handed to the writer at a time; it changes no byte, as the network runs in fixed blocks",
-        minimum=1,
+    batch_size: int = knob(250, "Samples handed to the writer at a time; changes no byte", minimum=1)
+    block_size: int | None = knob(
+        None, "Samples in one network pass (default: 50 on a CPU, else 100); changes memory and last bits", minimum=1
     )
     output: str = knob("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - for a tar stream")
     overwrite: bool = knob(False, "Replace the samples of an earlier call there")

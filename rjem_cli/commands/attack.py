@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from rjem_cli import paths
 from rjem_cli.config import AttackConfig
-from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.console import Console
@@ -22,7 +21,6 @@ from rjem_cli.interface.options import (
     with_knobs,
 )
 from rjem_cli.interface.settings import settle_command
-from rjem_cli.interface.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from rjem_cli.engine.report.run_attack import AttackJob
@@ -68,12 +66,8 @@ def attack(
     announce(job, console)
     if dry_run:
         return
-    with stop_on_signals(console.say) as stop, console.bar() as bar:
-        report = run_attack(job, bar.update, console.say, stop)
-    if stop() and len(report["results"]) < len(job.radii):
-        assert stop.signal_number is not None
-        kept = "the same command goes on" if config.standard else "a PGD attack begins again"
-        raise InterruptedRunError(f"stopped before the last radius; {kept}", stop.signal_number)
+    with console.bar() as bar:
+        report = run_attack(job, lambda done, total, text: bar.update("attacking", done, total, text), console.say)
     report["seconds"] = round(time.perf_counter() - started, 1)
     if as_json:
         console.document(report)

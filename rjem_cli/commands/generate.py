@@ -65,7 +65,6 @@ def generate(
     from rjem_cli.engine.chains import sampler_of
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling.generate import BLOCK_SIZE
     from rjem_cli.engine.sampling.generate import generate as sample
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import chain_of, start_pixels
@@ -74,7 +73,7 @@ def generate(
     check_output(config.output)
     runtime = start_runtime(config.device, config.precision, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
-    request = settle_request(config, loaded.info.config, loaded.info.class_names)
+    request = settle_request(config, loaded.info.config, loaded.info.class_names, runtime.device.type)
     total = request.last - request.first
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
@@ -85,7 +84,7 @@ def generate(
         return
     request, start, logits_of = chain_of(config, loaded, request, runtime)
     sampler = sampler_of(request.plan, start, logits_of)
-    meta = describe_request(request, loaded, config.init, BLOCK_SIZE[runtime.device.type], runtime)
+    meta = describe_request(request, loaded, config.init, runtime)
     started = time.perf_counter()
     with stop_on_signals(console.say) as stop:
         writer = open_writer(

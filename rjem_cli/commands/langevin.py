@@ -60,7 +60,7 @@ def langevin(
 
     runtime = start_runtime(config.device, config.precision, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
-    request = settle_request(config, loaded.info.config, loaded.info.class_names)
+    request = settle_request(config, loaded.info.config, loaded.info.class_names, runtime.device.type)
     plan = request.plan
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
@@ -78,12 +78,13 @@ def langevin(
             logits_of,
             request.labels(request.indices()),
             request.seed + request.indices(),
+            batch_size=request.block_size,
             record=config.record,
             clamp=config.clamp,
             device=runtime.device,
             report=lambda done: bar.update("chains", done, plan.sgld_steps * config.count),
         )
-    meta = describe_request(request, loaded, config.init, None, runtime)
+    meta = describe_request(request, loaded, config.init, runtime)
     document = write_chains(folder, found, request, {**meta, "clamp": config.clamp, "record": config.record})
     if as_json:
         console.document(document)

@@ -19,7 +19,7 @@ from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.robustness import Accuracy
 from rjem_cli.engine.evaluation.search import AttackPlan, attempt, evaluate
 
-Report = Callable[[str, int, int], None]  # phase, done, total
+Report = Callable[[int, int, str], None]  # done, total (the most there can be), what is going on
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,19 @@ def attack_images(
     *,
     device: torch.device,
     batch_size: int,
-    report: Report = lambda phase, done, total: None,
+    report: Report = lambda done, total, text: None,
 ) -> Iterator[EpsResult]:
     """One result a radius, the smallest first. `logits_of` must be frozen. Between restarts the images that still
     stand are packed into full batches again."""
     hit = torch.zeros(len(chosen), dtype=torch.bool)
     best_x, best_loss = to_model(chosen.images.pixels), torch.full((len(chosen),), -torch.inf)
-    for eps in sorted(radii):
+    count, rounds = int(clean.attacked.sum()), len(radii) * plan.restarts
+    for number, eps in enumerate(sorted(radii)):
         best_loss.fill_(-torch.inf)  # a larger ball: what stands is searched for again
         for restart in range(plan.restarts):
             standing = (clean.attacked & ~hit).nonzero().squeeze(1)
-            done = 0
-            for rows in standing.split(batch_size) if len(standing) else ():
+            left = len(standing)
+            for rows in standing.split(batch_size) if left else ():
                 center, aims = to_model(chosen.images.pixels[rows].to(device)), chosen.aims[rows].to(device)
                 start = start_of(plan, center, (chosen.seed + chosen.indices[rows]).to(device), eps, restart)
                 found = attempt(logits_of, plan, eps, start, center, aims)
@@ -124,8 +125,11 @@ def attack_images(
                 better = won | (loss > best_loss[rows])
                 best_x[rows[better]], best_loss[rows[better]] = x[better], loss[better]
                 hit[rows[won]] = True
-                done += len(rows)
-                report(f"eps {eps:g}, restart {restart + 1} of {plan.restarts}", done, len(standing))
+                left -= len(rows)
+                done = (number * plan.restarts + restart + 1) * count - left
+                report(
+                    done, rounds * count, f"eps {eps:g}, restart {restart + 1}, {1 - int(hit.sum()) / count:.1%} stand"
+                )
         yield EpsResult(eps, hit.clone(), best_x.clone())
 
 

@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,32 +89,31 @@ def autoattack_images(
     device: torch.device,
     batch_size: int,
     report: Report,
-    should_stop: Callable[[], bool],
 ) -> Iterator[EpsResult]:
-    """One result a radius, the smallest first; at a larger one only what still stands is attacked. Ends early, with
-    all parts kept, once `should_stop`."""
+    """One result a radius, the smallest first; at a larger one only what still stands is attacked."""
     hit = torch.zeros(len(chosen), dtype=torch.bool)
     x = to_model(chosen.images.pixels)
     folder = progress_dir(chosen, checkpoint_sha256, norm, batch_size, device)
-    for eps in sorted(radii):
+    count = int(clean.attacked.sum())
+    for place, eps in enumerate(sorted(radii)):
         # parts are cut before anything is known about this radius, so that they are the same after a stop
         parts = list((clean.attacked & ~hit).nonzero().squeeze(1).split(batch_size))
-        parts = [rows for rows in parts if len(rows)]
-        done = 0
+        parts = [rows for rows in parts if len(rows) and eps > 0]
+        left = sum(map(len, parts))
         for number, rows in enumerate(parts):
             path = folder / f"eps-{eps:.9f}-part-{number:05d}.safetensors"
             with locked(path):
                 found = read_part(path, rows)
                 if found is None:
-                    if should_stop():
-                        return
                     found = attack_part(logits_of, chosen, rows, eps, norm, device)
                     write_atomically(path, safetensors.torch.save(found))
             won = found["hit"]
             hit[rows[won]] = True
             x[rows[won]] = found["x"][won]
-            done += len(rows)
-            report(f"AutoAttack, eps {eps:g}", done, sum(map(len, parts)))
+            left -= len(rows)
+            report(
+                (place + 1) * count - left, len(radii) * count, f"eps {eps:g}, {1 - int(hit.sum()) / count:.1%} stand"
+            )
         yield EpsResult(eps, hit.clone(), x.clone())
 
 

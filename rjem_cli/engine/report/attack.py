@@ -31,7 +31,7 @@ def describe_protocol(
     return {
         "rjem": __version__,
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "step": checkpoint.info.step},
-        "attack": attack if isinstance(attack, str) else asdict(attack),
+        "attack": attack if isinstance(attack, str) else describe_plan(attack),
         "robust_means": "classified rightly, and not broken at this or a smaller radius; the box is [-1, 1]",
         "data": source,
         "images": len(chosen),
@@ -41,6 +41,11 @@ def describe_protocol(
         "targets": None if chosen.targets is None else chosen.targets.tolist(),
         "device": runtime.describe(),
     }
+
+
+def describe_plan(plan: AttackPlan) -> dict[str, Any]:
+    default = "2.5 * eps / steps" if plan.method == "pgd" else "2 * eps, then adaptive"
+    return {**asdict(plan), "step_size": plan.step_size or default}
 
 
 def describe_clean(clean: CleanState, chosen: AttackSet) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ class AttackJob:
 
 
 def prepare(config: AttackConfig, path: Path) -> AttackJob:
-    """Read checkpoint and images, make the folder. Raises ConfigError, AbsentError or DataError."""
+    """Read checkpoint and images. Raises ConfigError, AbsentError or DataError."""
     runtime = start_runtime(config.device, config.precision)
     checkpoint = load_checkpoint(path, runtime.device)
     info = checkpoint.info
@@ -64,8 +63,6 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
     if not radii:
         raise ConfigError("--eps names no radius; give one, such as 8/255")
     chosen, source, of = choose_images(config, info, target)
-    if config.save and own_folder(expand(config.save), "--save", OUR_NAMES, config.overwrite):
-        raise ConfigError(f"--save {config.save} holds results already; add --overwrite, or give another folder")
     norm = config.norm or info.config.norm
     plan = AttackPlan(
         norm=norm,
@@ -82,12 +79,12 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
     return AttackJob(config, checkpoint, runtime, logits_of, plan, norm, tuple(sorted(set(radii))), chosen, source, of)
 
 
-def run_attack(
-    job: AttackJob, report: Report, say: Callable[[str], None], should_stop: Callable[[], bool]
-) -> dict[str, Any]:
-    """The report as plain data; with --save its files too, a radius at a time. Stops between radii (AutoAttack: between
-    its parts) once `should_stop`, with the results so far."""
+def run_attack(job: AttackJob, report: Report, say: Callable[[str], None]) -> dict[str, Any]:
+    """The report as plain data; with --save its files too, a radius at a time, so that a stop leaves those done.
+    Raises ConfigError where the folder holds something else."""
     config, device = job.config, job.runtime.device
+    if config.save and own_folder(expand(config.save), "--save", OUR_NAMES, config.overwrite):
+        raise ConfigError(f"--save {config.save} holds results already; add --overwrite, or give another folder")
     clean = look_at_clean(job.logits_of, job.plan, job.chosen, device, config.batch_size)
     attack = NAME if config.standard else job.plan
     found: dict[str, Any] = {
@@ -95,10 +92,8 @@ def run_attack(
         "clean": describe_clean(clean, job.chosen),
         "results": [],
     }
-    results = (
-        standard_results(job, clean, report, say, should_stop) if config.standard else pgd_results(job, clean, report)
-    )
-    for result in itertools.takewhile(lambda _: not should_stop(), results):
+    results = standard_results(job, clean, report, say) if config.standard else pgd_results(job, clean, report)
+    for result in results:
         row = describe_result(result, clean, job.chosen, job.norm)
         if config.save:
             row["files"] = save_result(job, result, clean)
@@ -122,14 +117,14 @@ def pgd_results(job: AttackJob, clean: CleanState, report: Report) -> Iterator[E
 
 
 def standard_results(
-    job: AttackJob, clean: CleanState, report: Report, say: Callable[[str], None], should_stop: Callable[[], bool]
+    job: AttackJob, clean: CleanState, report: Report, say: Callable[[str], None]
 ) -> Iterator[EpsResult]:
     """AutoAttack, its cost said first."""
     device, batch_size = job.runtime.device, job.config.batch_size
     cost = estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, batch_size)
     say(
         f"at most {cost.gradient_passes} gradient and {cost.forward_passes} forward passes of an image: "
-        f"{cost.seconds / 60:.1f} min here if none broke; what is done is kept"
+        f"{cost.seconds / 60:.1f} min here if none broke; after a stop the same call goes on"
     )
     return autoattack_images(
         job.logits_of,
@@ -141,13 +136,12 @@ def standard_results(
         device=device,
         batch_size=batch_size,
         report=report,
-        should_stop=should_stop,
     )
 
 
 def save_result(job: AttackJob, result: EpsResult, clean: CleanState) -> dict[str, Any]:
     """The attacked images of one radius, and what is measured from their files."""
-    folder = expand(job.config.save or "") / f"eps-{result.eps:g}"
+    folder = expand(job.config.save or "") / f"eps-{result.eps:.9g}"
     files = write_and_measure(
         folder,
         result,

@@ -1,7 +1,7 @@
 """Samples from a checkpoint, as a stream. Sample i depends on seed + i only.
 
-The network always sees whole blocks of BLOCK_SIZE images, and the sample with seed s has the place s modulo the block
-size in them. So the arithmetic of a sample is the same to the last bit whatever the batch size, the shard or the
+The network always sees whole blocks of `block_size` images, and the sample with seed s has the place s modulo that in
+them. So the arithmetic of a sample is the same to the last bit whatever the batch size, the shard or the
 place where an earlier call stopped; what a block computes beyond the samples that are wanted is thrown away.
 """
 
@@ -18,8 +18,6 @@ from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import RjemError
 
-BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
-
 
 class SampleBatch(NamedTuple):
     """Samples first .. first + B: pixels uint8 (B, C, H, W) on the host."""
@@ -32,7 +30,7 @@ def sample_blocks(
     sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
 ) -> Iterator[Tensor]:
     """float (b, C, H, W) on the device: the wanted part of each block of samples first .. last - 1, in order."""
-    size = BLOCK_SIZE[device.type]
+    size = request.block_size
     start = request.seed + first
     for block in range(start - start % size, request.seed + last, size):
         seeds = torch.arange(block, block + size)

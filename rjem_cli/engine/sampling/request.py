@@ -20,17 +20,21 @@ from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import ConfigError, did_you_mean
 
 UNCONDITIONAL = "none"
+LARGEST_WATCHED = 250  # chains of `rjem langevin` that go through the network at once
+BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the i-th of `classes` in turn."""
+    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the i-th of `classes` in turn;
+    `block_size` of them go through the network at once."""
 
     plan: SamplePlan
     classes: tuple[int, ...]
     class_names: tuple[str, ...]
     seed: int
     count: int
+    block_size: int
     shard: tuple[int, int] = (0, 1)
 
     @property
@@ -69,12 +73,13 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
 
 
 def settle_request(
-    config: GenerateConfig | LangevinConfig, trained: TrainConfig, class_names: Sequence[str]
+    config: GenerateConfig | LangevinConfig, trained: TrainConfig, class_names: Sequence[str], device_type: str = "cpu"
 ) -> SampleRequest:
     """Raises ConfigError for a class, a shard or a mode that cannot be meant."""
-    shard, mode = (0, 1), "energy"
+    shard, mode, block_size = (0, 1), "energy", min(config.count, LARGEST_WATCHED)
     if isinstance(config, GenerateConfig):
         shard, mode = parse_shard(config.shard), config.mode
+        block_size = config.block_size or BLOCK_SIZE[device_type]
     if shard[1] > config.count:
         raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {config.count} samples do not make {shard[1]} parts")
     return SampleRequest(
@@ -83,6 +88,7 @@ def settle_request(
         tuple(class_names),
         config.seed,
         config.count,
+        block_size,
         shard,
     )
 
@@ -114,11 +120,9 @@ def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
     raise ConfigError(f"{flag} {word!r} is unknown to this checkpoint; {did_you_mean(word, class_names)}")
 
 
-def describe_request(
-    request: SampleRequest, checkpoint: Checkpoint, init: str, block_size: int | None, runtime: Runtime
-) -> dict[str, Any]:
+def describe_request(request: SampleRequest, checkpoint: Checkpoint, init: str, runtime: Runtime) -> dict[str, Any]:
     """The protocol as plain data. `request` is a digest of all that decides the bytes of a sample: a call that was
-    interrupted goes on only where it is the same. `block_size` is None where the network sees no fixed blocks."""
+    interrupted goes on only where it is the same."""
     info = checkpoint.info
     index, parts = request.shard
     decisive = {
@@ -127,7 +131,7 @@ def describe_request(
         "init": init,
         "classes": [request.class_names[label] for label in request.classes],
         "seed": request.seed,
-        "block_size": block_size,
+        "block_size": request.block_size,
         "device_kind": f"{runtime.device.type} {runtime.precision}",
         **({"shard": f"{index}/{parts}", "count": request.count} if parts > 1 else {}),
     }

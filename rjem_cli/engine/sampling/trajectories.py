@@ -18,7 +18,6 @@ from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.model.energy import energy, joint_energy
 
-BATCH = 250
 FILMED = 64  # chains whose images are kept on the way
 BOX_SLACK = 1e-6
 NEVER = -1
@@ -61,6 +60,7 @@ def run_chains(
     labels: Tensor,
     seeds: Tensor,
     *,
+    batch_size: int,
     record: int,
     clamp: bool,
     device: torch.device,
@@ -77,7 +77,7 @@ def run_chains(
 
     parts = [
         run_batch(plan, start, logits_of, own_labels, own_seeds, record, clamp, device, on_step)
-        for own_labels, own_seeds in zip(labels.split(BATCH), seeds.split(BATCH))
+        for own_labels, own_seeds in zip(labels.split(batch_size), seeds.split(batch_size))
     ]
     looks = [np.concatenate([part[0][row] for part in parts], axis=1) for row in range(len(Look._fields))]
     energies, joint_energies, saturation, outside, finite = looks
@@ -89,7 +89,7 @@ def run_chains(
         left_at=first_true(outside),
         lost_at=first_true(finite == 0),
         frame_steps=frame_steps,
-        frames=torch.cat([part[1] for part in parts[: -(-FILMED // BATCH)]], dim=1)[:, :FILMED],
+        frames=torch.cat([part[1] for part in parts[: -(-FILMED // batch_size)]], dim=1)[:, :FILMED],
         final=torch.cat([part[2] for part in parts]),
     )
 

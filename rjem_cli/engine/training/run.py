@@ -107,7 +107,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
         [TEST_EPS],
         device=runtime.device,
         batch_size=TEST_BATCH,
-        report=lambda phase, done, total: watch(Progress("attacking test images", done, total)),
+        report=lambda done, total, text: watch(Progress("attacking test images", done, total)),
     )
     labels = chosen.images.labels
     right = Accuracy(int((clean.predictions == labels).sum()), len(labels))

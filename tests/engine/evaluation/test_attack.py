@@ -93,16 +93,19 @@ def test_what_is_returned_is_in_the_ball_and_hits_where_it_says(model, images, n
 
 
 def test_restarts_keep_the_worst_case_of_each_image_and_leave_the_broken_alone(model, images):
-    pools: list[int] = []
+    plan, attempts, progress = AttackPlan(steps=2, restarts=8, norm="l2", iterate="last"), [], []
 
-    def report(phase, done, total):
-        pools.append(total)
+    def counting(x):
+        attempts.append(len(x))
+        return model(x)
 
-    plan = AttackPlan(steps=2, restarts=8, norm="l2")
-    _, (many,) = attack(model, images, plan, [0.7], batch_size=60, report=report)
+    _, (many,) = attack(counting, images, plan, [0.7], batch_size=60, report=lambda *seen: progress.append(seen))
     singles = [attack(model, images, replace(plan, restarts=1), [0.7], batch_size=60)[1][0].hit]
     assert (many.hit >= singles[0]).all() and many.hit.sum() > singles[0].sum()
-    assert pools == sorted(pools, reverse=True) and pools[-1] < pools[0]
+    pools = attempts[1::3]  # a look at the clean images, then three passes a restart
+    assert pools == sorted(pools, reverse=True) and pools[-1] < pools[0] == 60
+    assert [done for done, _, _ in progress] == [60 * restart for restart in range(1, 9)]
+    assert progress[-1][1] == 480 and f"{1 - int(many.hit.sum()) / 60:.1%} stand" in progress[-1][2]
 
 
 def test_an_image_s_attack_does_not_depend_on_its_batch(model, images):

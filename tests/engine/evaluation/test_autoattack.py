@@ -28,7 +28,7 @@ CHOSEN = AttackSet(
 )
 
 
-def run(model, radii, stop=lambda: False, batch_size=5):
+def run(model, radii, batch_size=5):
     clean = look_at_clean(model, AttackPlan(), CHOSEN, CPU, 12)
     progress = []
     results = list(
@@ -41,8 +41,7 @@ def run(model, radii, stop=lambda: False, batch_size=5):
             checkpoint_sha256="abc",
             device=CPU,
             batch_size=batch_size,
-            report=lambda phase, done, total: progress.append(done),
-            should_stop=stop,
+            report=lambda done, total, text: progress.append(done),
         )
     )
     return results, progress
@@ -57,16 +56,20 @@ def test_hits_are_in_the_ball_and_hit(own_home):
 
 
 def test_what_is_done_is_kept_and_a_stop_loses_one_part(own_home, monkeypatch):
-    worked = []
+    worked, go_on = [], []
     original = autoattack.attack_part
 
     def counted(*args):
+        if len(worked) == 2 and not go_on:
+            raise KeyboardInterrupt
         worked.append(len(args[2]))
         return original(*args)
 
     monkeypatch.setattr(autoattack, "attack_part", counted)
-    stopped, _ = run(linear, [0.5], stop=lambda: len(worked) == 2)
-    assert stopped == [] and worked == [5, 5]
+    with pytest.raises(KeyboardInterrupt):
+        run(linear, [0.5])
+    assert worked == [5, 5]
+    go_on.append(True)
     (result,), progress = run(linear, [0.5])
     assert worked == [5, 5, 2] and progress == [5, 10, 12] and result.hit.all()
     part = next(own_home.glob("attacks/*/*.safetensors"))
