@@ -121,7 +121,7 @@ class SamplingOptions(Options):
         0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=64, epsilon=True
     )
     attack_steps: int = knob(20, "Steps of that attack", minimum=0)
-    contrast: float = knob(0.8, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
+    contrast: float = knob(0.7, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

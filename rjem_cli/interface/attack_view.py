@@ -10,7 +10,7 @@ from rjem_cli.knobs import describe_epsilon
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.search import AttackPlan
 
-BAR_WIDTH = 20
+BAR_WIDTH = 12
 WORST_CLASSES = 20
 
 
@@ -55,7 +55,7 @@ def curve_row(eps: str, found: dict[str, Any]) -> tuple[str, ...]:
     value = found["value"] or 0.0
     share = "-" if found["value"] is None else f"{value:.2%}"
     bar = "█" * round(value * BAR_WIDTH) + "░" * (BAR_WIDTH - round(value * BAR_WIDTH))
-    return eps, share, f"{low:.2%} to {high:.2%}", f"{found['hits']} of {found['of']}", bar
+    return eps, share, f"{low:.1%} to {high:.1%}", f"{found['hits']} of {found['of']}", bar
 
 
 def class_table(

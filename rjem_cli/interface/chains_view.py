@@ -27,12 +27,12 @@ def describe_checkpoint(path: Path, info: CheckpointInfo) -> str:
 def describe_classes(request: SampleRequest) -> str:
     if not request.plan.conditional:
         return "no class"
-    names = [request.class_names[label] for label in dict.fromkeys(request.classes)]
+    names = [request.class_names[label] for label in dict.fromkeys(request.classes[: request.count])]
     return ", ".join(names) if len(names) <= 20 else f"{len(names)} classes"
 
 
 def describe_plan(plan: SamplePlan, init: str) -> str:
-    """`mode combined: prior -> targeted PGD ... -> contrast 0.8 -> SGLD ...`, radii in both units."""
+    """`mode combined: prior -> targeted PGD ... -> contrast 0.7 -> SGLD ...`, radii in both units."""
     stages = [init]
     if plan.attacks:
         stages.append(f"targeted PGD {plan.norm} eps {describe_epsilon(plan.attack_eps)}, {plan.attack_steps} steps")

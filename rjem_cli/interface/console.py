@@ -100,12 +100,13 @@ class Console:
         self.result(json.dumps(values, indent=2))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A Rich table on a terminal; TSV, full width, on a pipe."""
+        """A Rich table on a terminal; TSV, full width, on a pipe, where a column without a name is left out."""
         if self.quiet or self.as_json:
             return
         if not is_terminal(sys.stdout):
+            named = [place for place, column in enumerate(columns) if column]
             for row in (columns, *rows):
-                self.result("\t".join(row))
+                self.result("\t".join(row[place] for place in named))
             return
         from rich.table import Table
 

@@ -1,6 +1,6 @@
 """Samplers as one composition: a start, then what moves it.
 
-    sampler = prior_draws(prior) >> targeted_pgd(model, eps=0.5, steps=20) >> contrast(0.8) >> langevin(model, steps=50)
+    sampler = prior_draws(prior) >> targeted_pgd(model, eps=0.5, steps=20) >> contrast(0.7) >> langevin(model, steps=50)
     x = sampler(labels, seeds)
 
 A stage is a function of (images or None, labels, seeds), so your own fit in:

@@ -1,0 +1,43 @@
+"""The README's Python runs, and its commands have the flags that they use."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^(?:rjem|\.venv/bin/rjem) .*$", README, re.MULTILINE)]
+TINY = "--dataset digits --steps 2 --warmup-steps 1 --pgd-steps 1 --sgld-steps 1 --eval-limit 10 --run digits -q"
+
+
+@pytest.fixture
+def home_with_a_run(own_home):
+    from rjem_cli.__main__ import main
+
+    assert main(["train", *TINY.split()]) == 0
+
+
+def test_the_python_in_the_readme_runs(home_with_a_run):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["x"].shape == (2, 1, 8, 8) and names["x"].abs().max() <= 1
+    assert names["flipped"] is not None
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"rjem (generate|attack|langevin) digits", c)])
+def test_the_commands_of_the_readme_can_be_meant(home_with_a_run, command, tmp_path, monkeypatch):
+    from rjem_cli.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "threes").mkdir(parents=True)
+    arguments = shlex.split(command.split("|")[0])[1:]
+    assert main([*arguments, "--dry-run"]) == 0
+
+
+def test_every_subcommand_is_in_the_readme():
+    for name in ("train", "generate", "attack", "langevin"):
+        assert any(command.startswith(f"rjem {name} ") for command in COMMANDS)
