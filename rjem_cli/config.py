@@ -12,6 +12,7 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import Options, flag_name, knob
 
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
+STREAM = "-"  # stdout, as the name of an output
 SAMPLE_MODES = ("energy", "attack", "combined")
 
 
@@ -176,7 +177,12 @@ class ChainOptions(Options):
     sgld_step_size: float | None = knob(None, "Inner step size", above=0)
     inner_steps: int | None = knob(None, "Inner steps per outer step", minimum=1)
     noise_std: float | None = knob(None, "Noise per outer SGLD step, model units", minimum=0)
-    temperature: float = knob(1.0, "Chains follow E / temperature", above=0)
+    temperature: float = knob(
+        1.0, "Chains follow E / temperature: without noise, a step of another size before the clip", above=0
+    )
+    block_size: int | None = knob(
+        None, "Chains in one network pass (default: 50 on a CPU, else 100); changes memory and last bits", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +195,6 @@ class GenerateConfig(ChainOptions, DeviceOptions):
     count: int = knob(100, "Number of samples", minimum=1)
     shard: str | None = knob(None, "i/k: only part i of k equal ones, i from 0; together they are the whole")
     batch_size: int = knob(250, "Samples handed to the writer at a time; changes no byte", minimum=1)
-    block_size: int | None = knob(
-        None, "Samples in one network pass (default: 50 on a CPU, else 100); changes memory and last bits", minimum=1
-    )
     output: str = knob("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - for a tar stream")
     overwrite: bool = knob(False, "Replace the samples of an earlier call there")
     attack_eps: float | None = knob(
@@ -250,10 +253,12 @@ class AttackConfig(DeviceOptions):
         if self.target and self.targeted:
             raise ConfigError("--target and --targeted exclude each other; give one")
         if self.standard:
-            fixed = [f for f in ("target", "targeted", "step_size") if getattr(self, f)]
-            if fixed:
-                raise ConfigError(
-                    f"{flag_name(fixed[0])} does not go with --standard, which fixes its attacks; leave it"
-                )
+            for name in ("method", "steps", "step_size", "loss", "restarts", "start", "iterate", "target", "targeted"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(f"{flag_name(name)} does not go with --standard, which fixes its attacks")
+        if self.method == "apgd" and self.step_size is not None:
+            raise ConfigError("--step-size does not go with --method apgd, which adapts its steps")
+        if self.dataset and self.data:
+            raise ConfigError("--dataset and --data exclude each other; give one")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 
@@ -78,10 +80,10 @@ def make_dir(path: Path) -> Path:
     return path
 
 
-def own_folder(folder: Path, flag: str, ours: re.Pattern[str], overwrite: bool) -> bool:
-    """Make a folder for results, whose files (paths below it) match `ours`; True if earlier ones are in it. With
-    `overwrite` those are removed. Raises ConfigError rather than mix with other files, RjemError where it cannot be
-    written."""
+def own_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) -> dict[str, Any] | None:
+    """Make a folder for results, whose files (paths below it) match `ours`; gives the JSON `document` of earlier ones,
+    None in an empty folder. Raises ConfigError where other files are in it, or any without that document, since names
+    such as 000001.png prove nothing; RjemError where it cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{flag} {folder} is a file; give a folder")
     make_dir(folder)
@@ -92,14 +94,26 @@ def own_folder(folder: Path, flag: str, ours: re.Pattern[str], overwrite: bool) 
         foreign = [path.as_posix() for path in present if not ours.fullmatch(path.as_posix())]
         if foreign:
             raise ConfigError(f"{flag} {folder} holds other files, such as {foreign[0]}; give an empty folder")
-        if not overwrite:
-            return bool(present)
+        if not present:
+            return None
+        try:
+            earlier = json.loads((folder / document).read_bytes())
+        except (OSError, ValueError):
+            earlier = None
+    if not isinstance(earlier, dict) or "rjem" not in earlier:
+        raise ConfigError(f"{flag} {folder} holds files, but no {document} of rjem; give an empty folder")
+    return earlier
+
+
+def empty_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
+    """Remove the results of an earlier call, and nothing else. Raises RjemError."""
+    with explained("clear", folder):
+        present = [path for path in folder.rglob("*") if ours.fullmatch(path.relative_to(folder).as_posix())]
         for path in present:
-            (folder / path).unlink()
-        for below in {path.parent for path in present} - {Path(".")}:
+            path.unlink()
+        for below in {path.parent for path in present} - {folder}:
             with contextlib.suppress(OSError):  # something hidden is in it
-                (folder / below).rmdir()
-    return False
+                below.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -136,14 +150,18 @@ def _umask() -> int:
     return mask
 
 
+def lock_path(path: Path) -> Path:
+    return path.parent / f".{path.name}.lock"
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """One process at a time may write `path`; the operating system frees the lock of a process that died. Without
-    `wait`, a lock that is held raises RjemError."""
+    `wait`, a lock that is held raises RjemError, and the lock's file goes with it."""
     from filelock import FileLock, Timeout
 
     make_dir(path.parent)
-    lock = FileLock(path.parent / f".{path.name}.lock")
+    lock = FileLock(lock_path(path))
     with explained("lock", path):
         try:
             lock.acquire(timeout=-1 if wait else 0)
@@ -152,6 +170,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
+        if not wait:
+            with contextlib.suppress(OSError):
+                lock_path(path).unlink(missing_ok=True)
         lock.release()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli import paths
@@ -23,7 +22,7 @@ from rjem_cli.interface.options import (
 from rjem_cli.interface.settings import settle_command
 
 if TYPE_CHECKING:
-    from rjem_cli.engine.report.run_attack import AttackJob
+    from rjem_cli.engine.evaluation.job import AttackJob
 
 
 @with_knobs(AttackConfig)
@@ -59,24 +58,29 @@ def attack(
         return
     path = paths.find_checkpoint(checkpoint)
 
-    from rjem_cli.engine.report.run_attack import prepare, run_attack
+    from rjem_cli.engine.evaluation.job import attack_results, clean_state, prepare
+    from rjem_cli.engine.report.attack import AttackReport
 
-    started = time.perf_counter()
     job = prepare(config, path)
     announce(job, console)
     if dry_run:
         return
+    clean = clean_state(job)
+    report = AttackReport(job, clean)
     with console.bar() as bar:
-        report = run_attack(job, lambda done, total, text: bar.update("attacking", done, total, text), console.say)
-    report["seconds"] = round(time.perf_counter() - started, 1)
+
+        def watch(done: int, total: int, text: str) -> None:
+            bar.update("attacking", done, total, text)
+
+        for result in attack_results(job, clean, watch, console.say):
+            report.add(result)
     if as_json:
-        console.document(report)
-    else:
-        show_attack(report, console)
-    if config.save and not as_json:
-        console.say(f"attack.json, curve.png and the images are in {config.save}")
-        if not quiet:
-            console.result(str(paths.expand(config.save).absolute()))
+        console.document(report.document)
+        return
+    show_attack(report.document, console)
+    if report.folder is not None and not quiet:
+        console.say("attack.json, curve.png and the images are in")
+        console.result(str(report.folder.absolute()))
 
 
 def announce(job: AttackJob, console: Console) -> None:
@@ -84,7 +88,7 @@ def announce(job: AttackJob, console: Console) -> None:
     console.say(f"device: {job.runtime.describe()}")
     console.say(f"{len(job.chosen)} of {job.of} images of {job.source}, spread evenly")
     if job.config.standard:
-        console.say(f"AutoAttack, standard version, {job.norm}")
+        console.say(f"AutoAttack, standard version, {job.plan.norm}")
         return
     steps = job.plan.gradient_steps * len(job.radii) * len(job.chosen)
     console.say(f"{describe_attack(job.plan, job.radii)}; at most {steps} gradient steps in all")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any
 
 from rjem_cli import paths
-from rjem_cli.config import GenerateConfig
+from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
 from rjem_cli.interface.console import Console
@@ -23,8 +22,6 @@ from rjem_cli.interface.options import (
 )
 from rjem_cli.interface.settings import settle_command
 from rjem_cli.interface.signals import stop_on_signals
-
-STREAM = "-"
 
 
 @with_knobs(GenerateConfig)
@@ -62,56 +59,46 @@ def generate(
         console.check_stream(as_json)
     path = paths.find_checkpoint(checkpoint)
 
-    from rjem_cli.engine.chains import sampler_of
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling.generate import generate as sample
-    from rjem_cli.engine.sampling.request import describe_request, settle_request
-    from rjem_cli.engine.sampling.starts import chain_of, start_pixels
-    from rjem_cli.engine.sampling.writer import check_output, open_writer, write_beside
+    from rjem_cli.engine.sampling.job import prepare, write_samples
+    from rjem_cli.engine.sampling.request import settle_request
+    from rjem_cli.engine.sampling.writer import check_output
 
     check_output(config.output)
     runtime = start_runtime(config.device, config.precision, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
-    request = settle_request(config, loaded.info.config, loaded.info.class_names, runtime.device.type)
-    total = request.last - request.first
+    request = settle_request(
+        config,
+        loaded.info.config,
+        loaded.info.class_names,
+        runtime.device.type,
+        count=config.count,
+        seed=config.seed,
+        mode=config.mode,
+        shard_text=config.shard,
+    )
+    total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
-    steps = request.plan.gradient_steps * total
     console.say(f"{describe_plan(request.plan, config.init)}; {steps} gradient steps in all")
     if dry_run:
         return
-    request, start, logits_of = chain_of(config, loaded, request, runtime)
-    sampler = sampler_of(request.plan, start, logits_of)
-    meta = describe_request(request, loaded, config.init, runtime)
-    started = time.perf_counter()
-    with stop_on_signals(console.say) as stop:
-        writer = open_writer(
-            config.output,
-            request,
-            meta,
-            config.overwrite,
-            console.binary,
-            lambda count: start_pixels(start, request, count, runtime.device),
-        )
-        try:
-            skip = writer.done
-            if skip:
-                console.say(f"goes on behind {skip} samples that are there")
-            batches = sample(sampler, request, skip=skip, batch_size=config.batch_size, device=runtime.device)
-            with console.bar() as bar:
-                for done in write_beside(itertools.takewhile(lambda _: not stop(), batches), writer):
-                    bar.update("generating", skip + done, total)
-            if stop() and writer.done < total:
-                assert stop.signal_number is not None
-                where = "the stream breaks off here" if config.output == STREAM else "the same command goes on"
-                raise InterruptedRunError(f"stopped at {writer.done} of {total} samples; {where}", stop.signal_number)
-            writer.finish()
-        finally:
-            writer.close()
-    console.say(f"{total - skip} samples in {time.perf_counter() - started:.1f} s")
+    job, started = prepare(config, loaded, request, runtime), time.perf_counter()
+    with stop_on_signals(console.say) as stop, console.bar() as bar:
+
+        def watch(done: int) -> None:
+            bar.update("generating", done, total)
+
+        found = write_samples(job, console.binary, watch, stop)
+    if found.done < total:
+        assert stop.signal_number is not None
+        where = "the stream breaks off here" if config.output == STREAM else "the same command goes on"
+        raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", stop.signal_number)
+    behind = f", behind {found.skipped} that were there" if found.skipped else ""
+    console.say(f"{total - found.skipped} samples in {time.perf_counter() - started:.1f} s{behind}")
     if as_json:
-        console.document({"output": config.output, **meta})
+        console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:
         console.result(str(paths.expand(config.output).absolute()))

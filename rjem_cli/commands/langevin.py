@@ -52,29 +52,35 @@ def langevin(
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
+    from rjem_cli.engine.model.frozen import freeze
     from rjem_cli.engine.report.chains import prepare_folder, write_chains
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.request import describe_request, settle_request
-    from rjem_cli.engine.sampling.starts import chain_of
+    from rjem_cli.engine.sampling.starts import start_of, with_classes_seen
     from rjem_cli.engine.sampling.trajectories import run_chains
 
     runtime = start_runtime(config.device, config.precision, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
-    request = settle_request(config, loaded.info.config, loaded.info.class_names, runtime.device.type)
-    plan = request.plan
-    console.say(describe_checkpoint(path, loaded.info))
+    info = loaded.info
+    request = settle_request(
+        config, info.config, info.class_names, runtime.device.type, count=config.count, seed=config.seed
+    )
+    console.say(describe_checkpoint(path, info))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
-    console.say(describe_plan(plan, config.init) + ("" if config.clamp else ", not clamped"))
+    console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if dry_run:
         return
-    request, start, logits_of = chain_of(config, loaded, request, runtime)
+    logits_of = runtime.logits(freeze(loaded.model))
+    start = start_of(config.init, loaded, config.data, config.seed, runtime)
+    if start.own is not None and config.classes == "all":
+        request = with_classes_seen(request, logits_of, start.own, runtime.device)
     folder = paths.expand(config.output)
     prepare_folder(folder, config.overwrite)
     with console.bar() as bar:
         found = run_chains(
-            plan,
-            start,
+            request.plan,
+            start.sampler,
             logits_of,
             request.labels(request.indices()),
             request.seed + request.indices(),
@@ -82,9 +88,9 @@ def langevin(
             record=config.record,
             clamp=config.clamp,
             device=runtime.device,
-            report=lambda done: bar.update("chains", done, plan.sgld_steps * config.count),
+            report=lambda done: bar.update("chains", done, request.plan.sgld_steps * config.count),
         )
-    meta = describe_request(request, loaded, config.init, runtime)
+    meta = describe_request(request, loaded, config.init, start.sha256, runtime)
     document = write_chains(folder, found, request, {**meta, "clamp": config.clamp, "record": config.record})
     if as_json:
         console.document(document)

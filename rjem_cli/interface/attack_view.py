@@ -29,7 +29,8 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     targeted = report["protocol"]["targets"] is not None
     name = "success" if targeted else "robust_accuracy"
     if console.quiet:
-        console.result(f"{results[-1][name]['value'] or 0:.4f}")
+        value = results[-1][name]["value"]
+        console.result("nan" if value is None else f"{value:.4f}")
         return
     rows = [] if targeted else [curve_row("0", clean["accuracy"])]
     rows += [curve_row(result["eps_text"], result[name]) for result in results]
@@ -37,8 +38,9 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     console.table(title, ("eps", "share", "95% interval", "images", ""), rows)
     console.table("Per class", *class_table(clean, results, targeted))
     zero = clean["zero_gradient_images"]
+    hint = " (try --loss margin, which does not saturate)" if zero["count"] else ""
     console.say(
-        f"{zero['hits']} of {zero['of']} attacked images have a gradient of zero (they would need --loss margin); "
+        f"{zero['count']} of {zero['of']} attacked images have a gradient of zero{hint}; "
         f"{clean['zero_gradient_components']:.2%} of all components are zero"
     )
     for result in results:
@@ -55,7 +57,7 @@ def curve_row(eps: str, found: dict[str, Any]) -> tuple[str, ...]:
     value = found["value"] or 0.0
     share = "-" if found["value"] is None else f"{value:.2%}"
     bar = "█" * round(value * BAR_WIDTH) + "░" * (BAR_WIDTH - round(value * BAR_WIDTH))
-    return eps, share, f"{low:.1%} to {high:.1%}", f"{found['hits']} of {found['of']}", bar
+    return eps, share, f"{low:.1%} to {high:.1%}", f"{found['count']} of {found['of']}", bar
 
 
 def class_table(

@@ -1,4 +1,4 @@
-"""How chains and attacks are described in words."""
+"""How checkpoints, samples and chains are described, and the table of watched chains."""
 
 from __future__ import annotations
 

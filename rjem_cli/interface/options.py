@@ -97,11 +97,7 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
     option = typer.Option(
         *flags,
         help=describe(knob),
-        metavar=None
-        if kind is bool
-        else "|".join(choices)
-        if choices and len(choices) < 4
-        else METAVARS[typing.get_origin(kind) or kind],
+        metavar=metavar(kind, choices),
         rich_help_panel=PANELS.get(owner(config_class, knob.name).__name__, "Options"),
         autocompletion=(lambda: list(choices)) if choices else None,
         show_default=False,

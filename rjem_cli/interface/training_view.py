@@ -55,6 +55,6 @@ def show_result(result: RunResult, console: Console) -> None:
 
 def accuracy_row(label: str, score: dict[str, Any]) -> tuple[str, str, str, str]:
     low, high = score["interval_95"]
-    protocol = f"{score['images']} of {score['of']} images of {score['dataset']}"
+    protocol = f"{score['of']} of {score['dataset_size']} images of {score['dataset']}"
     attack = f"; {score['attack']}" if "attack" in score else ""
     return label, f"{score['value']:.2%}", f"{low:.2%} to {high:.2%}", protocol + attack

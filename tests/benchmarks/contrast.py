@@ -23,7 +23,7 @@ from torch import Tensor
 from rjem_cli.engine.chains import Sampler, contrast, langevin, plan_of, prior_draws, targeted_pgd
 from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.evaluation.robustness import evenly_spaced
+from rjem_cli.engine.evaluation.accuracy import evenly_spaced
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import fit_prior

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from rjem_cli.engine.data.images import to_model
+from rjem_cli.engine.model.checkpoint import load_checkpoint
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -28,7 +32,8 @@ def test_the_report_has_its_whole_protocol(rjem, trained):
     assert first["eps"] == pytest.approx(16 / 255) and first["eps_pixel_units"] == pytest.approx(8 / 255)
     assert clean["value"] >= first["robust_accuracy"]["value"] >= second["robust_accuracy"]["value"]
     assert sum(found["of"] for found in second["per_class"].values()) == 50
-    assert rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json").code == 0
+    again = json.loads(rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json").out)
+    assert again["results"] == report["results"]
 
 
 def test_the_default_is_the_radius_of_training_on_the_test_images(rjem, trained):
@@ -43,6 +48,13 @@ def test_the_default_is_the_radius_of_training_on_the_test_images(rjem, trained)
 def test_pixel_units_are_read_where_asked(rjem, trained):
     outcome = rjem("attack", "--eps", "0.1,8/255", "--eps-space", "pixel", "--dry-run")
     assert "eps 0.0627451 = 8/255; 0.2 = 25.5/255" in outcome.err
+
+
+def predictions(checkpoint: str, files: list[Path]) -> list[int]:
+    model = load_checkpoint(Path(checkpoint), torch.device("cpu")).model
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in files])
+    with torch.no_grad():
+        return model(to_model(pixels)).argmax(dim=1).tolist()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -60,7 +72,13 @@ def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
         rows = rows_of(folder)
         assert [int(row["index"]) for row in rows] == index_set
         assert max(float(row["distance"]) for row in rows) == pytest.approx(files["largest_distance"], abs=1e-5)
-        assert sum(int(row["hit"]) for row in rows) == files["success"]["hits"]
+        assert sum(int(row["hit"]) for row in rows) == files["success"]["count"]
+        clean = {int(row["index"]): int(row["predicted_clean"]) == int(row["label"]) for row in rows}
+        predicted = predictions(trained["checkpoint"], [folder / row["file"] for row in rows])
+        right = sum(label == int(row["label"]) for label, row in zip(predicted, rows))
+        assert files["robust_accuracy"]["count"] == right and files["success"]["of"] == sum(clean.values())
+        far = [clean[int(row["index"])] and float(row["distance"]) > result["eps"] + 1e-6 for row in rows]
+        assert files["over_eps"] == sum(far)
         if norm == "linf":  # rounding moves a pixel by half a level at most
             assert files["largest_distance"] <= result["eps"] + 0.5 / 127.5 + 1e-6
         for row in rows:
@@ -71,6 +89,18 @@ def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
     assert rjem("attack", *flags, "--overwrite").code == 0
     (out / "notes.txt").write_text("mine")
     assert "notes.txt" in rjem("attack", *flags, "--overwrite").error_line() and (out / "notes.txt").exists()
+
+
+def test_an_unfinished_report_is_begun_again_and_a_dry_run_touches_nothing(rjem, trained, tmp_path):
+    out = tmp_path / "attacked"
+    flags = ("attack", "--steps", 1, "--limit", 10, "--save", out)
+    assert rjem(*flags, "--dry-run").code == 0 and not out.exists()
+    assert rjem(*flags).code == 0
+    document = json.loads((out / "attack.json").read_text())
+    (out / "attack.json").write_text(json.dumps({**document, "complete": False, "results": []}))  # as a stop leaves it
+    assert rjem(*flags).code == 0
+    assert json.loads((out / "attack.json").read_text())["complete"] is True
+    assert rjem(*flags, "--overwrite", "--dry-run").code == 0 and (out / "curve.png").exists()
 
 
 def test_targets(rjem, trained):
@@ -103,9 +133,9 @@ def test_autoattack_end_to_end(rjem, trained):
     outcome = rjem("attack", "--standard", "--eps", 2, "--limit", 6, "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
-    assert report["protocol"]["attack"].startswith("AutoAttack, standard version")
+    assert report["protocol"]["attack"]["method"] == "AutoAttack, standard version"
     assert "gradient" in outcome.err and "forward passes" in outcome.err
-    assert report["results"][0]["robust_accuracy"]["hits"] == 0
+    assert report["results"][0]["robust_accuracy"]["count"] == 0
 
 
 def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
@@ -122,6 +152,10 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["--norm", "l1"], 2, "--norm 'l1' is unknown"),
         (["--limit", "-1"], 2, "--limit -1 is too small"),
         (["--standard", "--target", "3"], 2, "--target does not go with --standard"),
+        (["--standard", "--restarts", "5"], 2, "--restarts does not go with --standard"),
+        (["--method", "apgd", "--step-size", "0.1"], 2, "--step-size does not go with --method apgd"),
+        (["--dataset", "digits", "--data", tmp_path], 2, "--dataset and --data exclude each other"),
+        (["--norm", "l2"], 2, "--norm l2 needs --eps: the checkpoint was trained with linf radii"),
         (["--dataset", "shifted-digits"], 1, "images of shifted-digits:test are (1, 12, 12) (C, H, W)"),
         (["--dataset", "cifar10"], 3, "RJEM_OFFLINE"),
         (["--data", tmp_path / "nowhere"], 3, "is not there"),

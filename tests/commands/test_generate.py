@@ -1,6 +1,8 @@
 import csv
 import io
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rjem_cli.engine.sampling import generate as sampling
+from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.errors import RjemError
+from rjem_cli.paths import locked
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -121,7 +125,7 @@ def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(rjem, trained,
     again = rjem("generate", *flags, "-o", out)
     assert again.code == 0, again.err
     if damage == 0:
-        assert "goes on behind 21 samples" in again.err
+        assert "behind 21 that were there" in again.err
     if form == "out":
         assert images(out) == images(tmp_path / "whole-out")
         assert (out / "grid.png").read_bytes() == (tmp_path / "whole-out/grid.png").read_bytes()
@@ -206,12 +210,81 @@ def test_a_signal_finishes_the_batch_and_the_same_call_goes_on(trained, tmp_path
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["complete"] is False
 
 
+def test_names_that_look_like_samples_prove_nothing(rjem, trained, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "20240101.png").write_bytes(b"mine")
+    for command in ("generate", "langevin"):
+        for flags in ((), ("--overwrite",)):
+            refused = rjem(command, "-n", 1, "-o", photos, *flags)
+            assert refused.code == 2 and "give an empty folder" in refused.error_line()
+    assert (photos / "20240101.png").read_bytes() == b"mine" and len(list(photos.iterdir())) == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_calls_cannot_write_one_output(rjem, trained, tmp_path, form):
+    target = tmp_path / form / "meta.json" if form == "out" else tmp_path / f"{form}.part"
+    with locked(target, wait=False):
+        refused = rjem("generate", "-n", 2, "-o", tmp_path / form)
+    assert refused.code == 1 and "is in use by another process" in refused.error_line()
+    assert rjem("generate", "-n", 2, "-o", tmp_path / form).code == 0
+    assert not [path.name for path in tmp_path.rglob("*.lock") if "home" not in str(path)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_overwrite_too_an_interrupted_call_goes_on(rjem, trained, tmp_path, monkeypatch, form):
+    out = tmp_path / form
+    assert rjem("generate", "-n", 12, "--seed", 5, "-o", out).code == 0
+
+    def dies(*args, **kwargs):
+        yield from itertools.islice(generate(*args, **kwargs), 2)
+        raise RjemError("the power is gone")
+
+    flags = ("generate", "-n", 20, "--batch-size", 5, "-o", out, "--overwrite")
+    generate = sampling.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "generate", dies)
+        assert rjem(*flags).code == 1
+    again = rjem(*flags)
+    assert again.code == 0 and "10 samples in" in again.err and "behind 10 that were there" in again.err
+    assert len(read(out)[0]) == 20
+
+
+def test_changed_images_of_a_user_are_another_call(rjem, trained, tmp_path):
+    for seed in (0, 7):
+        start = ("generate", "-n", 2, "--sgld-steps", 0, "--seed", seed)
+        assert rjem(*start, "-o", tmp_path / "own", "--overwrite").code == 0
+        outcome = rjem("generate", "-n", 4, "--init", tmp_path / "own", "-o", tmp_path / "out")
+        assert outcome.code == (0 if seed == 0 else 2), outcome.err
+    assert "samples of another call" in outcome.error_line()
+
+
+def test_the_number_of_threads_changes_no_byte(trained, tmp_path):
+    for threads in ("1", "2"):
+        flags = f"generate -n 60 --mode combined --noise-std 0.02 --sgld-steps 40 -q -o {tmp_path / threads}"
+        command = [sys.executable, "-m", "rjem_cli", *flags.split()]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": threads}, timeout=120)
+    assert images(tmp_path / "1") == images(tmp_path / "2")
+
+
 @pytest.mark.parametrize("init", ["noise", "data", "buffer", "own"])
 def test_chains_begin_where_init_says(rjem, trained, tmp_path, init):
     assert rjem("generate", "-n", 3, "--class", "1,2", "--sgld-steps", 0, "-o", tmp_path / "own").code == 0
     start = tmp_path / "own" if init == "own" else init
     outcome = rjem("generate", "-n", 7, "--init", start, "--sgld-steps", 0, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
+    drawn = read(tmp_path / "out")[0]
+    if init == "noise":
+        assert 100 < drawn.mean() < 155 and drawn.std() > 60
+    if init in ("data", "buffer"):
+        assert all((image == drawn[0]).mean() < 1 for image in drawn[1:])
+        images_of_class = digit_splits(0.1, shifted=False).train
+        shown = torch.from_numpy(drawn.astype(np.uint8))[:, None]
+        same = (shown[:, None] == images_of_class.pixels[None]).flatten(2).all(dim=2)
+        assert same.any(dim=1).all() == (init == "data")
+        if init == "data":
+            found = images_of_class.labels[same.float().argmax(dim=1)]
+            assert found.tolist() == read(tmp_path / "out")[1]
     if init == "own":  # grid.png is of another size; only the three samples are images of theirs
         expected = read(tmp_path / "own")[0]
         assert np.array_equal(read(tmp_path / "out")[0], expected[[0, 1, 2, 0, 1, 2, 0]])
@@ -225,6 +298,7 @@ def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
         (tmp_path / "cut.png", 1, "cut.png is corrupt or no image"),
         (tmp_path / "nowhere.png", 3, "nowhere.png is not there"),
         ("priro", 2, "--init 'priro' is unknown and no file; did you mean prior?"),
+        ("~nosuchuser/x.png", 2, "there is no such home folder"),
     ):
         outcome = rjem("generate", "-n", 1, "--init", init, "-o", tmp_path / "out")
         assert (outcome.code, message in outcome.error_line()) == (code, True), outcome.err

@@ -106,7 +106,7 @@ def test_a_sample_depends_on_its_own_seed_up_to_the_last_bits_of_the_batch(start
 
 def test_starts_depend_on_their_own_seed(start, images):
     labels, seeds = torch.arange(60) % 10, torch.arange(60)
-    for begin in (start, uniform_noise((1, 12, 12)), random_images(images.pixels, images.labels, 10)):
+    for begin in (start, uniform_noise((1, 12, 12)), random_images(images.pixels, images.labels)):
         whole = begin(labels, seeds)
         assert whole.shape == (60, 1, 12, 12) and whole.abs().max() <= 1
         torch.testing.assert_close(begin(labels[13:17], seeds[13:17]), whole[13:17])
@@ -121,12 +121,19 @@ def test_noise_is_uniform_in_the_box():
 def test_random_images_are_of_the_wanted_class_and_reach_every_one(images):
     few = images.subset(torch.arange(0, len(images), 97))
     labels = torch.arange(3000) % 10
-    drawn = to_pixels(random_images(few.pixels, few.labels, 10)(labels, torch.arange(3000)))
+    drawn = to_pixels(random_images(few.pixels, few.labels)(labels, torch.arange(3000)))
     same = (drawn[:, None] == few.pixels[None]).flatten(2).all(dim=2)  # (drawn, few)
     assert same.any(dim=1).all() and same.any(dim=0).all()
     assert torch.equal(few.labels[same.float().argmax(dim=1)], labels)
-    anything = to_pixels(random_images(few.pixels, None, 10)(labels, torch.arange(3000)))
+    anything = to_pixels(random_images(few.pixels)(labels, torch.arange(3000)))
     assert (anything[:, None] == few.pixels[None]).flatten(2).all(dim=2).any(dim=0).all()
+
+
+def test_a_class_without_images_and_a_sampler_without_a_start_are_refused(images):
+    with pytest.raises(ValueError, match="class 3 has no image"):
+        random_images(images.pixels[images.labels != 3], images.labels[images.labels != 3])
+    with pytest.raises(ValueError, match="a sampler needs a start"):
+        Sampler(())(LABELS, SEEDS)
 
 
 def test_given_images_come_in_their_order(images):

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^(?:rjem|\.venv/bin/rjem) .*$", README, re.MULTILINE)]
@@ -25,7 +26,8 @@ def test_the_python_in_the_readme_runs(home_with_a_run):
     names: dict[str, object] = {}
     exec(code, names)
     assert names["x"].shape == (2, 1, 8, 8) and names["x"].abs().max() <= 1
-    assert names["flipped"] is not None
+    again = names["flipped"](torch.tensor([3, 8]), torch.tensor([0, 1]))
+    assert torch.equal(again, names["x"].flip(3))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"rjem (generate|attack|langevin) digits", c)])

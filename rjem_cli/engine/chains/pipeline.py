@@ -7,10 +7,12 @@ combined  prior >> targeted PGD >> contrast >> SGLD  the paper's Robust JEM
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.sgld import ChainState
 from rjem_cli.engine.chains.stages import Sampler, contrast, langevin, targeted_pgd
 
 
@@ -69,13 +71,22 @@ def sampler_of(plan: SamplePlan, start: Sampler, logits_of: Logits) -> Sampler:
     if plan.mode == "combined":
         sampler >>= contrast(plan.contrast)
     if plan.chains:
-        sampler >>= langevin(
-            logits_of,
-            steps=plan.sgld_steps,
-            step_size=plan.sgld_step_size,
-            noise_std=plan.noise_std,
-            grad_clip=plan.grad_clip,
-            temperature=plan.temperature,
-            conditional=plan.conditional,
-        )
+        sampler >>= chain_of(plan, logits_of)
     return sampler
+
+
+def chain_of(
+    plan: SamplePlan, logits_of: Logits, clamp: bool = True, observe: Callable[[ChainState], None] | None = None
+) -> Sampler:
+    """The plan's Langevin stage alone."""
+    return langevin(
+        logits_of,
+        steps=plan.sgld_steps,
+        step_size=plan.sgld_step_size,
+        noise_std=plan.noise_std,
+        grad_clip=plan.grad_clip,
+        temperature=plan.temperature,
+        conditional=plan.conditional,
+        clamp=clamp,
+        observe=observe,
+    )

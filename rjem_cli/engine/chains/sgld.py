@@ -61,9 +61,9 @@ def sgld(
 ) -> Tensor:
     """`sgld_steps` outer steps from x in [-1, 1]; one network pass each, no host sync.
 
-    `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. The chain follows E / temperature:
-    at temperature T its stationary density is p(x)^(1/T). `observe` sees each state that is left: x as it was, its
-    energy and its gradient. Raises ValueError for noise without a noise function.
+    `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. The chain follows E / temperature
+    (small steps, noise_std^2 = 2 * step_size and no clip give the density p(x)^(1 / temperature)). `observe` sees each
+    state that is left: x as it was, its energy and its gradient. Raises ValueError for noise without its function.
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")

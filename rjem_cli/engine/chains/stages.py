@@ -34,10 +34,11 @@ class Sampler:
 
     def __call__(self, labels_B: Tensor, seeds_B: Tensor, x: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1]. labels_B: int64 (B,), on the host or the device; seeds_B: int64 (B,) on the
-        device, not negative. A sampler without a start needs `x`."""
+        device, not negative. A sampler without a start needs `x`. Raises ValueError where there is neither."""
         for stage in self.stages:
             x = stage(x, labels_B, seeds_B)
-        assert x is not None, "a sampler needs at least one stage"
+        if x is None:
+            raise ValueError("a sampler needs a start, such as prior_draws(prior), or images")
         return x
 
 
@@ -45,7 +46,9 @@ def targeted_pgd(logits_of: Logits, *, eps: float, steps: int, norm: str = "linf
     """PGD towards each label, `eps` in model units (Santurkar et al. 2019). `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        return pgd(logits_of, x, labels_B.to(x.device), eps=eps, steps=steps, norm=norm, targeted=True)
+        return pgd(
+            logits_of, x, labels_B.to(x.device, non_blocking=True), eps=eps, steps=steps, norm=norm, targeted=True
+        )
 
     return Sampler((stage,))
 
@@ -71,7 +74,7 @@ def langevin(
     depends on its seed and the step only. `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        labels_here = labels_B.to(x.device)
+        labels_here = labels_B.to(x.device, non_blocking=True)
         return sgld(
             lambda x: joint_energy(logits_of(x), labels_here) if conditional else energy(logits_of(x)),
             x,

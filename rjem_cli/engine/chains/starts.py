@@ -30,17 +30,20 @@ def uniform_noise(image_shape: tuple[int, int, int]) -> Sampler:
     return Sampler((start,))
 
 
-def random_images(pixels: Tensor, labels_N: Tensor | None, num_classes: int) -> Sampler:
-    """One of these uint8 images (N, C, H, W), drawn at random among those of the wanted class; with labels None,
-    among all."""
-    if labels_N is None:
-        labels_N, num_classes = torch.zeros(len(pixels), dtype=torch.long), 1
+def random_images(pixels: Tensor, labels_N: Tensor | None = None) -> Sampler:
+    """One of these uint8 images (N, C, H, W), drawn at random among those of the wanted class; without labels, among
+    all. Raises ValueError for a class between 0 and the largest that has no image."""
+    of_any_class = labels_N is None
+    labels_N = torch.zeros(len(pixels), dtype=torch.long) if labels_N is None else labels_N.cpu()
     order = labels_N.argsort(stable=True).to(pixels.device)
-    counts = torch.bincount(labels_N, minlength=num_classes).to(pixels.device)
+    counts = torch.bincount(labels_N)
+    if not counts.all():
+        raise ValueError(f"class {int((counts == 0).nonzero()[0])} has no image")
+    counts = counts.to(pixels.device)
     begins = counts.cumsum(0) - counts
 
     def start(x: Tensor | None, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        kinds = labels_B.to(pixels.device) if num_classes > 1 else torch.zeros_like(labels_B, device=pixels.device)
+        kinds = (torch.zeros_like(labels_B) if of_any_class else labels_B).to(pixels.device, non_blocking=True)
         chance = uniform(seeds_B, (1,), START_STREAM).squeeze(1).to(pixels.device)
         among = ((1 - chance) * counts[kinds]).long().clamp_max(counts[kinds] - 1)
         return to_model(pixels[order[begins[kinds] + among]]).to(seeds_B.device)

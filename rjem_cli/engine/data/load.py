@@ -27,8 +27,11 @@ def load_splits(options: DataOptions) -> Splits:
 
 def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Splits:
     """Splits that the tree names are kept; the others are split off with a fixed seed."""
+    return own_splits(read_class_folders(data), data, test_data, val_fraction)
+
+
+def own_splits(parts: dict[str, ImageSet], data: str, test_data: str | None, val_fraction: float) -> Splits:
     name = Path(data).name
-    parts = read_class_folders(data)
     if "train" not in parts:
         raise DataError(f"{data} has no training images, only {', '.join(parts)}")
     train, test = parts["train"], parts.get("test")
@@ -42,19 +45,20 @@ def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Sp
 
 
 def load_part(options: DataOptions, split: str) -> tuple[str, ImageSet]:
-    """(name, images) of one split, or of "all". An archive that has no training part gives its only part, or the one
-    that is called so. Raises AbsentError or DataError."""
-    if options.data and not options.test_data:
-        parts = read_class_folders(options.data)
-        name = Path(options.data).name
-        if split == "all":
+    """(name, images) of one split, or of "all". Images of a user's without a training part are a test set: the part
+    that is called so, or the only one. Raises AbsentError or DataError."""
+    if not options.data:
+        splits = load_splits(options)
+    else:
+        parts, name = read_class_folders(options.data), Path(options.data).name
+        if split == "all" and not options.test_data:
             return f"{name}:all", concatenated(list(parts.values()))
         if "train" not in parts:
             part = split if split in parts else next(iter(parts))
             return f"{name}:{part}", parts[part]
-    splits = load_splits(options)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return f"{splits.name}:{split}", concatenated(list(parts.values())) if split == "all" else parts[split]
+        splits = own_splits(parts, options.data, options.test_data, options.val_fraction)
+    by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return f"{splits.name}:{split}", concatenated(list(by_name.values())) if split == "all" else by_name[split]
 
 
 def concatenated(parts: list[ImageSet]) -> ImageSet:

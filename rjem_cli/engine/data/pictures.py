@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,11 +69,15 @@ def side_by_side(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     return page
 
 
-def write_image(path: Path, content: bytes) -> None:
-    """Whole or not at all; without the fsync of state that must survive a crash."""
-    with explained("write", path):
-        try:
-            path.write_bytes(content)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+def write_images(folder: Path, names: Sequence[str], pixels: Tensor) -> None:
+    """uint8 (N, C, H, W) as PNG files; each whole or not at all, without the fsync of state that must survive a crash.
+    Raises RjemError."""
+    for name, image in zip(names, pixels):
+        path = folder / name
+        with explained("write", path):
+            try:
+                path.write_bytes(png_bytes(to_image(image)))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise

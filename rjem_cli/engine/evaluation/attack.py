@@ -16,7 +16,7 @@ from rjem_cli.engine.chains.losses import attack_loss
 from rjem_cli.engine.chains.noise import TARGET_STREAM, uniform
 from rjem_cli.engine.chains.pgd import Logits, random_start
 from rjem_cli.engine.data.images import ImageSet, to_model
-from rjem_cli.engine.evaluation.robustness import Accuracy
+from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.search import AttackPlan, attempt, evaluate
 
 Report = Callable[[int, int, str], None]  # done, total (the most there can be), what is going on

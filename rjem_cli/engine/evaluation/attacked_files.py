@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,9 +15,9 @@ from rjem_cli.engine.chains.losses import is_hit
 from rjem_cli.engine.chains.pgd import Logits, l2_norm
 from rjem_cli.engine.data.csv_rows import append_rows
 from rjem_cli.engine.data.images import to_model, to_pixels
-from rjem_cli.engine.data.pictures import pixels_of, png_bytes, to_image, write_image
+from rjem_cli.engine.data.pictures import pixels_of, write_images
+from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
-from rjem_cli.engine.evaluation.robustness import Accuracy
 from rjem_cli.paths import make_dir
 
 COLUMNS = ("file", "index", "label", "class", "target", "predicted_clean", "predicted", "hit", "distance")
@@ -27,10 +28,17 @@ class MeasuredFiles:
     """`success`: of the attacked images; `largest`: distance to the original in model units, over those; `over`: how
     many lie farther than eps, which rounding can cause where eps is no whole number of grey levels."""
 
+    folder: Path
     success: Accuracy
     robust: Accuracy
     largest: float
     over: int
+
+    def to_dict(self, targeted: bool) -> dict[str, Any]:
+        shares = {"success": self.success.to_dict()}
+        if not targeted:
+            shares["robust_accuracy"] = self.robust.to_dict()
+        return {"folder": str(self.folder), **shares, "largest_distance": self.largest, "over_eps": self.over}
 
 
 def write_and_measure(
@@ -50,8 +58,7 @@ def write_and_measure(
     append_rows(folder / "images.csv", [COLUMNS])
     hits, rights, distances = [], [], []
     for rows in torch.arange(len(chosen)).split(batch_size):
-        for name, pixels in zip((names[row] for row in rows), to_pixels(result.x[rows])):
-            write_image(folder / name, png_bytes(to_image(pixels)))
+        write_images(folder, [names[row] for row in rows], to_pixels(result.x[rows]))
         x = to_model(torch.stack([read_pixels(folder / names[row]) for row in rows]))
         with torch.no_grad():
             logits_BK = logits_of(x.to(device)).cpu()
@@ -65,6 +72,7 @@ def write_and_measure(
     far = torch.cat(distances)[clean.attacked]
     attacked = int(clean.attacked.sum())
     return MeasuredFiles(
+        folder=folder,
         success=Accuracy(int(torch.cat(hits).sum()), attacked),
         robust=Accuracy(int(torch.cat(rights).sum()), len(chosen)),
         largest=float(far.max()) if len(far) else 0.0,

@@ -26,11 +26,11 @@ from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report
 from rjem_cli.engine.evaluation.search import evaluate
+from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT
 from rjem_cli.paths import home, locked, write_atomically
 
-NAME = "AutoAttack, standard version"
 NORMS = {"linf": "Linf", "l2": "L2"}
 LEAST_CLASSES = 4  # its targeted DLR loss looks at the four largest logits
 TARGETS = 9  # wrong classes that its targeted attacks try at most
@@ -86,14 +86,14 @@ def autoattack_images(
     norm: str,
     *,
     checkpoint_sha256: str,
-    device: torch.device,
+    runtime: Runtime,
     batch_size: int,
     report: Report,
 ) -> Iterator[EpsResult]:
     """One result a radius, the smallest first; at a larger one only what still stands is attacked."""
     hit = torch.zeros(len(chosen), dtype=torch.bool)
     x = to_model(chosen.images.pixels)
-    folder = progress_dir(chosen, checkpoint_sha256, norm, batch_size, device)
+    folder = progress_dir(chosen, checkpoint_sha256, norm, batch_size, runtime)
     count = int(clean.attacked.sum())
     for place, eps in enumerate(sorted(radii)):
         # parts are cut before anything is known about this radius, so that they are the same after a stop
@@ -105,11 +105,11 @@ def autoattack_images(
             with locked(path):
                 found = read_part(path, rows)
                 if found is None:
-                    found = attack_part(logits_of, chosen, rows, eps, norm, device)
+                    found = attack_part(logits_of, chosen, rows, eps, norm, runtime.device)
                     write_atomically(path, safetensors.torch.save(found))
             won = found["hit"]
             hit[rows[won]] = True
-            x[rows[won]] = found["x"][won]
+            x[rows[won]] = found["x"]
             left -= len(rows)
             report(
                 (place + 1) * count - left, len(radii) * count, f"eps {eps:g}, {1 - int(hit.sum()) / count:.1%} stand"
@@ -120,7 +120,7 @@ def autoattack_images(
 def attack_part(
     logits_of: Logits, chosen: AttackSet, rows: Tensor, eps: float, norm: str, device: torch.device
 ) -> dict[str, Tensor]:
-    """Which of these images break, and how they look then. The package thinks in [0, 1]."""
+    """Which of these images break, bool, and how those look then. The package thinks in [0, 1]."""
     from pyautoattack import AutoAttack
 
     model: Any = lambda pixel: logits_of(2 * pixel - 1)  # noqa: E731
@@ -133,7 +133,7 @@ def attack_part(
     x = (2 * pixel - 1).clamp(-1, 1)
     with torch.no_grad():
         won = logits_of(x).argmax(dim=1) != labels
-    return {"rows": rows, "hit": won.cpu(), "x": x.cpu().contiguous()}
+    return {"rows": rows, "hit": won.cpu(), "x": x[won].cpu().contiguous()}
 
 
 def read_part(path: Path, rows: Tensor) -> dict[str, Tensor] | None:
@@ -145,17 +145,28 @@ def read_part(path: Path, rows: Tensor) -> dict[str, Tensor] | None:
         return None
 
 
-def progress_dir(chosen: AttackSet, checkpoint_sha256: str, norm: str, batch_size: int, device: torch.device) -> Path:
+def describe_autoattack(chosen: AttackSet, norm: str, batch_size: int) -> dict[str, Any]:
+    """Its protocol. Its draws are by batch, so the batch size belongs to it."""
+    wrong = len(chosen.images.class_names) - 1
+    return {
+        "method": "AutoAttack, standard version",
+        "package": f"pyautoattack {importlib.metadata.version('pyautoattack')}",
+        "norm": norm,
+        "batch_size": batch_size,
+        "target_classes": f"{min(TARGETS, wrong)} of {wrong}",
+    }
+
+
+def progress_dir(chosen: AttackSet, checkpoint_sha256: str, norm: str, batch_size: int, runtime: Runtime) -> Path:
     """One folder for all that decides the result."""
-    package = importlib.metadata.version("pyautoattack")
     decisive = [
-        package,
+        describe_autoattack(chosen, norm, batch_size),
         checkpoint_sha256,
         chosen.images.digest(),
         chosen.indices.tolist(),
         chosen.seed,
-        norm,
-        batch_size,
-        device.type,
+        runtime.device.type,
+        runtime.precision,
+        torch.__version__,
     ]
     return home() / "attacks" / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]

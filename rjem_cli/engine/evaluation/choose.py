@@ -9,8 +9,8 @@ import torch
 from rjem_cli.config import AttackConfig
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.data.load import load_part
+from rjem_cli.engine.evaluation.accuracy import spread_indices
 from rjem_cli.engine.evaluation.attack import AttackSet, random_targets
-from rjem_cli.engine.evaluation.robustness import spread_indices
 from rjem_cli.engine.model.checkpoint import CheckpointInfo
 from rjem_cli.errors import AbsentError, DataError, RjemError, did_you_mean
 

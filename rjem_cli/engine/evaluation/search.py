@@ -107,8 +107,8 @@ def attempt(
     logits_of: Logits, plan: AttackPlan, eps: float, start: Tensor, center: Tensor, labels_B: Tensor
 ) -> Attempt:
     """Attack `center` (B, C, H, W) from `start`, both in [-1, 1]. labels_B: the true classes, or the wanted ones of a
-    targeted plan. With iterate "best" any iterate counts, the start included, and an image leaves the batch once it is
-    hit; where none hits, the one with the largest loss is returned."""
+    targeted plan. With iterate "best" any iterate counts, the start included, and an image leaves the batch
+    within CHECK_EVERY steps of its hit; where none hits, the one with the largest loss is returned."""
     loss, walk = attack_loss(plan.loss, plan.targeted), walk_of(plan, eps)
     nothing = torch.full((len(start),), -torch.inf, device=start.device)
     best = Attempt(start.clone(), torch.zeros_like(labels_B, dtype=torch.bool), nothing)
@@ -125,8 +125,8 @@ def attempt(
         state = walk.begin(state.x, center, loss_b, gradient) if step == 0 else state
         if step:
             state, gradient = walk.look(state, loss_b, gradient, step)
-        if plan.iterate == "best" and step % CHECK_EVERY == 0 and bool(hit_b.any()):
-            stay = (~hit_b).nonzero().squeeze(1)
+        if plan.iterate == "best" and step % CHECK_EVERY == 0:
+            stay = (~best.hit_B[rows]).nonzero().squeeze(1)
             if len(stay) == 0:
                 break
             rows, labels_B, gradient = rows[stay], labels_B[stay], gradient[stay]

@@ -44,26 +44,31 @@ class ClassGaussianPrior:
         return factor.shape[1] if factor.shape[1] < factor.shape[0] else 0
 
     def sample(self, labels_B: Tensor, normals_BN: Tensor) -> Tensor:
-        """Images in [-1, 1], (B, C, H, W), clamped. One matrix product per class; labels on the host cost no device
+        """Images in [-1, 1], (B, C, H, W), clamped. One matrix product per class; with labels on the host, no device
         sync."""
-        dimensions = self.mean_KD.shape[1]
-        flat_BD = self.mean_KD[labels_B.to(self.mean_KD.device)]
+        dimensions, device = self.mean_KD.shape[1], self.mean_KD.device
+        flat_BD = self.mean_KD[labels_B.to(device, non_blocking=True)]
         for label in torch.unique(labels_B).tolist():
-            rows = (labels_B == label).nonzero().squeeze(1).to(flat_BD.device)
+            rows = (labels_B == label).nonzero().squeeze(1).to(device, non_blocking=True)
             normals, factor = normals_BN[rows], self.factors[label]
             rank = self._rank(factor)
             if rank:
-                flat_BD[rows] += (
-                    normals[:, dimensions : dimensions + rank] @ factor.T + JITTER**0.5 * normals[:, :dimensions]
-                )
+                flat_BD[rows] += product(normals[:, dimensions : dimensions + rank], factor.T)
+                flat_BD[rows] += JITTER**0.5 * normals[:, :dimensions]
             else:
-                flat_BD[rows] += normals[:, :dimensions] @ factor.T
+                flat_BD[rows] += product(normals[:, :dimensions], factor.T)
         return flat_BD.clamp_(-1, 1).view(-1, *self.image_shape)
 
     def to(self, device: torch.device) -> ClassGaussianPrior:
         return ClassGaussianPrior(
             self.mean_KD.to(device), tuple(factor.to(device) for factor in self.factors), self.image_shape
         )
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32. On a CPU the order of its sums depends on the number of threads, so they are taken in float64
+    there, and a sample has the same bytes with any."""
+    return (a.double() @ b.double()).float() if a.device.type == "cpu" else a @ b
 
 
 def fit_prior(images: ImageSet) -> ClassGaussianPrior:

@@ -1,45 +1,106 @@
-"""What an attack found, as plain data: the protocol, the scores with their intervals, per class."""
+"""What an attack found, as plain data and files: the protocol, the scores with their intervals, per class."""
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rjem_cli import __version__
+from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
-from rjem_cli.engine.evaluation.robustness import Accuracy
+from rjem_cli.engine.evaluation.attacked_files import write_and_measure
+from rjem_cli.engine.evaluation.autoattack import describe_autoattack
+from rjem_cli.engine.evaluation.job import AttackJob
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import Checkpoint
-from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.report.figures import epsilon_curve
+from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon
+from rjem_cli.paths import empty_own_folder, expand, own_folder, write_atomically
+
+OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv)")
 
 
-def score(found: Accuracy) -> dict[str, Any]:
-    """A share with its 95 % interval; null where there was nothing to count."""
-    low, high = found.interval()
-    value = found.value if found.count else None
-    return {"value": value, "interval_95": [round(low, 5), round(high, 5)], "hits": found.correct, "of": found.count}
+class AttackReport:
+    """Grows by one result a radius. With --save each is written as it comes, so that a stop leaves those done."""
+
+    def __init__(self, job: AttackJob, clean: CleanState):
+        """Raises ConfigError where the folder of --save holds something else."""
+        self.job, self.clean, self.started = job, clean, time.perf_counter()
+        self.folder = None if job.config.save is None else expand(job.config.save)
+        self.document: dict[str, Any] = {
+            "rjem": __version__,
+            "complete": False,
+            "protocol": describe_protocol(job),
+            "clean": describe_clean(clean, job.chosen),
+            "results": [],
+        }
+        if self.folder is not None:
+            prepare_folder(self.folder, self.document["protocol"], job.config.overwrite)
+            self._save()
+
+    def add(self, result: EpsResult) -> None:
+        row = describe_result(result, self.clean, self.job.chosen)
+        if self.folder is not None:
+            row["files"] = write_and_measure(
+                self.folder / f"eps-{result.eps:.9g}",
+                result,
+                self.clean,
+                self.job.chosen,
+                self.job.logits_of,
+                self.job.plan.norm,
+                device=self.job.runtime.device,
+                batch_size=self.job.config.batch_size,
+            ).to_dict(targeted=self.job.plan.targeted)
+        results = self.document["results"]
+        results.append(row)
+        self.document |= {
+            "complete": len(results) == len(self.job.radii),
+            "seconds": round(time.perf_counter() - self.started, 1),
+        }
+        self._save()
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        write_atomically(self.folder / "attack.json", json.dumps(self.document, indent=2).encode())
+        if self.document["results"]:
+            write_atomically(self.folder / "curve.png", curve(self.document))
 
 
-def describe_protocol(
-    attack: AttackPlan | str, chosen: AttackSet, source: str, of: int, checkpoint: Checkpoint, runtime: Runtime
-) -> dict[str, Any]:
-    """All that the scores depend on. `attack` is our plan, or the name of AutoAttack's."""
+def prepare_folder(folder: Path, protocol: dict[str, Any], overwrite: bool) -> None:
+    """An empty folder; an unfinished report of the same protocol in it is begun again."""
+    earlier = own_folder(folder, "--save", OUR_NAMES, "attack.json")
+    if earlier is None:
+        return
+    unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")
+    if not overwrite and not unfinished:
+        raise ConfigError(f"--save {folder} holds results already; add --overwrite, or give another folder")
+    empty_own_folder(folder, OUR_NAMES)
+
+
+def describe_protocol(job: AttackJob) -> dict[str, Any]:
+    """All that the scores depend on."""
+    chosen, checkpoint, batch_size = job.chosen, job.checkpoint, job.config.batch_size
+    attack = describe_autoattack(chosen, job.plan.norm, batch_size) if job.config.standard else describe_plan(job.plan)
     return {
-        "rjem": __version__,
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "step": checkpoint.info.step},
-        "attack": attack if isinstance(attack, str) else describe_plan(attack),
+        "attack": attack,
+        "radii": list(job.radii),
         "robust_means": "classified rightly, and not broken at this or a smaller radius; the box is [-1, 1]",
-        "data": source,
+        "data": job.source,
         "images": len(chosen),
-        "of": of,
+        "of": job.of,
         "seed": chosen.seed,
         "indices": chosen.indices.tolist(),
         "targets": None if chosen.targets is None else chosen.targets.tolist(),
-        "device": runtime.describe(),
+        "device": job.runtime.describe(),
     }
 
 
@@ -52,15 +113,15 @@ def describe_clean(clean: CleanState, chosen: AttackSet) -> dict[str, Any]:
     labels = chosen.images.labels
     right = clean.predictions == labels
     return {
-        "accuracy": score(Accuracy(int(right.sum()), len(labels))),
+        "accuracy": Accuracy(int(right.sum()), len(labels)).to_dict(),
         "per_class": per_class(right, labels, chosen.images.class_names),
         "attacked": int(clean.attacked.sum()),
-        "zero_gradient_images": score(Accuracy(clean.zero_images, int(clean.attacked.sum()))),
+        "zero_gradient_images": Accuracy(clean.zero_images, int(clean.attacked.sum())).to_dict(),
         "zero_gradient_components": clean.zero_components,
     }
 
 
-def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet, norm: str) -> dict[str, Any]:
+def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet) -> dict[str, Any]:
     """Robust accuracy of all images and the attack's success on those attacked; a targeted attack has only the
     latter."""
     labels, names = chosen.images.labels, chosen.images.class_names
@@ -69,11 +130,10 @@ def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet, nor
         "eps": result.eps,
         "eps_pixel_units": result.eps * PIXEL_PER_MODEL_UNIT,
         "eps_text": describe_epsilon(result.eps),
-        "norm": norm,
-        "success": score(result.success(clean)),
+        "success": result.success(clean).to_dict(),
     }
     if chosen.targets is None:
-        found["robust_accuracy"] = score(result.robust(clean, labels))
+        found["robust_accuracy"] = result.robust(clean, labels).to_dict()
         found["per_class"] = per_class(standing, labels, names)
     else:
         found["per_class"] = per_class(result.hit[clean.attacked], labels[clean.attacked], names)
@@ -85,7 +145,19 @@ def per_class(yes: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> dict
     hits = torch.bincount(labels, weights=yes.double(), minlength=len(class_names))
     counts = torch.bincount(labels, minlength=len(class_names))
     return {
-        name: score(Accuracy(int(hits[label]), int(counts[label])))
+        name: Accuracy(int(hits[label]), int(counts[label])).to_dict()
         for label, name in enumerate(class_names)
         if counts[label]
     }
+
+
+def curve(document: dict[str, Any]) -> bytes:
+    """The figure, from no attack to the largest radius so far."""
+    targeted = document["protocol"]["targets"] is not None
+    name, label = ("success", "share pushed to the target") if targeted else ("robust_accuracy", "robust accuracy")
+    start = {"value": 0.0, "interval_95": [0.0, 0.0]} if targeted else document["clean"]["accuracy"]
+    shares = [start, *(result[name] for result in document["results"])]
+    radii = [0.0, *(result["eps"] for result in document["results"])]
+    title = f"{document['protocol']['data']}, {document['protocol']['attack']['norm']}"
+    values = [share["value"] or 0.0 for share in shares]
+    return epsilon_curve(radii, values, [share["interval_95"] for share in shares], label, title)

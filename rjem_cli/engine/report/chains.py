@@ -12,17 +12,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rjem_cli.engine.data.csv_rows import append_rows, csv_text
-from rjem_cli.engine.data.pictures import INK, PAPER, contact_sheet, png_bytes, to_image, write_image
+from rjem_cli.engine.data.csv_rows import csv_text
+from rjem_cli.engine.data.pictures import INK, PAPER, contact_sheet, png_bytes, write_images
 from rjem_cli.engine.report.figures import energy_plot
-from rjem_cli.engine.sampling.request import SampleRequest
+from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.trajectories import Trajectories, csv_rows, describe_chains
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import own_folder, write_atomically
+from rjem_cli.paths import empty_own_folder, own_folder, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
 CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
-LABEL_COLUMNS = ("file", "label", "class", "seed")
 STRIP_FRAMES, STRIP_CHAINS = 12, 16
 GIF_MILLISECONDS, GIF_COLUMNS = 120, 8
 LAST_FRAME_MILLISECONDS = 1500
@@ -30,8 +29,10 @@ LAST_FRAME_MILLISECONDS = 1500
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
     """An empty folder for the chains. Raises ConfigError where something is in it already."""
-    if own_folder(folder, "-o", OUR_NAMES, overwrite):
-        raise ConfigError(f"-o {folder} holds chains already; add --overwrite, or give another folder")
+    if own_folder(folder, "-o", OUR_NAMES, "chains.json") is not None:
+        if not overwrite:
+            raise ConfigError(f"-o {folder} holds chains already; add --overwrite, or give another folder")
+        empty_own_folder(folder, OUR_NAMES)
 
 
 def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta: dict[str, Any]) -> dict[str, Any]:
@@ -45,9 +46,8 @@ def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta
     write_atomically(folder / "energies.png", energy_plot(found.joint_energy, title, label))
     write_atomically(folder / "film.png", png_bytes(film_strip(found.frames, found.frame_steps)))
     write_atomically(folder / "chains.gif", animation(found.frames))
-    append_rows(folder / "labels.csv", [LABEL_COLUMNS, *rows])
-    for (name, *_), pixels in zip(rows, found.final):
-        write_image(folder / name, png_bytes(to_image(pixels)))
+    write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *rows]))
+    write_images(folder, [row[0] for row in rows], found.final)
     return document
 
 

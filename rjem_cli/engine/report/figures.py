@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT
+
 DPI = 120
+LEVELS = 255 * PIXEL_PER_MODEL_UNIT  # grey levels in one model unit
 
 
 def new_figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
@@ -37,7 +40,7 @@ def epsilon_curve(
     axes.fill_between(radii, low, high, alpha=0.2, label="95 % interval")
     axes.plot(radii, shares, marker="o", label=label)
     axes.set(xlabel="eps, model units ([-1, 1])", ylabel=label, ylim=(0, 1.02), title=title)
-    axes.secondary_xaxis("top", functions=(lambda eps: eps * 127.5, lambda pixel: pixel / 127.5)).set_xlabel(
+    axes.secondary_xaxis("top", functions=(lambda eps: eps * LEVELS, lambda level: level / LEVELS)).set_xlabel(
         "eps, /255"
     )
     axes.legend(loc="best")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import re
 from collections.abc import Callable
-from itertools import zip_longest
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from rjem_cli.engine.data.csv_rows import append_rows, csv_text
-from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, to_image, write_image
+from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, write_images
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.request import SampleRequest
+from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import own_folder, write_atomically
+from rjem_cli.paths import empty_own_folder, explained, locked, own_folder, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
-COLUMNS = ("file", "label", "class", "seed")
 GRID_SAMPLES = 100
 GRID_COLUMNS = 10
+REMEDY = "add --overwrite, or give another folder"
 
 
 class FolderWriter:
@@ -39,16 +39,34 @@ class FolderWriter:
         first_starts: Callable[[int], Tensor],
     ):
         self.folder, self.request, self.meta, self.first_starts = folder, request, meta, first_starts
-        self.done = count_whole(folder, request, meta) if own_folder(folder, "-o", OUR_NAMES, overwrite) else 0
-        rows = [request.row(index) for index in range(request.first, request.first + self.done)]
-        write_atomically(folder / "labels.csv", csv_text([COLUMNS, *rows]))
-        self._describe(complete=False)
+        self.labels = folder / "labels.csv"
+        own_folder(folder, "-o", OUR_NAMES, "meta.json")  # nothing is put into a folder that is not ours
+        with ExitStack() as opened:
+            opened.enter_context(locked(folder / "meta.json", wait=False))
+            self.done = self._take_over(own_folder(folder, "-o", OUR_NAMES, "meta.json"), overwrite)
+            self.held = opened.pop_all()
+
+    def _take_over(self, earlier: dict[str, Any] | None, overwrite: bool) -> int:
+        """How many samples an interrupted call of the same request left. Raises ConfigError for those of another,
+        unless they may be removed."""
+        folder, request, meta = self.folder, self.request, self.meta
+        same = earlier is not None and earlier.get("request") == meta["request"]
+        if earlier is not None and overwrite and (not same or earlier.get("complete")):
+            empty_own_folder(folder, OUR_NAMES)
+            earlier = None
+        elif earlier is not None and not same:
+            raise ConfigError(f"-o {folder} holds samples of another call, see its meta.json; {REMEDY}")
+        if earlier is None:
+            self._describe(complete=False)  # first: it is what the other files are known by
+        done = cut_to_whole(folder, self.labels, request)
+        if earlier is not None:
+            self._describe(complete=False)
+        return done
 
     def write(self, batch: SampleBatch) -> None:
         rows = [self.request.row(batch.first + offset) for offset in range(len(batch.pixels))]
-        for (name, *_), pixels in zip(rows, batch.pixels):
-            write_image(self.folder / name, png_bytes(to_image(pixels)))
-        append_rows(self.folder / "labels.csv", rows)
+        write_images(self.folder, [row[0] for row in rows], batch.pixels)
+        append_rows(self.labels, rows)
         self.done += len(rows)
 
     def finish(self) -> None:
@@ -62,33 +80,31 @@ class FolderWriter:
         self._describe(complete=True)
 
     def close(self) -> None:
-        """Every file is whole after each batch."""
+        """Every file is whole after each batch; only the lock is given back."""
+        self.held.close()
 
     def _describe(self, complete: bool) -> None:
         write_atomically(self.folder / "meta.json", json.dumps({**self.meta, "complete": complete}, indent=2).encode())
 
 
-def count_whole(folder: Path, request: SampleRequest, meta: dict[str, Any]) -> int:
-    """How many samples of this very request are whole. Raises ConfigError if the folder holds others."""
-    remedy = "add --overwrite, or give another folder"
-    try:
-        earlier = json.loads((folder / "meta.json").read_bytes())["request"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"-o {folder} holds samples of an unknown call; {remedy}") from None
-    if earlier != meta["request"]:
-        raise ConfigError(f"-o {folder} holds samples of another call, see its meta.json; {remedy}")
-    done = 0
-    try:
-        with (folder / "labels.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.reader(file)
-            next(rows, None)
-            for index, row in zip_longest(range(request.first, request.last), rows):
-                if index is None:
-                    raise ConfigError(f"-o {folder} holds more samples than -n {request.count}; {remedy}")
-                expected = request.row(index)
-                if row != [str(value) for value in expected] or not (folder / expected[0]).is_file():
-                    break
-                done += 1
-    except FileNotFoundError:
-        return 0
-    return done
+def cut_to_whole(folder: Path, labels: Path, request: SampleRequest) -> int:
+    """How many samples are whole: labels.csv begins with their rows, and their images are there. Whatever is behind
+    those rows is cut off. Raises ConfigError if the folder holds more samples than the request."""
+    with explained("write", labels), labels.open("a+b") as file:
+        file.seek(0)
+        header = csv_text([LABEL_COLUMNS])
+        if file.read(len(header)) != header:
+            file.truncate(0)
+            file.write(header)
+            return 0
+        whole = file.tell()
+        for index in range(request.first, request.last):
+            row = request.row(index)
+            line = csv_text([row])
+            if file.read(len(line)) != line or not (folder / row[0]).is_file():
+                os.ftruncate(file.fileno(), whole)
+                return index - request.first
+            whole += len(line)
+        if file.read(1):
+            raise ConfigError(f"-o {folder} holds more samples than -n {request.count}; {REMEDY}")
+    return request.last - request.first

@@ -7,7 +7,7 @@ place where an earlier call stopped; what a block computes beyond the samples th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -30,11 +30,12 @@ def sample_blocks(
     sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
 ) -> Iterator[Tensor]:
     """float (b, C, H, W) on the device: the wanted part of each block of samples first .. last - 1, in order."""
-    size = request.block_size
-    start = request.seed + first
+    if first >= last:
+        return
+    size, start = request.block_size, request.seed + first
     for block in range(start - start % size, request.seed + last, size):
         seeds = torch.arange(block, block + size)
-        x = sampler(request.labels(seeds - request.seed), seeds.to(device))
+        x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
         yield x[max(0, start - block) : request.seed + last - block]
 
 
@@ -58,6 +59,14 @@ def generate(
         pixels, finite = [ready[whole:]], [sound[whole:]]
     if sum(map(len, pixels)):
         yield hand_over(first, torch.cat(pixels), torch.cat(finite))
+
+
+def until(stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+    """The batches, up to and with the one in whose making `stop` became true."""
+    for batch in batches:
+        yield batch
+        if stop():
+            return
 
 
 def hand_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:

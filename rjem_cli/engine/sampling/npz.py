@@ -7,92 +7,104 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.partial import complete, open_part, other_call, part_path
+from rjem_cli.engine.sampling.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.errors import ConfigError
 from rjem_cli.paths import explained
 
 LONGEST_HEADER = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of a part: (H, W, C) of a row, where rows begin, how many are whole. Nothing is known before the first batch."""
+
+    shape: tuple[int, int, int] = (0, 0, 0)
+    begin: int = 0
+    done: int = 0
 
 
 class NpzWriter:
     """Rows first, the archive at the end, so that memory does not grow and a kill loses nothing."""
 
     def __init__(self, path: Path, request: SampleRequest, meta: dict[str, Any], overwrite: bool):
-        self.path, self.request, self.meta = path, request, meta
-        self.file = open_part(path, overwrite)
-        with explained("write", path):
-            self.row_shape, self.begin, self.done = self._read_part()
+        self.request, self.meta = request, meta
+        self.part = PartFile(path, overwrite)
+        self.rows = self.part.take_over(self._read, Rows())
 
-    def _read_part(self) -> tuple[tuple[int, int, int], int, int]:
-        """(H, W, C), where the rows begin, how many are whole. The shape is (0, 0, 0) until the first batch."""
-        line = self.file.readline(LONGEST_HEADER)
+    @property
+    def done(self) -> int:
+        return self.rows.done
+
+    def _read(self, file: BinaryIO) -> Rows:
+        """What is whole, and cut what is not."""
+        line = file.readline(LONGEST_HEADER)
         begun = json.dumps({"request": self.meta["request"]}).encode().removesuffix(b"}")
         if not line.endswith(b"\n") and line[: len(begun)] == begun[: len(line)]:  # new, or stopped in this line
-            self.file.seek(0)
-            self.file.truncate()
-            return (0, 0, 0), 0, 0
+            file.seek(0)
+            file.truncate()
+            return Rows()
         try:
             header = json.loads(line)
             height, width, channels = (int(side) for side in header["row_shape"])
-            if header["request"] != self.meta["request"]:
-                raise other_call(self.path)
         except (ValueError, KeyError, TypeError):
-            raise other_call(self.path) from None
-        row_bytes, begin = height * width * channels, len(line)
-        done = (self.file.seek(0, io.SEEK_END) - begin) // row_bytes
+            raise self.part.other_call() from None
+        if header["request"] != self.meta["request"] or min(height, width, channels) < 1:
+            raise self.part.other_call()
+        done = (file.seek(0, io.SEEK_END) - len(line)) // (height * width * channels)
         if done > self.request.last - self.request.first:
-            raise ConfigError(f"{part_path(self.path)} has more samples than -n {self.request.count}; add --overwrite")
-        self.file.truncate(begin + done * row_bytes)
-        self.file.seek(0, io.SEEK_END)
-        return (height, width, channels), begin, done
+            raise self.part.too_many(self.request.count)
+        file.truncate(len(line) + done * height * width * channels)
+        file.seek(0, io.SEEK_END)
+        return Rows((height, width, channels), len(line), done)
 
     def write(self, batch: SampleBatch) -> None:
-        rows = batch.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        with explained("write", part_path(self.path)):
-            if self.begin == 0:
-                self.row_shape = rows.shape[1:]
-                self.begin = self.file.write(
-                    json.dumps({"request": self.meta["request"], "row_shape": self.row_shape}).encode() + b"\n"
-                )
-            self.file.write(rows.tobytes())
-            self.file.flush()
-        self.done += len(rows)
+        pixels = batch.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        with explained("write", self.part.part):
+            if self.rows.begin == 0:
+                header = {"request": self.meta["request"], "row_shape": pixels.shape[1:]}
+                self.rows = Rows(pixels.shape[1:], self.part.file.write(json.dumps(header).encode() + b"\n"))
+            self.part.file.write(pixels.tobytes())
+            self.part.file.flush()
+        self.rows = replace(self.rows, done=self.rows.done + len(pixels))
 
     def finish(self) -> None:
         """Pack the rows, one buffer at a time."""
-        temporary = self.path.with_name(self.path.name + ".new")
-        rows = [self.request.row(index) for index in range(self.request.first, self.request.last)]
+        temporary, indices = self.part.path.with_name(self.part.path.name + ".new"), self.request.indices()
+        labels = self.request.labels(indices) if self.request.plan.conditional else torch.full_like(indices, -1)
         arrays = {
-            "labels": np.array([row[1] for row in rows], dtype=np.int64),
-            "seeds": np.array([row[3] for row in rows], dtype=np.int64),
+            "labels": labels.numpy(),
+            "seeds": (self.request.seed + indices).numpy(),
             "meta": np.array(json.dumps(self.meta, indent=2)),
         }
-        with explained("write", self.path), temporary.open("wb") as packed:
+        with explained("write", self.part.path), temporary.open("wb") as packed:
             with zipfile.ZipFile(packed, "w") as archive:
                 with member(archive, "arr_0") as target:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (self.done, *self.row_shape)}
+                    shape = (self.done, *self.rows.shape)
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(target, header)
-                    self.file.seek(self.begin)
-                    shutil.copyfileobj(self.file, target, 2**20)
+                    self.part.file.seek(self.rows.begin)
+                    shutil.copyfileobj(self.part.file, target, 2**20)
                 for name, array in arrays.items():
                     with member(archive, name) as target:
                         np.lib.format.write_array(target, array, allow_pickle=False)
-            complete(packed, temporary, self.path)
-            self.file.close()
-            part_path(self.path).unlink(missing_ok=True)
+            packed.flush()
+            os.fsync(packed.fileno())
+            os.replace(temporary, self.part.path)
+            self.part.part.unlink()
 
     def close(self) -> None:
-        with explained("write", part_path(self.path)):
-            self.file.close()
+        self.part.close()
 
 
 def member(archive: zipfile.ZipFile, name: str) -> BinaryIO:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import ChainOptions, GenerateConfig, LangevinConfig, TrainConfig
+from rjem_cli.config import ChainOptions, TrainConfig
 from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of
+from rjem_cli.engine.data.classes import UNCONDITIONAL, parse_classes
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.errors import ConfigError, did_you_mean
+from rjem_cli.errors import ConfigError
 
-UNCONDITIONAL = "none"
-LARGEST_WATCHED = 250  # chains of `rjem langevin` that go through the network at once
+LABEL_COLUMNS = ("file", "label", "class", "seed")  # of `SampleRequest.row`
 BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
 
 
@@ -44,6 +44,12 @@ class SampleRequest:
     @property
     def last(self) -> int:
         return (self.shard[0] + 1) * self.count // self.shard[1]
+
+    @property
+    def computed(self) -> int:
+        """How many samples go through the network: whole blocks."""
+        size, begin, end = self.block_size, self.seed + self.first, self.seed + self.last
+        return (-(-end // size) - begin // size) * size
 
     def indices(self) -> Tensor:
         return torch.arange(self.first, self.last)
@@ -73,22 +79,27 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
 
 
 def settle_request(
-    config: GenerateConfig | LangevinConfig, trained: TrainConfig, class_names: Sequence[str], device_type: str = "cpu"
+    options: ChainOptions,
+    trained: TrainConfig,
+    class_names: Sequence[str],
+    device_type: str,
+    *,
+    count: int,
+    seed: int,
+    mode: str = "energy",
+    shard_text: str | None = None,
 ) -> SampleRequest:
     """Raises ConfigError for a class, a shard or a mode that cannot be meant."""
-    shard, mode, block_size = (0, 1), "energy", min(config.count, LARGEST_WATCHED)
-    if isinstance(config, GenerateConfig):
-        shard, mode = parse_shard(config.shard), config.mode
-        block_size = config.block_size or BLOCK_SIZE[device_type]
-    if shard[1] > config.count:
-        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {config.count} samples do not make {shard[1]} parts")
+    shard = parse_shard(shard_text)
+    if shard[1] > count:
+        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {count} samples do not make {shard[1]} parts")
     return SampleRequest(
-        settle_plan(config, trained, mode),
-        tuple(parse_classes(config.classes, class_names)),
+        settle_plan(options, trained, mode),
+        tuple(parse_classes(options.classes, class_names)),
         tuple(class_names),
-        config.seed,
-        config.count,
-        block_size,
+        seed,
+        count,
+        options.block_size or BLOCK_SIZE[device_type],
         shard,
     )
 
@@ -103,32 +114,18 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
-    """`all`, or names and numbers with commas between; a name wins over a number, `all` over a class of that name.
-    `none` draws starts from all classes. Raises ConfigError with the nearest name."""
-    if text in ("all", UNCONDITIONAL):
-        return list(range(len(class_names)))
-    return [parse_class(word.strip(), class_names, "--class") for word in text.split(",")]
-
-
-def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
-    """One name or number. Raises ConfigError with the nearest name."""
-    if word in class_names:
-        return class_names.index(word)
-    if word.isdecimal() and int(word) < len(class_names):
-        return int(word)
-    raise ConfigError(f"{flag} {word!r} is unknown to this checkpoint; {did_you_mean(word, class_names)}")
-
-
-def describe_request(request: SampleRequest, checkpoint: Checkpoint, init: str, runtime: Runtime) -> dict[str, Any]:
+def describe_request(
+    request: SampleRequest, checkpoint: Checkpoint, init: str, init_sha256: str | None, runtime: Runtime
+) -> dict[str, Any]:
     """The protocol as plain data. `request` is a digest of all that decides the bytes of a sample: a call that was
-    interrupted goes on only where it is the same."""
+    interrupted goes on only where it is the same. `init_sha256` is the digest of starts that were read from files."""
     info = checkpoint.info
     index, parts = request.shard
     decisive = {
         "checkpoint_sha256": checkpoint.sha256(),
         "plan": asdict(request.plan),
         "init": init,
+        "init_sha256": init_sha256,
         "classes": [request.class_names[label] for label in request.classes],
         "seed": request.seed,
         "block_size": request.block_size,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import hashlib
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rjem_cli.config import GenerateConfig, LangevinConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
@@ -16,27 +15,57 @@ from rjem_cli.engine.data.class_folders import read_images
 from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, read_safetensors, state_path
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import sample_blocks
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
+from rjem_cli.paths import expand
 
-READ_BATCH = 250
 NAMED_STARTS = ("prior", "noise", "data", "buffer")
+READ_BATCH = 250
 
 
-def chain_of(
-    config: GenerateConfig | LangevinConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
-) -> tuple[SampleRequest, Sampler, Logits]:
-    """The request, with the classes of a user's images where none was named; the start; the frozen network. Raises as
-    `start_of` does."""
-    logits_of = runtime.logits(freeze(checkpoint.model))
-    start = start_of(config.init, checkpoint, config.data, config.seed, runtime.device)
-    if config.init not in NAMED_STARTS and config.classes == "all":
-        request = replace(request, classes=read_as(logits_of, own_images(config.init, checkpoint.info), runtime.device))
-    return request, start, logits_of
+@dataclass(frozen=True)
+class Start:
+    """The first stage of a sampler; the digest of starts that were read from files, which the checkpoint does not fix;
+    and a user's own images, uint8 (N, C, H, W)."""
+
+    sampler: Sampler
+    sha256: str | None = None
+    own: Tensor | None = None
+
+
+def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
+    """Raises AbsentError or DataError for images that are not there or do not fit, ConfigError for an unknown name."""
+    info = checkpoint.info
+    if init == "prior":
+        return Start(prior_draws(prior_of(info, data).to(runtime.device)))
+    if init == "noise":
+        return Start(uniform_noise(info.image_shape))
+    if init == "data":
+        images = training_images(info, data)
+        return Start(random_images(at_home(images.pixels, runtime), images.labels))
+    if init == "buffer":
+        pixels = buffer_images(checkpoint)
+        return Start(random_images(at_home(pixels, runtime)), digest(pixels))
+    pixels = own_images(init, info)
+    return Start(given_images(at_home(pixels, runtime), seed), digest(pixels), pixels)
+
+
+def at_home(pixels: Tensor, runtime: Runtime) -> Tensor:
+    return pixels.to(runtime.home_of(pixels.nbytes))
+
+
+def digest(pixels: Tensor) -> str:
+    return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
+
+
+def with_classes_seen(request: SampleRequest, logits_of: Logits, own: Tensor, device: torch.device) -> SampleRequest:
+    """The request with the class that the network sees in each of a user's images: chain i belongs to image i."""
+    with torch.no_grad():
+        found = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in own.split(READ_BATCH)]
+    return replace(request, classes=tuple(torch.cat(found).tolist()))
 
 
 def start_pixels(start: Sampler, request: SampleRequest, count: int, device: torch.device) -> Tensor:
@@ -45,31 +74,9 @@ def start_pixels(start: Sampler, request: SampleRequest, count: int, device: tor
     return to_pixels(torch.cat(list(blocks))).cpu()
 
 
-def read_as(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
-    """The class that the network sees in each image."""
-    with torch.no_grad():
-        found = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in pixels.split(READ_BATCH)]
-    return tuple(torch.cat(found).tolist())
-
-
-def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, device: torch.device) -> Sampler:
-    """The first stage of a sampler. Raises AbsentError or DataError for images that are not there or do not fit."""
-    info = checkpoint.info
-    if init == "prior":
-        return prior_draws(prior_of(info, data).to(device))
-    if init == "noise":
-        return uniform_noise(info.image_shape)
-    if init == "data":
-        images = training_images(info, data)
-        return random_images(images.pixels.to(device), images.labels, len(info.class_names))
-    if init == "buffer":
-        return random_images(buffer_images(checkpoint).to(device), None, 1)
-    return given_images(own_images(init, info).to(device), seed)
-
-
 def own_images(init: str, info: CheckpointInfo) -> Tensor:
     """The images of `--init PATH`, uint8 (N, C, H, W)."""
-    if not Path(init).expanduser().exists() and "/" not in init and "." not in init:
+    if not expand(init).exists() and "/" not in init and "." not in init:
         raise ConfigError(f"--init {init!r} is unknown and no file; {did_you_mean(init, NAMED_STARTS)}")
     return read_images(init, info.image_shape)
 

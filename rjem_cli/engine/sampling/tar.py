@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 
 from rjem_cli.engine.data.pictures import png_bytes, to_image
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.partial import complete, open_part, other_call, part_path
+from rjem_cli.engine.sampling.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.errors import ConfigError
 from rjem_cli.paths import explained
 
 META_NAME = "__meta.json__"
@@ -53,24 +52,23 @@ class TarFileWriter(TarWriter):
     """A tar file. What an interrupted call left is kept up to its last whole sample."""
 
     def __init__(self, path: Path, request: SampleRequest, meta: dict[str, Any], overwrite: bool):
-        self.path, file = path, open_part(path, overwrite)
-        with explained("write", part_path(path)):
-            done, end = whole_samples(file, request, meta, path)
-            file.truncate(end)
-            file.seek(end)
-        super().__init__(file, str(part_path(path)), request, meta, begun=end > 0)
+        self.part = PartFile(path, overwrite)
+        done, end = self.part.take_over(lambda file: whole_samples(file, request, meta, self.part), (0, 0))
+        with explained("write", self.part.part):
+            self.part.file.truncate(end)
+            self.part.file.seek(end)
+        super().__init__(self.part.file, str(self.part.part), request, meta, begun=end > 0)
         self.done = done
 
     def finish(self) -> None:
         super().finish()
-        complete(self.stream, part_path(self.path), self.path)
+        self.part.rename()
 
     def close(self) -> None:
-        with explained("write", self.name):
-            self.stream.close()
+        self.part.close()
 
 
-def whole_samples(file: BinaryIO, request: SampleRequest, meta: dict[str, Any], path: Path) -> tuple[int, int]:
+def whole_samples(file: BinaryIO, request: SampleRequest, meta: dict[str, Any], part: PartFile) -> tuple[int, int]:
     """(samples, bytes) that are whole and belong to this very request. Raises ConfigError for those of another."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -80,12 +78,11 @@ def whole_samples(file: BinaryIO, request: SampleRequest, meta: dict[str, Any], 
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
             break
-        begin = file.tell()
-        stop = begin + info.size + padding(info.size)
+        stop = file.tell() + info.size + padding(info.size)
         if stop > size:
             break
         if members == 0 and (info.name != META_NAME or request_in(file.read(info.size)) != meta["request"]):
-            raise other_call(path)
+            raise part.other_call()
         members += 1
         if members % 2:  # the .cls behind its .png
             end = stop
@@ -93,9 +90,9 @@ def whole_samples(file: BinaryIO, request: SampleRequest, meta: dict[str, Any], 
     done = max(0, members - 1) // 2
     file.seek(0)
     if end == 0 and (size > LONGEST_META or not META_NAME.encode().startswith(file.read(len(META_NAME)))):
-        raise other_call(path)
+        raise part.other_call()
     if done > request.last - request.first:
-        raise ConfigError(f"{part_path(path)} has more samples than -n {request.count}; add --overwrite")
+        raise part.too_many(request.count)
     return done, end
 
 

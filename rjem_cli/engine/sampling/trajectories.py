@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.chains.noise import chain_noise
 from rjem_cli.engine.chains.pgd import Logits
-from rjem_cli.engine.chains.pipeline import SamplePlan
-from rjem_cli.engine.chains.sgld import ChainState, sgld
+from rjem_cli.engine.chains.pipeline import SamplePlan, chain_of
+from rjem_cli.engine.chains.sgld import ChainState
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.model.energy import energy, joint_energy
@@ -76,20 +75,21 @@ def run_chains(
         report(done)
 
     parts = [
-        run_batch(plan, start, logits_of, own_labels, own_seeds, record, clamp, device, on_step)
-        for own_labels, own_seeds in zip(labels.split(batch_size), seeds.split(batch_size))
+        run_batch(plan, start, logits_of, own_labels, own_seeds, max(0, FILMED - first), record, clamp, device, on_step)
+        for first, own_labels, own_seeds in zip(
+            range(0, len(labels), batch_size), labels.split(batch_size), seeds.split(batch_size)
+        )
     ]
     looks = [np.concatenate([part[0][row] for part in parts], axis=1) for row in range(len(Look._fields))]
     energies, joint_energies, saturation, outside, finite = looks
-    frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
     return Trajectories(
         energy=energies,
         joint_energy=joint_energies,
         saturation=saturation,
         left_at=first_true(outside),
         lost_at=first_true(finite == 0),
-        frame_steps=frame_steps,
-        frames=torch.cat([part[1] for part in parts[: -(-FILMED // batch_size)]], dim=1)[:, :FILMED],
+        frame_steps=sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps}),
+        frames=torch.cat([part[1] for part in parts], dim=1),
         final=torch.cat([part[2] for part in parts]),
     )
 
@@ -100,49 +100,42 @@ def run_batch(
     logits_of: Logits,
     labels: Tensor,
     seeds: Tensor,
+    filmed: int,
     record: int,
     clamp: bool,
     device: torch.device,
     on_step: Callable[[int], None],
 ) -> tuple[list[np.ndarray], Tensor, Tensor]:
-    """(arrays (S + 1, B) in the order of Look, frames, final images). The host waits for the device when an image is
-    kept, not otherwise."""
-    labels_B, seeds_B = labels.to(device), seeds.to(device)
+    """(arrays (S + 1, B) in the order of Look, frames of the first `filmed` chains, final images). The host waits for
+    the device when an image is kept, not otherwise."""
     looks: list[Look] = []
     frames: list[Tensor] = []
-    marginal: list[Tensor] = []
+    newest: list[Tensor] = []  # logits of the last pass, whose gradient the chain takes itself
 
-    def energy_of(x: Tensor) -> Tensor:
-        logits_BK = logits_of(x)
-        marginal.append(energy(logits_BK).detach())
-        joint_B = joint_energy(logits_BK, labels_B)
-        return joint_B if plan.conditional else energy(logits_BK)
+    def recorded(x: Tensor) -> Tensor:
+        newest[:] = [logits_of(x)]
+        return newest[0]
 
-    def keep(step: int, x: Tensor, energy_B: Tensor) -> None:
-        looks.append(look(x, marginal.pop(), energy_B))
-        if step % record == 0 or step == plan.sgld_steps:
-            frames.append(to_pixels(x[:FILMED]).cpu())
+    def keep(step: int, x: Tensor) -> None:
+        logits_BK = newest[0].detach()
+        joint_B = joint_energy(logits_BK, labels_B) if plan.conditional else energy(logits_BK)
+        looks.append(look(x, energy(logits_BK), joint_B))
+        if filmed and (step % record == 0 or step == plan.sgld_steps):
+            frames.append(to_pixels(x[:filmed]).cpu())
 
     def observe(state: ChainState) -> None:
-        keep(state.step, state.x, state.energy_B)
+        keep(state.step, state.x)
         on_step(len(labels))
 
-    x = sgld(
-        energy_of,
-        start(labels, seeds_B),
-        sgld_steps=plan.sgld_steps,
-        step_size=plan.sgld_step_size,
-        grad_clip=plan.grad_clip,
-        noise_std=plan.noise_std,
-        noise=chain_noise(seeds_B),
-        temperature=plan.temperature,
-        clamp=clamp,
-        observe=observe,
-    )
+    labels_B, seeds_B = labels.to(device), seeds.to(device)
+    x = (start >> chain_of(plan, recorded, clamp, observe))(labels, seeds_B)
     with torch.no_grad():
-        keep(plan.sgld_steps, x, energy_of(x))
+        recorded(x)
+    keep(plan.sgld_steps, x)
     arrays = [torch.stack(rows).float().cpu().numpy() for rows in zip(*looks)]
-    return arrays, torch.stack(frames), to_pixels(x).cpu()
+    final = to_pixels(x).cpu()
+    moments = len(range(0, plan.sgld_steps, record)) + 1
+    return arrays, torch.stack(frames) if frames else final.new_zeros(moments, 0, *final.shape[1:]), final
 
 
 def look(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Look:

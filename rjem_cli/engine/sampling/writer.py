@@ -1,4 +1,5 @@
-"""Where samples go, and how: beside the chains, on a thread of its own, so that a GPU never waits for a PNG encoder.
+"""Where samples go, and how: beside the chains, on a thread of its own, so that no chain waits for a PNG encoder until
+QUEUE batches do.
 
 Every writer knows how many samples an interrupted call left whole, and goes on behind them.
 """
@@ -15,15 +16,16 @@ from typing import Any, BinaryIO, Protocol
 
 from torch import Tensor
 
+from rjem_cli.config import STREAM
 from rjem_cli.engine.sampling.folder import FolderWriter
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.npz import NpzWriter
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.engine.sampling.tar import TarFileWriter, TarWriter
 from rjem_cli.errors import ConfigError
+from rjem_cli.paths import expand
 
 QUEUE = 4  # batches that may wait for the writer: memory stays flat where it is the slower side
-STREAM = "-"
 OTHER_SUFFIXES = (".zip", ".gz", ".xz", ".tgz", ".png", ".jpg", ".npy", ".pt", ".h5", ".parquet")
 
 
@@ -31,7 +33,8 @@ class SampleWriter(Protocol):
     """One output. `done` samples are whole already; `write` takes the next ones in order; `finish` makes the output
     complete; `close` lets go of it as it is, and what is whole stays valid."""
 
-    done: int
+    @property
+    def done(self) -> int: ...
 
     def write(self, batch: SampleBatch) -> None: ...
     def finish(self) -> None: ...
@@ -56,7 +59,7 @@ def open_writer(
     picture in a folder. Raises ConfigError where something else is there, RjemError where nothing can be written."""
     if output == STREAM:
         return TarWriter(stdout(), "standard output", request, meta)
-    path = Path(output).expanduser()
+    path = expand(output)
     if path.suffix == ".tar":
         return TarFileWriter(path, request, meta, overwrite)
     if path.suffix == ".npz":

@@ -12,8 +12,8 @@ import yaml
 
 from rjem_cli.config import SAMPLE_MODES, TrainConfig
 from rjem_cli.engine.data.images import Splits
+from rjem_cli.engine.evaluation.accuracy import Accuracy, spread_indices
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
-from rjem_cli.engine.evaluation.robustness import Accuracy, spread_indices
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_path
 from rjem_cli.engine.model.frozen import freeze
@@ -122,11 +122,4 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
 
 
 def describe_accuracy(found: Accuracy, splits: Splits) -> dict[str, Any]:
-    low, high = found.interval()
-    return {
-        "value": found.value,
-        "interval_95": [round(low, 5), round(high, 5)],
-        "images": found.count,
-        "of": len(splits.test),
-        "dataset": f"{splits.name}:test",
-    }
+    return {**found.to_dict(), "dataset": f"{splits.name}:test", "dataset_size": len(splits.test)}

@@ -22,7 +22,7 @@ from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.data.pictures import png_bytes
-from rjem_cli.engine.evaluation.robustness import accuracy, evenly_spaced
+from rjem_cli.engine.evaluation.accuracy import accuracy, evenly_spaced
 from rjem_cli.engine.model.checkpoint import CheckpointInfo, all_finite, save_checkpoint, save_state, state_path
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import freeze

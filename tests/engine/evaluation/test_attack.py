@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.pgd import l2_norm
+from rjem_cli.engine.chains.losses import cross_entropy
+from rjem_cli.engine.chains.pgd import l2_norm, random_start
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean, random_targets
-from rjem_cli.engine.evaluation.search import AttackPlan
+from rjem_cli.engine.evaluation.search import CHECK_EVERY, AttackPlan, attempt
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
@@ -108,6 +109,18 @@ def test_restarts_keep_the_worst_case_of_each_image_and_leave_the_broken_alone(m
     assert progress[-1][1] == 480 and f"{1 - int(many.hit.sum()) / 60:.1%} stand" in progress[-1][2]
 
 
+def test_what_still_stands_is_returned_at_its_largest_loss(model, images):
+    plan, eps = AttackPlan(steps=2, restarts=4, norm="l2", iterate="last"), 0.4
+    clean, (many,) = attack(model, images, plan, [eps])
+    center, losses = to_model(images.pixels), []
+    for restart in range(4):
+        start = random_start(center, torch.arange(60), eps, "l2", restart)
+        losses.append(attempt(model, plan, eps, start, center, images.labels).loss_B)
+    standing = clean.attacked & ~many.hit
+    found = cross_entropy(model(many.x), images.labels)[standing]
+    torch.testing.assert_close(found, torch.stack(losses).amax(dim=0)[standing])
+
+
 def test_an_image_s_attack_does_not_depend_on_its_batch(model, images):
     plan = AttackPlan(steps=4, restarts=2)
     hits = [attack(model, images, plan, [0.14], batch_size=size)[1][0].hit for size in (60, 7, 1)]
@@ -123,6 +136,18 @@ def test_broken_images_leave_the_batch(model, images):
 
     attack(counting, images, AttackPlan(steps=20, start="image"), [0.16], batch_size=60)
     assert seen[0] == 60 and seen[1] <= 60 and seen[-1] < seen[1]
+
+
+def test_an_image_hit_between_two_looks_leaves_as_well(images):
+    passes = []
+
+    def loses_at_its_second_pass_only(x):
+        passes.append(len(x))
+        right = torch.nn.functional.one_hot(images.labels[: len(x)], 4).float() + 0 * x.flatten(1)[:, :4]
+        return -right if len(passes) == 3 else right  # the first pass is the look at the clean images
+
+    _, (result,) = attack(loses_at_its_second_pass_only, images, AttackPlan(start="image"), [0.1], batch_size=60)
+    assert result.hit.all() and len(passes) <= 2 + CHECK_EVERY
 
 
 def test_with_the_best_iterate_a_hit_on_the_way_counts():

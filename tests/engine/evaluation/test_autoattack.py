@@ -11,9 +11,11 @@ from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation import autoattack
 from rjem_cli.engine.evaluation.attack import AttackSet, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
+from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.errors import AbsentError, ConfigError
 
 CPU = torch.device("cpu")
+RUNTIME = start_runtime("cpu")
 generator = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(10, 36, generator=generator)
 PIXELS = torch.randint(60, 196, (12, 1, 6, 6), generator=generator).to(torch.uint8)
@@ -39,7 +41,7 @@ def run(model, radii, batch_size=5):
             radii,
             "linf",
             checkpoint_sha256="abc",
-            device=CPU,
+            runtime=RUNTIME,
             batch_size=batch_size,
             report=lambda done, total, text: progress.append(done),
         )
@@ -53,6 +55,24 @@ def test_hits_are_in_the_ball_and_hit(own_home):
     assert large.hit.all()
     assert (linear(large.x).argmax(dim=1) != CHOSEN.images.labels).all()
     assert (large.x - to_model(PIXELS)).abs().max() <= 0.5 + 1e-5 and large.x.abs().max() <= 1
+
+
+def test_radii_are_in_model_units():
+    """Greys whose classes end at -0.5, 0 and 0.5: exactly those nearer than eps to a border fall."""
+    borders = torch.tensor([[-0.5, 0.0, 0.5]])
+
+    def bands(x):
+        level = x.flatten(1).mean(1, keepdim=True)
+        above = torch.cat([torch.zeros_like(level), level - borders], dim=1)  # each class's score: how far it reaches
+        return torch.cumsum(above * 10, dim=1)
+
+    pixels = torch.arange(0, 256, 3, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    x = to_model(pixels)
+    chosen = AttackSet(ImageSet(pixels, bands(x).argmax(dim=1), tuple("abcd")), torch.arange(len(pixels)), None, 0)
+    eps = 20.5 / 127.5
+    found = autoattack.attack_part(bands, chosen, torch.arange(len(pixels)), eps, "linf", CPU)
+    near = ((x.flatten(1).mean(1, keepdim=True) - borders).abs() < eps).any(dim=1)
+    assert torch.equal(found["hit"], near)
 
 
 def test_what_is_done_is_kept_and_a_stop_loses_one_part(own_home, monkeypatch):

@@ -1,10 +1,15 @@
 import pytest
 
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.sampling.request import parse_classes, parse_shard, settle_plan, settle_request
+from rjem_cli.engine.data.classes import parse_classes
+from rjem_cli.engine.sampling.request import parse_shard, settle_plan, settle_request
 from rjem_cli.errors import ConfigError
 
 NAMES = ("cat", "dog", "7")
+
+
+def settle(options, seed=0, **how):
+    return settle_request(options, TrainConfig(), NAMES, "cpu", seed=seed, **how)
 
 
 def test_classes_by_name_number_or_all():
@@ -34,14 +39,14 @@ def test_without_a_class_chains_follow_the_energy_of_x_for_the_papers_300_steps(
     assert (plan.conditional, plan.sgld_steps) == (False, 300)
     with pytest.raises(ConfigError, match="--class none has nothing to attack towards"):
         settle_plan(GenerateConfig(classes="none"), TrainConfig(), "combined")
-    request = settle_request(GenerateConfig(classes="none", count=3), TrainConfig(), NAMES)
+    request = settle(GenerateConfig(classes="none"), count=3)
     assert request.row(2) == ("000002.png", -1, "none", 2)
 
 
 @pytest.mark.parametrize("parts", [1, 3, 4, 7, 10])
 def test_shards_are_disjoint_whole_and_nearly_equal(parts):
     def indices(index):
-        request = settle_request(GenerateConfig(count=10, shard=f"{index}/{parts}"), TrainConfig(), NAMES)
+        request = settle(GenerateConfig(), count=10, shard_text=f"{index}/{parts}")
         return list(range(request.first, request.last))
 
     shards = [indices(index) for index in range(parts)]
@@ -57,4 +62,11 @@ def test_a_shard_that_cannot_be_meant(text):
 
 def test_more_shards_than_samples():
     with pytest.raises(ConfigError, match="3 samples do not make 4 parts"):
-        settle_request(GenerateConfig(count=3, shard="0/4"), TrainConfig(), NAMES)
+        settle(GenerateConfig(), count=3, shard_text="0/4")
+
+
+def test_the_cost_counts_whole_blocks():
+    assert settle(GenerateConfig(), count=1).computed == 50
+    assert settle(GenerateConfig(), count=100).computed == 100
+    assert settle(GenerateConfig(), count=100, seed=1).computed == 150
+    assert settle(GenerateConfig(block_size=7), count=64).computed == 70

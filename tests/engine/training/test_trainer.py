@@ -75,7 +75,7 @@ def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_pa
     assert named <= lines[0].keys()
     assert 0 <= lines[-1]["val_accuracy"] <= 1
     assert {path.name for path in (tmp_path / "samples").iterdir()} == {"step-00000004.png", "grid.png"}
-    assert json.loads((tmp_path / "summary.json").read_text())["robust_accuracy"]["images"] == 20
+    assert json.loads((tmp_path / "summary.json").read_text())["robust_accuracy"]["of"] == 20
     assert (tmp_path / "config.yaml").exists()
 
 

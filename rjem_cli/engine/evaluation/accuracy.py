@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,6 +37,12 @@ class Accuracy:
         scale = 1 + Z95**2 / count
         return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; the value is null where there was nothing to count."""
+        low, high = self.interval()
+        value = self.value if self.count else None
+        return {"value": value, "interval_95": [round(low, 5), round(high, 5)], "count": self.correct, "of": self.count}
+
 
 def spread_indices(count: int, limit: int) -> torch.Tensor:
     """At most `limit` fixed places spread evenly over `count`; 0 means all."""
@@ -46,7 +53,7 @@ def spread_indices(count: int, limit: int) -> torch.Tensor:
 
 def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
     """At most `limit` images at fixed places spread over the set; 0 means all."""
-    return images if limit == 0 or limit >= len(images) else images.subset(spread_indices(len(images), limit))
+    return images.subset(spread_indices(len(images), limit))
 
 
 def accuracy(logits_of: Logits, images: ImageSet, device: torch.device) -> Accuracy:

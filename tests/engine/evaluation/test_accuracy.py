@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.evaluation.robustness import Accuracy, accuracy, evenly_spaced
+from rjem_cli.engine.evaluation.accuracy import Accuracy, accuracy, evenly_spaced
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
@@ -30,4 +30,5 @@ def test_wilson_intervals():
 def test_a_limit_takes_fixed_images_spread_over_the_set():
     few = evenly_spaced(IMAGES, 5)
     assert few.pixels.flatten().tolist() == [0, 64, 128, 191, 255]
-    assert evenly_spaced(IMAGES, 0) is IMAGES and evenly_spaced(IMAGES, 999) is IMAGES
+    for all_of_them in (evenly_spaced(IMAGES, 0), evenly_spaced(IMAGES, 999)):
+        assert torch.equal(all_of_them.pixels, PIXELS)

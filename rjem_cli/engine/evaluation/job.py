@@ -1,0 +1,111 @@
+"""One call of `rjem attack`: what is attacked, how, and the results as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rjem_cli.config import AttackConfig
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.data.classes import parse_class
+from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
+from rjem_cli.engine.evaluation.autoattack import autoattack_images, check_autoattack, estimate_cost
+from rjem_cli.engine.evaluation.choose import choose_images
+from rjem_cli.engine.evaluation.search import AttackPlan
+from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AttackJob:
+    """All that is settled before the first step. Radii in model units, ascending."""
+
+    config: AttackConfig
+    checkpoint: Checkpoint
+    runtime: Runtime
+    logits_of: Logits
+    plan: AttackPlan
+    radii: tuple[float, ...]
+    chosen: AttackSet
+    source: str
+    of: int
+
+
+def prepare(config: AttackConfig, path: Path) -> AttackJob:
+    """Read checkpoint and images. Raises ConfigError, AbsentError or DataError."""
+    runtime = start_runtime(config.device, config.precision, reproducible=True)
+    checkpoint = load_checkpoint(path, runtime.device)
+    info = checkpoint.info
+    if config.standard:
+        check_autoattack(len(info.class_names))
+    target = None if config.target is None else parse_class(config.target, info.class_names, "--target")
+    radii = config.eps if config.eps is not None else (info.config.adv_eps,)
+    if not radii:
+        raise ConfigError("--eps names no radius; give one, such as 8/255")
+    chosen, source, of = choose_images(config, info, target)
+    norm = config.norm or info.config.norm
+    if config.eps is None and norm != info.config.norm:
+        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
+    plan = AttackPlan(
+        norm=norm,
+        method=config.method,
+        steps=config.steps,
+        step_size=config.step_size,
+        loss=config.loss,
+        restarts=config.restarts,
+        start=config.start,
+        iterate=config.iterate,
+        targeted=chosen.targets is not None,
+    )
+    logits_of = runtime.logits(freeze(checkpoint.model))
+    return AttackJob(config, checkpoint, runtime, logits_of, plan, tuple(sorted(set(radii))), chosen, source, of)
+
+
+def clean_state(job: AttackJob) -> CleanState:
+    return look_at_clean(job.logits_of, job.plan, job.chosen, job.runtime.device, job.config.batch_size)
+
+
+def attack_results(
+    job: AttackJob, clean: CleanState, report: Report, say: Callable[[str], None]
+) -> Iterator[EpsResult]:
+    """One result a radius, the smallest first. `say` hears what AutoAttack will cost."""
+    return standard_results(job, clean, report, say) if job.config.standard else pgd_results(job, clean, report)
+
+
+def pgd_results(job: AttackJob, clean: CleanState, report: Report) -> Iterator[EpsResult]:
+    return attack_images(
+        job.logits_of,
+        job.plan,
+        job.chosen,
+        clean,
+        job.radii,
+        device=job.runtime.device,
+        batch_size=job.config.batch_size,
+        report=report,
+    )
+
+
+def standard_results(
+    job: AttackJob, clean: CleanState, report: Report, say: Callable[[str], None]
+) -> Iterator[EpsResult]:
+    """AutoAttack, its cost said first."""
+    device, batch_size = job.runtime.device, job.config.batch_size
+    cost = estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, batch_size)
+    say(
+        f"at most {cost.gradient_passes} gradient and {cost.forward_passes} forward passes of an image: "
+        f"{cost.seconds / 60:.1f} min here if none broke; after a stop the same call goes on"
+    )
+    return autoattack_images(
+        job.logits_of,
+        job.chosen,
+        clean,
+        list(job.radii),
+        job.plan.norm,
+        checkpoint_sha256=job.checkpoint.sha256(),
+        runtime=job.runtime,
+        batch_size=batch_size,
+        report=report,
+    )
