@@ -238,7 +238,7 @@ class AttackConfig(DeviceOptions):
     iterate: str = knob("best", "best: any iterate counts; last: only the last one", choices=("best", "last"))
     target: str | None = knob(None, "Push every image to this class")
     targeted: str | None = knob(None, "random: push each image to a random wrong class", choices=("random",))
-    standard: bool = knob(False, "Run AutoAttack's standard version instead (pip install rjem-cli[autoattack])")
+    standard: bool = knob(False, "Run AutoAttack's standard version instead (needs the package pyautoattack)")
     limit: int = knob(1000, "Images, spread evenly over the split; 0 means all", minimum=0)
     split: str = knob("test", "Images to attack", choices=("test", "val", "train", "all"))
     dataset: str | None = knob(None, "Built-in data set to attack on (default: the checkpoint's)", choices=DATASETS)

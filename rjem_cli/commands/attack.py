@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rjem_cli import paths
 from rjem_cli.config import AttackConfig
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import (
-    CheckpointArgument,
-    ConfigFile,
-    DryRun,
-    EpsSpace,
-    Json,
-    PrintConfig,
-    Quiet,
-    with_knobs,
-)
-from rjem_cli.interface.settings import settle_command
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.job import AttackJob
 
 
 @with_knobs(AttackConfig)
-def attack(
-    flags: dict[str, Any],
-    checkpoint: CheckpointArgument = None,
-    config_file: ConfigFile = None,
-    eps_space: EpsSpace = "model",
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> None:
     """Attack a checkpoint and measure what still stands: accuracy with 95 % intervals, per class and radius.
 
     An image counts as robust if no restart at its radius or a smaller one breaks it.
@@ -50,12 +31,7 @@ def attack(
 
       rjem attack my-run --standard --limit 500
     """
-    console = Console(quiet, as_json)
-    settled = settle_command(AttackConfig, flags, config_file, eps_space, base=None)
-    config = settled.config
-    if print_config:
-        console.result(settled.to_yaml().rstrip())
-        return
+    console, config = call.console, call.settle()
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.evaluation.job import attack_results, clean_state, prepare
@@ -63,7 +39,7 @@ def attack(
 
     job = prepare(config, path)
     announce(job, console)
-    if dry_run:
+    if call.dry_run:
         return
     clean = clean_state(job)
     report = AttackReport(job, clean)
@@ -74,11 +50,11 @@ def attack(
 
         for result in attack_results(job, clean, watch, console.say):
             report.add(result)
-    if as_json:
+    if call.as_json:
         console.document(report.document)
         return
     show_attack(report.document, console)
-    if report.folder is not None and not quiet:
+    if report.folder is not None and not call.quiet:
         console.say("attack.json, curve.png and the images are in")
         console.result(str(report.folder.absolute()))
 

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
-from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import (
-    CheckpointArgument,
-    ConfigFile,
-    DryRun,
-    EpsSpace,
-    Json,
-    PrintConfig,
-    Quiet,
-    with_knobs,
-)
-from rjem_cli.interface.settings import settle_command
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
 
 @with_knobs(GenerateConfig)
-def generate(
-    flags: dict[str, Any],
-    checkpoint: CheckpointArgument = None,
-    config_file: ConfigFile = None,
-    eps_space: EpsSpace = "model",
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) -> None:
     """Generate images of chosen classes. What is not given is as the checkpoint was trained to sample.
 
     The same call goes on where it was interrupted. Sample i depends on seed + i only.
@@ -49,21 +28,16 @@ def generate(
 
       rjem generate my-run -n 1000 -o - | tar t
     """
-    console = Console(quiet, as_json)
-    settled = settle_command(GenerateConfig, flags, config_file, eps_space, base=None)
-    config = settled.config
-    if print_config:
-        console.result(settled.to_yaml().rstrip())
-        return
+    console, config = call.console, call.settle()
     if config.output == STREAM:
-        console.check_stream(as_json)
+        console.check_stream(call.as_json)
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.job import prepare, write_samples
+    from rjem_cli.engine.sampling.output.writer import check_output
     from rjem_cli.engine.sampling.request import settle_request
-    from rjem_cli.engine.sampling.writer import check_output
 
     check_output(config.output)
     runtime = start_runtime(config.device, config.precision, reproducible=True)
@@ -83,7 +57,7 @@ def generate(
     console.say(f"device: {runtime.describe()}")
     console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(f"{describe_plan(request.plan, config.init)}; {steps} gradient steps in all")
-    if dry_run:
+    if call.dry_run:
         return
     job, started = prepare(config, loaded, request, runtime), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:
@@ -98,7 +72,7 @@ def generate(
         raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", stop.signal_number)
     behind = f", behind {found.skipped} that were there" if found.skipped else ""
     console.say(f"{total - found.skipped} samples in {time.perf_counter() - started:.1f} s{behind}")
-    if as_json:
+    if call.as_json:
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:
         console.result(str(paths.expand(config.output).absolute()))

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rjem_cli import paths
 from rjem_cli.config import LangevinConfig
 from rjem_cli.errors import RjemError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
-from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import (
-    CheckpointArgument,
-    ConfigFile,
-    DryRun,
-    EpsSpace,
-    Json,
-    PrintConfig,
-    Quiet,
-    with_knobs,
-)
-from rjem_cli.interface.settings import settle_command
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 
 @with_knobs(LangevinConfig)
-def langevin(
-    flags: dict[str, Any],
-    checkpoint: CheckpointArgument = None,
-    config_file: ConfigFile = None,
-    eps_space: EpsSpace = "model",
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) -> None:
     """Run Langevin chains and show them: energies of every step, a film strip, a GIF.
 
     Examples:
@@ -43,12 +21,7 @@ def langevin(
 
       rjem langevin my-run --init photo.png --class cat --no-clamp
     """
-    console = Console(quiet, as_json)
-    settled = settle_command(LangevinConfig, flags, config_file, eps_space, base=None)
-    config = settled.config
-    if print_config:
-        console.result(settled.to_yaml().rstrip())
-        return
+    console, config = call.console, call.settle()
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
@@ -69,7 +42,7 @@ def langevin(
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
-    if dry_run:
+    if call.dry_run:
         return
     logits_of = runtime.logits(freeze(loaded.model))
     start = start_of(config.init, loaded, config.data, config.seed, runtime)
@@ -92,7 +65,7 @@ def langevin(
         )
     meta = describe_request(request, loaded, config.init, start.sha256, runtime)
     document = write_chains(folder, found, request, {**meta, "clamp": config.clamp, "record": config.record})
-    if as_json:
+    if call.as_json:
         console.document(document)
     else:
         show_chains(document["chains"], console)

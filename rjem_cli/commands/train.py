@@ -6,16 +6,15 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
 from rjem_cli.errors import ConfigError, InterruptedRunError
-from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import ConfigFile, DryRun, EpsSpace, Json, PrintConfig, Quiet, with_knobs
-from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle_command
+from rjem_cli.interface.options import Call, with_knobs
+from rjem_cli.interface.settings import Layer, preset_layer, preset_names
 from rjem_cli.interface.signals import StopRequest, stop_on_signals
 from rjem_cli.interface.training_view import announce, show_progress, show_result
 
@@ -27,25 +26,19 @@ DEFAULT_PRESET = "quickstart"
 
 @with_knobs(TrainConfig)
 def train(
-    flags: dict[str, Any],
+    call: Call[TrainConfig],
     preset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME", help=f"{', '.join(preset_names())} [{DEFAULT_PRESET}].", autocompletion=preset_names
         ),
     ] = None,
-    config_file: ConfigFile = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="auto|RUN", help="Go on with this run (auto: --run, or the newest).", autocompletion=paths.run_names
         ),
     ] = None,
-    eps_space: EpsSpace = "model",
-    print_config: PrintConfig = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Train one network as classifier, robust classifier and generator.
 
@@ -58,21 +51,17 @@ def train(
 
       rjem train --preset cifar10-small --data cifar10-train.tar.xz --adv-eps 8/255
     """
-    console = Console(quiet, as_json)
+    console = call.console
     for name, value in (("--preset", preset), ("--resume", resume)):
         if value == "":
             raise ConfigError(f"{name} '': give a name")
     if resume and preset:
         raise ConfigError("--preset cannot change a run that is resumed; give single flags, such as --epochs")
-    resumed = paths.find_resumable(resume, flags.get("run", os.environ.get("RJEM_RUN"))) if resume else None
+    resumed = paths.find_resumable(resume, call.flags.get("run", os.environ.get("RJEM_RUN"))) if resume else None
     base = run_layer(resumed) if resumed else preset_layer(preset or DEFAULT_PRESET)
-    settled = settle_command(TrainConfig, flags, config_file, eps_space, base)
-    config = settled.config
+    config = call.settle(base)
     # a run is resumed, and its prior fitted again, from wherever the user stands then
     config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
-    if print_config:
-        console.result(settled.to_yaml().rstrip())
-        return
     run_dir = resumed or paths.new_run_dir(config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S"))
     console.say(f"{base.origin}{'' if preset or resumed else ' (the default)'}")
     announce(config, run_dir, console)
@@ -80,7 +69,7 @@ def train(
         console.say(f"goes on from step {paths.step_of(paths.checkpoints_in(resumed)[-1])}")
     if config.data:
         paths.existing_data(config.data)  # also for --dry-run, which reads nothing
-    if dry_run:
+    if call.dry_run:
         return
 
     from rjem_cli.engine.data.load import load_splits

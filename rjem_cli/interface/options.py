@@ -6,12 +6,14 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import Field, fields
-from typing import Annotated, Any
+from dataclasses import Field, dataclass, fields
+from typing import Annotated, Any, Generic
 
 import typer
 
-from rjem_cli.knobs import Options, accepted_types, flag_name
+from rjem_cli.interface.console import Console
+from rjem_cli.interface.settings import Layer, settle_command
+from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
 from rjem_cli.paths import run_names
 
 PANELS = {
@@ -31,48 +33,92 @@ SHORT_FLAGS = {"count": "-n", "output": "-o"}
 CheckpointArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CHECKPOINT]",
+        metavar="CHECKPOINT",
         help="A checkpoint, a run's name or folder [the newest run].",
         show_default=False,
         autocompletion=run_names,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", "-c", metavar="FILE", help="YAML file with values for any of the flags.")
-]
-PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the merged values, each with its origin, and stop.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would run and what it would write, and stop.")]
-EpsSpace = Annotated[
-    str,
-    typer.Option(
-        "--eps-space",
-        metavar="model|pixel",
-        help="Unit of plain radii on the command line; 8/255 is always pixel units.",
+COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default; options that all these commands share
+    "config_file": (
+        Annotated[
+            str | None,
+            typer.Option("--config", "-c", metavar="FILE", help="YAML file with values for any of the flags."),
+        ],
+        None,
     ),
-]
+    "eps_space": (
+        Annotated[
+            str,
+            typer.Option(
+                "--eps-space",
+                metavar="model|pixel",
+                help="Unit of plain radii on the command line; 8/255 is always pixel units.",
+            ),
+        ],
+        "model",
+    ),
+    "print_config": (
+        Annotated[
+            bool, typer.Option("--print-config", help="Print the merged values, each with its origin, and stop.")
+        ],
+        False,
+    ),
+    "dry_run": (
+        Annotated[bool, typer.Option("--dry-run", help="Say what would run and what it would write, and stop.")],
+        False,
+    ),
+    "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")], False),
+}
 
 
-def with_knobs(config_class: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one flag for each field of `config_class`; what was given arrives as its argument `flags`."""
+@dataclass(frozen=True)
+class Call(Generic[OptionsT]):
+    """What a command was asked: values for its knobs, and how it should go about it and speak."""
+
+    config_class: type[OptionsT]
+    flags: dict[str, Any]
+    config_file: str | None
+    eps_space: str
+    print_config: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def console(self) -> Console:
+        return Console(self.quiet, self.as_json)
+
+    def settle(self, base: Layer | None = None) -> OptionsT:
+        """The checked config from flags, environment, file and `base`. With --print-config it is printed and the
+        command ends here. Raises ConfigError or AbsentError."""
+        settled = settle_command(self.config_class, self.flags, self.config_file, self.eps_space, base)
+        if self.print_config:
+            self.console.result(settled.to_yaml().rstrip())
+            raise typer.Exit
+        return settled.config
+
+
+def with_knobs(config_class: type[OptionsT]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag for each field of `config_class` and the COMMON options; what was given arrives as its
+    argument `call`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         names = [knob.name for knob in fields(config_class)]
 
         def with_flags(**values: Any) -> None:
             flags = {name: value for name in names if (value := values.pop(name)) is not None}
-            command(flags=flags, **values)
+            common = {name: values.pop(name) for name in COMMON}
+            command(Call(config_class, flags, **common), **values)
 
-        own = [
-            parameter
-            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-            if name != "flags"
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in COMMON.items()
         ]
-        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = own + [flag_parameter(config_class, knob) for knob in fields(config_class)]
+        parameters += [flag_parameter(config_class, knob) for knob in fields(config_class)]
         with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__

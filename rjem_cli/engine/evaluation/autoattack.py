@@ -40,7 +40,7 @@ STEPS, QUERIES, CHECKS = 100, 5000, 80  # of its gradient attacks, of Square, an
 def check_autoattack(num_classes: int) -> None:
     """Before any work. Raises AbsentError without the package, ConfigError for too few classes."""
     if importlib.util.find_spec("pyautoattack") is None:
-        raise AbsentError("--standard needs the package pyautoattack; pip install 'rjem-cli[autoattack]'")
+        raise AbsentError("--standard needs the package pyautoattack; install it: pip install pyautoattack")
     if num_classes < LEAST_CLASSES:
         raise ConfigError(f"--standard needs {LEAST_CLASSES} classes or more, this checkpoint has {num_classes}")
 

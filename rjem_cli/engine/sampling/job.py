@@ -13,9 +13,9 @@ from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import generate, until
+from rjem_cli.engine.sampling.output.writer import open_writer, write_beside
 from rjem_cli.engine.sampling.request import SampleRequest, describe_request
 from rjem_cli.engine.sampling.starts import start_of, start_pixels, with_classes_seen
-from rjem_cli.engine.sampling.writer import open_writer, write_beside
 
 
 @dataclass(frozen=True)

@@ -118,5 +118,5 @@ def test_what_it_needs_is_said_first(monkeypatch):
     with pytest.raises(ConfigError, match="needs 4 classes or more, this checkpoint has 3"):
         autoattack.check_autoattack(3)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AbsentError, match=r"pip install 'rjem-cli\[autoattack\]'"):
+    with pytest.raises(AbsentError, match="pip install pyautoattack"):
         autoattack.check_autoattack(10)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from rjem_cli.engine.data.pictures import png_bytes, to_image
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.partial import PartFile
+from rjem_cli.engine.sampling.output.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.paths import explained
 

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, Protocol
 from torch import Tensor
 
 from rjem_cli.config import STREAM
-from rjem_cli.engine.sampling.folder import FolderWriter
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.npz import NpzWriter
+from rjem_cli.engine.sampling.output.folder import FolderWriter
+from rjem_cli.engine.sampling.output.npz import NpzWriter
+from rjem_cli.engine.sampling.output.tar import TarFileWriter, TarWriter
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.engine.sampling.tar import TarFileWriter, TarWriter
 from rjem_cli.errors import ConfigError
 from rjem_cli.paths import expand
 

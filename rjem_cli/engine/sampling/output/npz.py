@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.partial import PartFile
+from rjem_cli.engine.sampling.output.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.paths import explained
 

@@ -1,0 +1,1 @@
+"""Where samples go: a folder, a .npz, a .tar or a tar stream; each goes on where an interrupted call stopped."""
