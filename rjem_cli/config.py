@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import Options, flag_name, knob
 
+LARGEST_LINF = 2.0  # the width of the box [-1, 1]
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
 STREAM = "-"  # stdout, as the name of an output
 SAMPLE_MODES = ("energy", "attack", "combined")
@@ -24,7 +25,7 @@ class DeviceOptions(Options):
     )
     seed: int = knob(
         0,
-        "Seed of the run; sample i depends on seed + i, so space seeds by the number of samples",
+        "Seed of all draws; sample or image i draws from seed + i, so space seeds by the number of samples",
         minimum=0,
         maximum=2**62,
     )
@@ -174,15 +175,21 @@ class ChainOptions(Options):
     )
     data: str | None = knob(None, "Where the training images are now, if they must be read again")
     sgld_steps: int | None = knob(None, "Outer SGLD steps, one network pass each", minimum=0)
-    sgld_step_size: float | None = knob(None, "Inner step size", above=0)
+    sgld_step_size: float | None = knob(None, "Inner step size; one outer step moves inner_steps times this", above=0)
     inner_steps: int | None = knob(None, "Inner steps per outer step", minimum=1)
     noise_std: float | None = knob(None, "Noise per outer SGLD step, model units", minimum=0)
+    proper: bool = knob(False, "SGLD as Eq. 1 has it: noise of sqrt(2 * outer step), gradient not clipped")
     temperature: float = knob(
         1.0, "Chains follow E / temperature: without noise, a step of another size before the clip", above=0
     )
     block_size: int | None = knob(
         None, "Chains in one network pass (default: 50 on a CPU, else 100); changes memory and last bits", minimum=1
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proper and self.noise_std is not None:
+            raise ConfigError("--proper sets the noise; leave --noise-std away")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +252,7 @@ class AttackConfig(DeviceOptions):
     data: str | None = knob(None, "Your images to attack on, or where the training images are now")
     test_data: str | None = knob(None, "Test images for --data")
     batch_size: int = knob(250, "Images per network pass", minimum=1)
-    save: str | None = knob(None, "Folder for the attacked images (PNG), attack.json, images.csv and curve.png")
+    save: str | None = knob(None, "Folder for attack.json, curve.png and a folder of images a radius")
     overwrite: bool = knob(False, "Replace the results of an earlier call in that folder")
 
     def __post_init__(self) -> None:

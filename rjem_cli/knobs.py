@@ -62,9 +62,10 @@ def parse_epsilons(value: Any, space: str) -> tuple[float, ...]:
     return tuple(parse_epsilon(part, space) for part in parts)
 
 
-def describe_epsilon(model_units: float) -> str:
-    """Both units, always: `0.1 = 12.75/255`."""
-    return f"{model_units:g} = {model_units * PIXEL_PER_MODEL_UNIT * 255:g}/255"
+def describe_epsilon(model_units: float, norm: str) -> str:
+    """Both units, always, as the field writes them: linf `0.1 = 12.75/255`, l2 `1 = 0.5 in [0, 1]`."""
+    pixel_units = model_units * PIXEL_PER_MODEL_UNIT
+    return f"{model_units:g} = " + (f"{pixel_units * 255:g}/255" if norm == "linf" else f"{pixel_units:g} in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

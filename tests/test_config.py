@@ -12,7 +12,8 @@ def test_fractions_are_pixel_units_and_plain_numbers_are_in_the_named_space():
     assert parse_epsilon("8/255", "model") == parse_epsilon("8/255", "pixel") == pytest.approx(16 / 255)
     assert parse_epsilon("0.1", "model") == 0.1
     assert parse_epsilon(0.1, "pixel") == 0.2
-    assert describe_epsilon(0.1) == "0.1 = 12.75/255"
+    assert describe_epsilon(0.1, "linf") == "0.1 = 12.75/255"
+    assert describe_epsilon(1, "l2") == "1 = 0.5 in [0, 1]"
 
 
 @given(st.floats(0, 16))

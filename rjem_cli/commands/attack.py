@@ -27,7 +27,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 
       rjem attack my-run --eps 2/255,4/255,8/255 --method apgd --steps 100 --save attacked/
 
-      rjem attack my-run --norm l2 --eps 0.5 --target cat
+      rjem attack my-run --norm l2 --eps 0.5 --eps-space pixel --target cat
 
       rjem attack my-run --standard --limit 500
     """
@@ -53,7 +53,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     if call.as_json:
         console.document(report.document)
         return
-    show_attack(report.document, console)
+    show_attack(report.document, job.plan.norm, console)
     if report.folder is not None and not call.quiet:
         console.say("attack.json, curve.png and the images are in")
         console.result(str(report.folder.absolute()))

@@ -56,7 +56,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
-    console.say(f"{describe_plan(request.plan, config.init)}; {steps} gradient steps in all")
+    console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
+    console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
         return
     job, started = prepare(config, loaded, request, runtime), time.perf_counter()

@@ -19,11 +19,11 @@ def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
     start = "the image" if plan.start == "image" else "a random point"
     restarts = f"{plan.restarts} restart{'s' * (plan.restarts > 1)} from {start}, {plan.iterate} iterate"
     name = "PGD" if plan.method == "pgd" else "APGD"
-    eps = "; ".join(describe_epsilon(eps) for eps in radii)
+    eps = "; ".join(describe_epsilon(eps, plan.norm) for eps in radii)
     return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}"
 
 
-def show_attack(report: dict[str, Any], console: Console) -> None:
+def show_attack(report: dict[str, Any], norm: str, console: Console) -> None:
     """Tables on a terminal, TSV on a pipe; with --quiet the share at the largest radius alone."""
     clean, results = report["clean"], report["results"]
     targeted = report["protocol"]["targets"] is not None
@@ -32,10 +32,14 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
         value = results[-1][name]["value"]
         console.result("nan" if value is None else f"{value:.4f}")
         return
+    if targeted:
+        accuracy = clean["accuracy"]
+        console.say(f"clean accuracy {accuracy['value']:.2%}; {clean['attacked']} of {accuracy['of']} images attacked")
     rows = [] if targeted else [curve_row("0", clean["accuracy"])]
     rows += [curve_row(result["eps_text"], result[name]) for result in results]
     title = "Images pushed to their target" if targeted else "Accuracy under attack"
-    console.table(title, ("eps", "share", "95% interval", "images", ""), rows)
+    share = "success" if targeted else "robust accuracy"
+    console.table(title, ("eps", share, "95% interval", "images", ""), rows)
     console.table("Per class", *class_table(clean, results, targeted))
     zero = clean["zero_gradient_images"]
     hint = " (try --loss margin, which does not saturate)" if zero["count"] else ""
@@ -48,7 +52,7 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
             files = result["files"]
             console.say(
                 f"from the files in {files['folder']}: {files[name]['value'] or 0:.2%}, largest distance "
-                f"{describe_epsilon(files['largest_distance'])}, {files['over_eps']} images beyond eps"
+                f"{describe_epsilon(files['largest_distance'], norm)}, {files['over_eps']} images beyond eps"
             )
 
 
@@ -64,7 +68,8 @@ def class_table(
     clean: dict[str, Any], results: list[dict[str, Any]], targeted: bool
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(columns, rows); where there are many classes, those that fare worst at the largest radius."""
-    columns = ("class", "images", "clean", *(f"eps {result['eps']:g}" for result in results))
+    kind = "success" if targeted else "robust"
+    columns = ("class", "images", "clean", *(f"{kind} {result['eps']:g}" for result in results))
     last = results[-1]["per_class"]
     names = sorted(last, key=lambda name: last[name]["value"])[:WORST_CLASSES] if len(last) > WORST_CLASSES else last
     rows = []

@@ -32,23 +32,27 @@ def describe_classes(request: SampleRequest) -> str:
 
 
 def describe_plan(plan: SamplePlan, init: str) -> str:
-    """`mode combined: prior -> targeted PGD ... -> contrast 0.7 -> SGLD ...`, radii in both units."""
+    """`prior -> targeted PGD ... -> contrast 0.7 -> SGLD ...`, radii in both units."""
     stages = [init]
     if plan.attacks:
-        stages.append(f"targeted PGD {plan.norm} eps {describe_epsilon(plan.attack_eps)}, {plan.attack_steps} steps")
+        eps = describe_epsilon(plan.attack_eps, plan.norm)
+        stages.append(f"targeted PGD {plan.norm} eps {eps}, {plan.attack_steps} steps")
     if plan.mode == "combined":
         stages.append(f"contrast {plan.contrast:g}")
     if plan.chains:
         energy = "E(x, y)" if plan.conditional else "E(x)"
         temperature = f", temperature {plan.temperature:g}" if plan.temperature != 1 else ""
-        steps = f"{plan.sgld_steps} steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}{temperature}"
-        stages.append(f"SGLD on {energy}, {steps}")
-    return f"mode {plan.mode}: " + " -> ".join(stages)
+        noise = f"noise {plan.noise_std:g}" if plan.noise_std else "no noise (descent)"
+        clip = "no clip" if plan.grad_clip is None else f"clip {plan.grad_clip:g}"
+        stages.append(
+            f"SGLD on {energy}, {plan.sgld_steps} steps of {plan.sgld_step_size:g}, {noise}, {clip}{temperature}"
+        )
+    return " -> ".join(stages)
 
 
 def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
     """A row a chain: its class, its energy from start to end, and whether it went astray."""
-    name = "joint_energy" if "joint_energy" in chains[0] else "energy"
+    name, symbol = ("joint_energy", "E(x, y)") if "joint_energy" in chains[0] else ("energy", "E(x)")
     rows = []
     for chain in chains[:SHOWN_CHAINS]:
         values = chain[name]
@@ -59,8 +63,7 @@ def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
         if chain["not_finite_from"] is not None:
             state = f"not finite from step {chain['not_finite_from']}"
         rows.append((str(chain["chain"]), chain["class"], ends, sparkline(values), state))
-    title = "E(x, y) of each step" if name == "joint_energy" else "E(x) of each step"
-    console.table(title, ("chain", "class", "energy", "from start to end", "state"), rows)
+    console.table("Chains", ("chain", "class", symbol, "from start to end", "state"), rows)
     if len(chains) > SHOWN_CHAINS:
         console.say(f"{SHOWN_CHAINS} of {len(chains)} chains are shown")
     left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]

@@ -57,6 +57,8 @@ class Bar:
             self.began = (self.phase, now, done)
             self.said, self.text = now, text
             self.console.say(f"{self.phase}" if total == 1 else f"{self.phase}: {done} of {total}")
+        elif done == total > 1:
+            self.console.say(f"{self.phase}: {total} of {total}, {now - self.began[1]:.1f} s")
         elif now - self.said >= LOG_SECONDS:
             self.said = now
             _, start, before = self.began

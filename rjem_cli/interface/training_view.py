@@ -22,7 +22,7 @@ def announce(config: TrainConfig, run_dir: Path, console: Console) -> None:
     """The network, the objective with radii in both units, the cost of a step, and what will be written."""
     attack, chains = "no attack", "no p(x) term"
     if config.attacks:
-        attack = f"PGD {config.norm} eps {describe_epsilon(config.adv_eps)}, {config.pgd_steps} steps"
+        attack = f"PGD {config.norm} eps {describe_epsilon(config.adv_eps, config.norm)}, {config.pgd_steps} steps"
     if config.px_weight:
         step = config.sgld_step_size * config.inner_steps
         chains = f"SGLD {config.sgld_steps} steps of {step:g}, noise {config.noise_std:g}"

@@ -38,6 +38,7 @@ class OnPixels(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(2 * x - 1)
@@ -101,6 +102,8 @@ def main() -> None:
     print(f"{checkpoint.path.name}, {len(chosen)} of {of} images of {name}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
+    right = (look_at_clean(model, pgd, chosen, CPU, BATCH).predictions == chosen.images.labels).float().mean()
+    print(f"clean accuracy {100 * float(right):.1f} %")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
     for norm, eps in ((norm, eps) for norm in ("linf", "l2") for eps in options.eps):
         radius = parse_epsilon(eps, "model") * (1 if norm == "linf" else 8)

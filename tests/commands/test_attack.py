@@ -41,7 +41,11 @@ def test_the_default_is_the_radius_of_training_on_the_test_images(rjem, trained)
     assert outcome.code == 0, outcome.err
     assert "eps 0.1 = 12.75/255" in outcome.err and "digits:test" in outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0].split("\t")[:2] == ["eps", "share"] and lines[1].startswith("0\t") and lines[2].startswith("0.1 =")
+    assert (
+        lines[0].split("\t")[:2] == ["eps", "robust accuracy"]
+        and lines[1].startswith("0\t")
+        and lines[2].startswith("0.1 =")
+    )
     assert rjem("attack", "--steps", 2, "-q").out.strip() == f"{float(lines[2].split()[3].rstrip('%')) / 100:.4f}"
 
 
@@ -70,6 +74,7 @@ def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
     for result, index_set in zip(report["results"], [report["protocol"]["indices"]] * 2):
         folder, files = Path(result["files"]["folder"]), result["files"]
         rows = rows_of(folder)
+        assert (folder / "examples.png").exists() == (result["success"]["count"] > 0)
         assert [int(row["index"]) for row in rows] == index_set
         assert max(float(row["distance"]) for row in rows) == pytest.approx(files["largest_distance"], abs=1e-5)
         assert sum(int(row["hit"]) for row in rows) == files["success"]["count"]
@@ -111,7 +116,7 @@ def test_targets(rjem, trained):
     )
     assert len(set(every["protocol"]["targets"])) > 3
     table = rjem("attack", "--target", "3", "--eps", 1, "--limit", 40)
-    assert table.code == 0 and table.out.startswith("eps\tshare")
+    assert table.code == 0 and table.out.startswith("eps\tsuccess") and "images attacked" in table.err
 
 
 def test_other_images_of_the_same_classes(rjem, trained, tmp_path):
@@ -145,6 +150,7 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["--eps", "0.1,,0.2"], 2, "--eps '0.1,,0.2'"),
         (["--eps", ""], 2, "--eps ''"),
         (["--eps", "-0.1"], 2, "--eps -0.1 is too small"),
+        (["--eps", "8"], 2, "--eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
         (["--eps", "nan"], 2, "--eps nan: give a finite number"),
         (["--target", "cot"], 2, "--target 'cot' is unknown to this checkpoint"),
         (["--target", "3", "--targeted", "random"], 2, "exclude each other"),

@@ -16,7 +16,7 @@ def test_chains_leave_data_pictures_and_a_table(rjem, trained, tmp_path):
     outcome = rjem("langevin", "-n", 5, "--class", "3,7", "--sgld-steps", 12, "--record", 5, "--seed", 9, "-o", out)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0] == "chain\tclass\tenergy\tfrom start to end\tstate" and len(lines) == 1 + 5 + 1
+    assert lines[0] == "chain\tclass\tE(x, y)\tfrom start to end\tstate" and len(lines) == 1 + 5 + 1
     assert lines[-1] == str(out)
     document = json.loads((out / "chains.json").read_text())
     assert [chain["seed"] for chain in document["chains"]] == [9, 10, 11, 12, 13]
@@ -63,6 +63,16 @@ def test_temperature_divides_the_energy(rjem, trained, tmp_path):
     energies = [json.loads((tmp_path / name / "chains.json").read_text())["chains"] for name in ("cold", "long")]
     for cold, long in zip(*energies):
         assert cold["joint_energy"] == pytest.approx(long["joint_energy"], abs=1e-4)
+
+
+def test_proper_langevin_has_the_noise_of_its_step_and_no_clip(rjem, trained, tmp_path):
+    flags = ("--proper", "--sgld-step-size", 0.01, "--inner-steps", 2, "--sgld-steps", 3, "-n", 2)
+    outcome = rjem("langevin", *flags, "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    plan = json.loads((tmp_path / "out/chains.json").read_text())["plan"]
+    assert plan["noise_std"] == pytest.approx(0.2) and plan["grad_clip"] is None  # sqrt(2 * 0.02)
+    both = rjem("langevin", *flags, "--noise-std", 1)
+    assert both.code == 2 and "--proper sets the noise" in both.error_line()
 
 
 def test_chains_that_go_astray_are_reported_by_index(rjem, trained, tmp_path):

@@ -46,6 +46,22 @@ def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
     assert variances[0] == pytest.approx(variances[1], rel=1e-4)
 
 
+def test_proper_langevin_samples_the_density_of_its_energy():
+    """Eq. 1 with a = 2 * step: for E = k x^2 / 2 the variance is 1 / k, up to a factor 1 / (1 - step * k / 2)."""
+    step_size, stiffness = 0.02, 40.0
+    generator = torch.Generator().manual_seed(0)
+    x = sgld(
+        quadratic(stiffness),
+        torch.zeros(2000, 1, 5, 5),
+        sgld_steps=80,
+        step_size=step_size,
+        grad_clip=None,
+        noise_std=(2 * step_size) ** 0.5,
+        noise=lambda step, x: torch.randn(x.shape, generator=generator),
+    )
+    assert x.var().item() == pytest.approx(1 / stiffness / (1 - step_size * stiffness / 2), rel=0.03)
+
+
 def test_a_chain_that_is_not_clamped_may_leave_the_box():
     x = torch.full((1, 1, 2, 2), 0.9)
     gradient = torch.full_like(x, -1.0)

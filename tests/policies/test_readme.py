@@ -22,9 +22,9 @@ def home_with_a_run(own_home):
 
 
 def test_the_python_in_the_readme_runs(home_with_a_run):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, object] = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, names)
     assert names["x"].shape == (2, 1, 8, 8) and names["x"].abs().max() <= 1
     again = names["flipped"](torch.tensor([3, 8]), torch.tensor([0, 1]))
     assert torch.equal(again, names["x"].flip(3))

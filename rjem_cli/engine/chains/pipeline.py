@@ -30,7 +30,7 @@ class SamplePlan:
     sgld_steps: int
     sgld_step_size: float
     noise_std: float
-    grad_clip: float
+    grad_clip: float | None
     temperature: float = 1.0
 
     @property

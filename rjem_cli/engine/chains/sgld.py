@@ -38,10 +38,10 @@ def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def sgld_step(
-    x: Tensor, gradient: Tensor, step_size: float, grad_clip: float, noise: Tensor | None = None, clamp: bool = True
+    x: Tensor, gradient: Tensor, step_size: float, grad_clip: float | None, noise: Tensor | None = None, clamp: bool = True
 ) -> Tensor:
     """One outer step (n inner ones in closed form when step_size = n * h); `clamp` ends it inside the box [-1, 1]."""
-    moved = x - step_size * gradient.clamp(-grad_clip, grad_clip)
+    moved = x - step_size * (gradient if grad_clip is None else gradient.clamp(-grad_clip, grad_clip))
     moved = moved if noise is None else moved + noise
     return moved.clamp(-1, 1) if clamp else moved
 
@@ -52,7 +52,7 @@ def sgld(
     *,
     sgld_steps: int,
     step_size: float,
-    grad_clip: float = 1.0,
+    grad_clip: float | None = 1.0,
     noise_std: float = 0.0,
     noise: NoiseFunction | None = None,
     temperature: float = 1.0,

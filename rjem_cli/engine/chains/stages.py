@@ -64,7 +64,7 @@ def langevin(
     steps: int,
     step_size: float = 1.0,
     noise_std: float = 0.0,
-    grad_clip: float = 1.0,
+    grad_clip: float | None = 1.0,
     temperature: float = 1.0,
     conditional: bool = True,
     clamp: bool = True,

@@ -15,11 +15,12 @@ from rjem_cli.engine.chains.losses import is_hit
 from rjem_cli.engine.chains.pgd import Logits, l2_norm
 from rjem_cli.engine.data.csv_rows import append_rows
 from rjem_cli.engine.data.images import to_model, to_pixels
-from rjem_cli.engine.data.pictures import pixels_of, write_images
+from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, write_images
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
-from rjem_cli.paths import make_dir
+from rjem_cli.paths import make_dir, write_atomically
 
+EXAMPLES, EXAMPLE_COLUMNS = 25, 5
 COLUMNS = ("file", "index", "label", "class", "target", "predicted_clean", "predicted", "hit", "distance")
 
 
@@ -69,6 +70,7 @@ def write_and_measure(
         hits.append(hit)
         rights.append(predicted == chosen.images.labels[rows])
         distances.append(distance)
+    write_examples(folder / "examples.png", result, chosen)
     far = torch.cat(distances)[clean.attacked]
     attacked = int(clean.attacked.sum())
     return MeasuredFiles(
@@ -78,6 +80,18 @@ def write_and_measure(
         largest=float(far.max()) if len(far) else 0.0,
         over=int((far > result.eps + 1e-6).sum()),
     )
+
+
+def write_examples(path: Path, result: EpsResult, chosen: AttackSet) -> None:
+    """The first images that were hit: as they were, attacked, and the difference in grey, scaled to the radius."""
+    rows = result.hit.nonzero().squeeze(1)[:EXAMPLES]
+    if not len(rows):
+        return
+    attacked, before = result.x[rows], to_model(chosen.images.pixels[rows])
+    difference = (attacked - before) / (attacked - before).abs().amax().clamp_min(1e-12)
+    parts = {"image": before, "attacked": attacked, "difference": difference}
+    sheets = [(title, contact_sheet(to_pixels(part), EXAMPLE_COLUMNS)) for title, part in parts.items()]
+    write_atomically(path, png_bytes(side_by_side(sheets)))
 
 
 def distance_of(offset: Tensor, norm: str) -> Tensor:

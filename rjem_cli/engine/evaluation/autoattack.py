@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,14 @@ def autoattack_images(
     runtime: Runtime,
     batch_size: int,
     report: Report,
+    say: Callable[[str], None],
 ) -> Iterator[EpsResult]:
-    """One result a radius, the smallest first; at a larger one only what still stands is attacked."""
+    """One result a radius, the smallest first; at a larger one only what still stands is attacked. `say` hears of
+    parts that an earlier call has done."""
     hit = torch.zeros(len(chosen), dtype=torch.bool)
     x = to_model(chosen.images.pixels)
     folder = progress_dir(chosen, checkpoint_sha256, norm, batch_size, runtime)
-    count = int(clean.attacked.sum())
+    count, told = int(clean.attacked.sum()), False
     for place, eps in enumerate(sorted(radii)):
         # parts are cut before anything is known about this radius, so that they are the same after a stop
         parts = list((clean.attacked & ~hit).nonzero().squeeze(1).split(batch_size))
@@ -104,6 +106,9 @@ def autoattack_images(
             path = folder / f"eps-{eps:.9f}-part-{number:05d}.safetensors"
             with locked(path):
                 found = read_part(path, rows)
+                if found is not None and not told:
+                    told = True
+                    say(f"parts that are done already are taken from {folder}")
                 if found is None:
                     found = attack_part(logits_of, chosen, rows, eps, norm, runtime.device)
                     write_atomically(path, safetensors.torch.save(found))

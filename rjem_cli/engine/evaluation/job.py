@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rjem_cli.config import AttackConfig
+from rjem_cli.config import LARGEST_LINF, AttackConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.classes import parse_class
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
@@ -49,6 +49,8 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
     norm = config.norm or info.config.norm
     if config.eps is None and norm != info.config.norm:
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
+    if norm == "linf" and max(radii, default=0) > LARGEST_LINF:
+        raise ConfigError(f"--eps {max(radii):g} covers the whole box [-1, 1]; did you mean {max(radii):g}/255?")
     plan = AttackPlan(
         norm=norm,
         method=config.method,
@@ -95,8 +97,8 @@ def standard_results(
     device, batch_size = job.runtime.device, job.config.batch_size
     cost = estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, batch_size)
     say(
-        f"at most {cost.gradient_passes} gradient and {cost.forward_passes} forward passes of an image: "
-        f"{cost.seconds / 60:.1f} min here if none broke; after a stop the same call goes on"
+        f"if no image broke: {cost.gradient_passes} gradient and {cost.forward_passes} forward passes, one image each, "
+        f"about {cost.seconds / 60:.1f} min here; after a stop the same call goes on"
     )
     return autoattack_images(
         job.logits_of,
@@ -108,4 +110,5 @@ def standard_results(
         runtime=job.runtime,
         batch_size=batch_size,
         report=report,
+        say=say,
     )

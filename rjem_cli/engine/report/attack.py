@@ -24,7 +24,7 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon
 from rjem_cli.paths import empty_own_folder, expand, own_folder, write_atomically
 
-OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv)")
+OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
 
 
 class AttackReport:
@@ -46,7 +46,7 @@ class AttackReport:
             self._save()
 
     def add(self, result: EpsResult) -> None:
-        row = describe_result(result, self.clean, self.job.chosen)
+        row = describe_result(result, self.clean, self.job.chosen, self.job.plan.norm)
         if self.folder is not None:
             row["files"] = write_and_measure(
                 self.folder / f"eps-{result.eps:.9g}",
@@ -121,7 +121,7 @@ def describe_clean(clean: CleanState, chosen: AttackSet) -> dict[str, Any]:
     }
 
 
-def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet) -> dict[str, Any]:
+def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet, norm: str) -> dict[str, Any]:
     """Robust accuracy of all images and the attack's success on those attacked; a targeted attack has only the
     latter."""
     labels, names = chosen.images.labels, chosen.images.class_names
@@ -129,7 +129,7 @@ def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet) -> 
     found: dict[str, Any] = {
         "eps": result.eps,
         "eps_pixel_units": result.eps * PIXEL_PER_MODEL_UNIT,
-        "eps_text": describe_epsilon(result.eps),
+        "eps_text": describe_epsilon(result.eps, norm),
         "success": result.success(clean).to_dict(),
     }
     if chosen.targets is None:

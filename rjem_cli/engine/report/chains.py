@@ -8,12 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rjem_cli.engine.data.csv_rows import csv_text
-from rjem_cli.engine.data.pictures import INK, PAPER, contact_sheet, png_bytes, write_images
+from rjem_cli.engine.data.pictures import INK, PAPER, contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.report.figures import energy_plot
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.trajectories import Trajectories, csv_rows, describe_chains
@@ -41,34 +40,52 @@ def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta
     document = {**meta, "chains": describe_chains(found, rows, request.plan)}
     write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
     write_atomically(folder / "energies.csv", csv_text([CSV_COLUMNS, *csv_rows(found, request.plan)]))
+    names = row_names(document["chains"])
     label = "E(x, y)" if request.plan.conditional else "E(x)"
-    title = f"{len(rows)} chains, {request.plan.sgld_steps} steps of {request.plan.sgld_step_size:g}"
+    plan = request.plan
+    title = f"{len(rows)} chains from {meta['init']}, steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}"
     write_atomically(folder / "energies.png", energy_plot(found.joint_energy, title, label))
-    write_atomically(folder / "film.png", png_bytes(film_strip(found.frames, found.frame_steps)))
-    write_atomically(folder / "chains.gif", animation(found.frames))
+    write_atomically(folder / "film.png", png_bytes(film_strip(found.frames, found.frame_steps, names)))
+    write_atomically(folder / "chains.gif", animation(found.frames, found.frame_steps))
     write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *rows]))
     write_images(folder, [row[0] for row in rows], found.final)
     return document
 
 
-def film_strip(frames: Tensor, steps: list[int]) -> Image.Image:
-    """A row a chain, a column a moment, with its step above; frames uint8 (F, N, C, H, W)."""
-    places = torch.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().long()
+def row_names(chains: list[dict[str, Any]]) -> list[str]:
+    """`3  -5.9`: class and energy at the end."""
+    names = []
+    for chain in chains[:STRIP_CHAINS]:
+        last = chain.get("joint_energy", chain["energy"])[-1]
+        names.append(f"{chain['class'][:10]}  {'-' if last is None else f'{last:.1f}'}")
+    return names
+
+
+def film_strip(frames: Tensor, steps: list[int], names: list[str]) -> Image.Image:
+    """A row a chain behind its name, a column a moment below its step; frames uint8 (F, N, C, H, W). Columns are
+    evenly spaced but for the last."""
+    stride = -(-(len(frames) - 1) // (STRIP_FRAMES - 1)) or 1
+    places = sorted({*range(0, len(frames), stride), len(frames) - 1})
     shown = frames[places][:, :STRIP_CHAINS].transpose(0, 1)
     sheet = contact_sheet(shown.flatten(0, 1), len(places))
-    font, margin = ImageFont.load_default(size=12), 18
-    page = Image.new("RGB", (sheet.width, sheet.height + margin), PAPER)
-    page.paste(sheet, (0, margin))
-    draw, width = ImageDraw.Draw(page), sheet.width / len(places)
-    for column, place in enumerate(places.tolist()):
-        draw.text((column * width + 2, 2), str(steps[place]), fill=INK, font=font)
+    font, top = ImageFont.load_default(size=12), 18
+    left = max(int(font.getlength(text)) for text in (*names, "step")) + 8
+    page = Image.new("RGB", (left + sheet.width, top + sheet.height), PAPER)
+    page.paste(sheet, (left, top))
+    draw, width, height = ImageDraw.Draw(page), sheet.width / len(places), sheet.height / len(names)
+    draw.text((2, 2), "step", fill=INK, font=font)
+    for column, place in enumerate(places):
+        draw.text((left + column * width + 2, 2), str(steps[place]), fill=INK, font=font)
+    for row, name in enumerate(names):
+        draw.text((2, top + (row + 0.5) * height - 7), name, fill=INK, font=font)
     return page
 
 
-def animation(frames: Tensor) -> bytes:
-    """A GIF of contact sheets that rests on its last frame; frames uint8 (F, N, C, H, W)."""
+def animation(frames: Tensor, steps: list[int]) -> bytes:
+    """A GIF of contact sheets under their step, that rests on its last frame; frames uint8 (F, N, C, H, W)."""
     columns = min(GIF_COLUMNS, frames.shape[1])
-    first, *others = [contact_sheet(frame, columns).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
+    pages = [side_by_side([(f"step {step}", contact_sheet(frame, columns))]) for frame, step in zip(frames, steps)]
+    first, *others = [page.convert("P", palette=Image.Palette.ADAPTIVE) for page in pages]
     content = io.BytesIO()
     durations = [GIF_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
     first.save(content, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -75,7 +76,10 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
     asked = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     inner_step = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
     inner_steps = trained.inner_steps if options.inner_steps is None else options.inner_steps
-    return replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
+    plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
+    if options.proper:  # Eq. 1 with a / 2 for the step: the noise has variance a
+        plan = replace(plan, noise_std=math.sqrt(2 * plan.sgld_step_size), grad_clip=None)
+    return plan
 
 
 def settle_request(

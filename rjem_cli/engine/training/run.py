@@ -115,7 +115,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
     steps = f"{TEST_PLAN.steps} steps, from the image, best iterate, 1 restart"
     return {
         "test_accuracy": describe_accuracy(right, splits),
-        "robust_accuracy": {**robust, "attack": f"PGD linf, eps {describe_epsilon(TEST_EPS)}, {steps}"},
+        "robust_accuracy": {**robust, "attack": f"PGD linf, eps {describe_epsilon(TEST_EPS, 'linf')}, {steps}"},
         "metrics": trainer.metrics.last,
         "device": runtime.describe(),
     }

@@ -30,6 +30,9 @@ CHOSEN = AttackSet(
 )
 
 
+said: list[str] = []
+
+
 def run(model, radii, batch_size=5):
     clean = look_at_clean(model, AttackPlan(), CHOSEN, CPU, 12)
     progress = []
@@ -44,6 +47,7 @@ def run(model, radii, batch_size=5):
             runtime=RUNTIME,
             batch_size=batch_size,
             report=lambda done, total, text: progress.append(done),
+            say=said.append,
         )
     )
     return results, progress
@@ -86,11 +90,13 @@ def test_what_is_done_is_kept_and_a_stop_loses_one_part(own_home, monkeypatch):
         return original(*args)
 
     monkeypatch.setattr(autoattack, "attack_part", counted)
+    said.clear()
     with pytest.raises(KeyboardInterrupt):
         run(linear, [0.5])
     assert worked == [5, 5]
     go_on.append(True)
     (result,), progress = run(linear, [0.5])
+    assert len(said) == 1 and said[0].startswith("parts that are done already are taken from")
     assert worked == [5, 5, 2] and progress == [5, 10, 12] and result.hit.all()
     part = next(own_home.glob("attacks/*/*.safetensors"))
     part.write_bytes(part.read_bytes()[:100])  # torn by something else: that part runs again

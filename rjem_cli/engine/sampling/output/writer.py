@@ -26,7 +26,10 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.paths import expand
 
 QUEUE = 4  # batches that may wait for the writer: memory stays flat where it is the slower side
-OTHER_SUFFIXES = (".zip", ".gz", ".xz", ".tgz", ".png", ".jpg", ".npy", ".pt", ".h5", ".parquet")
+OTHER_SUFFIXES = {
+    *(".zip", ".gz", ".xz", ".bz2", ".zst", ".tgz", ".7z", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".npy", ".pt"),
+    *(".pth", ".safetensors", ".h5", ".parquet", ".txt", ".csv", ".json", ".yaml"),
+}
 
 
 class SampleWriter(Protocol):
