@@ -16,6 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Errors that rjem does not know keep their traceback."""
     from rjem_cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files and classes need not fit the terminal's encoding
+            unicode = str(stream.encoding).lower().startswith("utf")
+            stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
     if COMPLETE_VARIABLE in os.environ:  # a shell asks for completions; Typer knows the shells only once told
         from typer.completion import completion_init
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import Options, flag_name, knob
 
+LARGEST_BATCH = 10**6
 LARGEST_LINF = 2.0  # the width of the box [-1, 1]
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
 STREAM = "-"  # stdout, as the name of an output
@@ -183,7 +184,10 @@ class ChainOptions(Options):
         1.0, "Chains follow E / temperature: without noise, a step of another size before the clip", above=0
     )
     block_size: int | None = knob(
-        None, "Chains in one network pass (default: 50 on a CPU, else 100); changes memory and last bits", minimum=1
+        None,
+        "Chains in one network pass (default: 50 on a CPU, else 100); changes memory and last bits",
+        minimum=1,
+        maximum=LARGEST_BATCH,
     )
 
     def __post_init__(self) -> None:
@@ -199,9 +203,11 @@ class GenerateConfig(ChainOptions, DeviceOptions):
     mode: str = knob(
         "energy", "energy: SGLD; attack: targeted PGD; combined: PGD, contrast, SGLD", choices=SAMPLE_MODES
     )
-    count: int = knob(100, "Number of samples", minimum=1)
+    count: int = knob(100, "Number of samples", minimum=1, maximum=10**12)
     shard: str | None = knob(None, "i/k: only part i of k equal ones, i from 0; together they are the whole")
-    batch_size: int = knob(250, "Samples handed to the writer at a time; changes no byte", minimum=1)
+    batch_size: int = knob(
+        250, "Samples handed to the writer at a time; changes no byte", minimum=1, maximum=LARGEST_BATCH
+    )
     output: str = knob("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - for a tar stream")
     overwrite: bool = knob(False, "Replace the samples of an earlier call there")
     attack_eps: float | None = knob(
@@ -251,7 +257,7 @@ class AttackConfig(DeviceOptions):
     dataset: str | None = knob(None, "Built-in data set to attack on (default: the checkpoint's)", choices=DATASETS)
     data: str | None = knob(None, "Your images to attack on, or where the training images are now")
     test_data: str | None = knob(None, "Test images for --data")
-    batch_size: int = knob(250, "Images per network pass", minimum=1)
+    batch_size: int = knob(250, "Images per network pass", minimum=1, maximum=LARGEST_BATCH)
     save: str | None = knob(None, "Folder for attack.json, curve.png and a folder of images a radius")
     overwrite: bool = knob(False, "Replace the results of an earlier call in that folder")
 

@@ -117,6 +117,10 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     accepted = accepted_types(hint)
     if value is None and type(None) in accepted:
         return None
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{flag_name(name)}: the number has {value.bit_length()} bits; give a smaller one")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{flag_name(name)} {value!r}: give text without a null character")
     target = next(kind for kind in accepted if kind is not type(None))
     try:
         if target is bool:

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 
@@ -89,7 +89,9 @@ def own_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) ->
     make_dir(folder)
     check_writable(folder)
     with explained("write to", folder):
-        present = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
+        present = [
+            path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()
+        ]
         present = [path for path in present if not path.name.startswith(".")]
         foreign = [path.as_posix() for path in present if not ours.fullmatch(path.as_posix())]
         if foreign:
@@ -98,11 +100,19 @@ def own_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) ->
             return None
         try:
             earlier = json.loads((folder / document).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             earlier = None
     if not isinstance(earlier, dict) or "rjem" not in earlier:
         raise ConfigError(f"{flag} {folder} holds files, but no {document} of rjem; give an empty folder")
     return earlier
+
+
+@contextlib.contextmanager
+def claimed_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) -> Iterator[dict[str, Any] | None]:
+    """`own_folder`, for this process alone. Nothing is put into a folder that is not ours, not even a lock."""
+    own_folder(folder, flag, ours, document)
+    with locked(folder / document, wait=False):
+        yield own_folder(folder, flag, ours, document)
 
 
 def empty_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
@@ -126,22 +136,28 @@ def check_writable(folder: Path) -> None:
         raise RjemError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside `path` that takes its place, fsynced, once the body is done; nothing is left if it fails."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; ours follow the umask
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, fsync, rename: a reader, or a crash, sees the old file or the new one. Raises RjemError."""
     make_dir(path.parent)
-    with explained("write", path):
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; ours follow the umask
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    with explained("write", path), replacing(path) as file:
+        file.write(content)
 
 
 def _umask() -> int:

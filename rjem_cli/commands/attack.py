@@ -42,8 +42,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     if call.dry_run:
         return
     clean = clean_state(job)
-    report = AttackReport(job, clean)
-    with console.bar() as bar:
+    with AttackReport(job, clean) as report, console.bar() as bar:
 
         def watch(done: int, total: int, text: str) -> None:
             bar.update("attacking", done, total, text)

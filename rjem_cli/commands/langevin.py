@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rjem_cli import paths
-from rjem_cli.config import LangevinConfig
-from rjem_cli.errors import RjemError
+from rjem_cli.config import STREAM, LangevinConfig
+from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
@@ -22,11 +22,13 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
       rjem langevin my-run --init photo.png --class cat --no-clamp
     """
     console, config = call.console, call.settle()
+    if config.output == STREAM:
+        raise ConfigError("-o -: chains are several files; give a folder")
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.model.frozen import freeze
-    from rjem_cli.engine.report.chains import prepare_folder, write_chains
+    from rjem_cli.engine.report.chains import chains_folder, write_chains
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import start_of, with_classes_seen
@@ -49,8 +51,9 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     if start.own is not None and config.classes == "all":
         request = with_classes_seen(request, logits_of, start.own, runtime.device)
     folder = paths.expand(config.output)
-    prepare_folder(folder, config.overwrite)
-    with console.bar() as bar:
+    meta = describe_request(request, loaded, config.init, start.sha256, runtime)
+    meta |= {"clamp": config.clamp, "record": config.record}
+    with chains_folder(folder, meta, config.overwrite), console.bar() as bar:
         found = run_chains(
             request.plan,
             start.sampler,
@@ -63,8 +66,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
             device=runtime.device,
             report=lambda done: bar.update("chains", done, request.plan.sgld_steps * config.count),
         )
-    meta = describe_request(request, loaded, config.init, start.sha256, runtime)
-    document = write_chains(folder, found, request, {**meta, "clamp": config.clamp, "record": config.record})
+        document = write_chains(folder, found, request, meta)
     if call.as_json:
         console.document(document)
     else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 LOG_SECONDS = 15
+SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called after any folder
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Console:
         if not is_terminal(sys.stdout):
             named = [place for place, column in enumerate(columns) if column]
             for row in (columns, *rows):
-                self.result("\t".join(row[place] for place in named))
+                self.result("\t".join(row[place].translate(SEPARATORS) for place in named))
             return
         from rich.table import Table
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.model.checkpoint import load_checkpoint
+from rjem_cli.paths import locked
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -106,6 +107,35 @@ def test_an_unfinished_report_is_begun_again_and_a_dry_run_touches_nothing(rjem,
     assert rjem(*flags).code == 0
     assert json.loads((out / "attack.json").read_text())["complete"] is True
     assert rjem(*flags, "--overwrite", "--dry-run").code == 0 and (out / "curve.png").exists()
+
+
+def test_two_attacks_cannot_share_a_folder_and_links_are_not_followed(rjem, trained, tmp_path):
+    flags = ("attack", "--steps", 1, "--limit", 5, "--eps", "0.1", "--save")
+    with locked(tmp_path / "held" / "attack.json", wait=False):
+        assert "is in use by another process" in rjem(*flags, tmp_path / "held").error_line()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "eps-0.1").symlink_to(tmp_path / "photos")
+    refused = rjem(*flags, tmp_path / "linked")
+    assert refused.code == 2 and "holds other files, such as eps-0.1" in refused.error_line()
+    assert not list((tmp_path / "photos").iterdir())
+
+
+def test_radii_that_are_nearly_equal_have_folders_of_their_own(rjem, trained, tmp_path):
+    flags = ("--eps", "8/255,0.0627450980392157", "--steps", 1, "--limit", 5)
+    assert rjem("attack", *flags, "--save", tmp_path / "out").code == 0
+    assert len(list((tmp_path / "out").glob("eps-*"))) == 2
+
+
+def test_a_data_folder_of_any_name_gets_its_figure(rjem, trained, tmp_path):
+    assert rjem("generate", "-n", 20, "-o", tmp_path / "samples").code == 0
+    own = tmp_path / "ma$\\foo$th" / "3"
+    own.mkdir(parents=True)
+    (tmp_path / "samples" / "000003.png").rename(own / "a.png")
+    flags = ("--data", own.parent, "--split", "all", "--steps", 1, "--save", tmp_path / "out")
+    outcome = rjem("attack", *flags)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "out" / "curve.png").exists()
 
 
 def test_targets(rjem, trained):

@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,7 +292,7 @@ def test_chains_begin_where_init_says(rjem, trained, tmp_path, init):
 
 
 def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
-    Image.new("RGB", (9, 8)).save(tmp_path / "large.png")
+    Image.new("RGB", (9, 8), "red").save(tmp_path / "large.png")
     (tmp_path / "cut.png").write_bytes(b"no image")
     for init, code, message in (
         (tmp_path / "large.png", 1, "large.png is 9x8, colour; this checkpoint takes 8x8, grey images"),
@@ -316,6 +317,24 @@ def test_the_prior_is_fitted_again_when_the_cache_is_gone(rjem, trained, own_hom
         entry.unlink()
     assert rjem("generate", "-n", 2, "-o", tmp_path / "b").code == 0
     assert images(tmp_path / "a") == images(tmp_path / "b")
+
+
+def test_a_home_that_cannot_be_written_needs_no_kept_prior(rjem, trained, own_home, tmp_path):
+    assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
+    shutil.rmtree(own_home / "priors")
+    (own_home / "priors").write_text("in the way")
+    outcome = rjem("generate", "-n", 2, "-o", tmp_path / "b")
+    assert outcome.code == 0, outcome.err
+    assert images(tmp_path / "a") == images(tmp_path / "b")
+
+
+def test_files_with_names_like_our_temporary_ones_are_left_alone(rjem, trained, tmp_path):
+    (tmp_path / "out.npz.new").write_text("mine")
+    assert rjem("generate", "-n", 2, "-o", tmp_path / "out.npz").code == 0
+    assert (tmp_path / "out.npz.new").read_text() == "mine"
+    (tmp_path / "link.npz").symlink_to(tmp_path / "nowhere")
+    refused = rjem("generate", "-n", 2, "-o", tmp_path / "link.npz")
+    assert refused.code == 2 and "exists already" in refused.error_line() and (tmp_path / "link.npz").is_symlink()
 
 
 def test_json_is_one_document(rjem, trained, tmp_path):

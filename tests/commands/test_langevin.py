@@ -3,12 +3,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rjem_cli.interface.chains_view import sparkline
+from rjem_cli.paths import locked
 
 
 def test_chains_leave_data_pictures_and_a_table(rjem, trained, tmp_path):
@@ -93,6 +97,45 @@ def test_a_folder_of_other_files_is_left_alone(rjem, trained, tmp_path):
     assert refused.code == 2 and "thesis.txt" in refused.error_line()
     assert rjem("langevin", "-n", 2, "--sgld-steps", 1, "-o", tmp_path / "out").code == 0
     assert "add --overwrite" in rjem("langevin", "-n", 2, "--sgld-steps", 1, "-o", tmp_path / "out").error_line()
+
+
+def test_an_unfinished_call_is_begun_again_and_two_cannot_share_a_folder(rjem, trained, tmp_path):
+    out = tmp_path / "out"
+    flags = ("langevin", "-n", 2, "--sgld-steps", 1, "-o", out)
+    assert rjem(*flags).code == 0
+    document = json.loads((out / "chains.json").read_text())
+    (out / "chains.json").write_text(json.dumps({**document, "complete": False}))  # as a kill leaves it
+    (out / "film.png").unlink()
+    assert rjem(*flags).code == 0 and (out / "film.png").exists()
+    assert json.loads((out / "chains.json").read_text())["complete"] is True
+    with locked(out / "chains.json", wait=False):
+        assert "is in use by another process" in rjem(*flags, "--overwrite").error_line()
+
+
+def test_the_chains_of_a_folder_can_be_refined(rjem, trained, tmp_path):
+    assert rjem("langevin", "-n", 2, "--sgld-steps", 1, "-o", tmp_path / "a").code == 0
+    outcome = rjem("langevin", "-n", 2, "--init", tmp_path / "a", "--sgld-steps", 0, "-o", tmp_path / "b")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "a/000001.png").read_bytes() == (tmp_path / "b/000001.png").read_bytes()
+
+
+def test_what_is_no_place_for_chains_or_their_starts(rjem, trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    for flags, code, message in (
+        (("-o", "-"), 2, "give a folder"),
+        (("--init", tmp_path / "pipe.tar"), 1, "is neither a folder nor a file"),
+        (("--sgld-step-size", "1e308", "--inner-steps", 1000), 2, "is not finite"),
+        (("--class", "9" * 5000), 2, "is unknown to this checkpoint"),
+        (("--block-size", 10**20), 2, "--block-size 1e+20 is too large"),
+    ):
+        outcome = rjem("langevin", "-n", 1, *flags)
+        assert outcome.code == code and message in outcome.error_line(), outcome.err
+
+
+def test_a_pipe_of_another_encoding_gets_every_line(trained, tmp_path):
+    command = [sys.executable, "-m", "rjem_cli", "langevin", "-n", "1", "--sgld-steps", "2", "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert done.returncode == 0 and done.stdout.decode("ascii").splitlines()[-1] == str(tmp_path / "out")
 
 
 def test_sparklines():

@@ -25,7 +25,8 @@ from rjem_cli.paths import existing_data
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LARGEST_FILE = 256 * 2**20  # bytes; anything larger is no training image
-CONTACT_SHEET = "grid.png"  # lies among the samples of `rjem generate`, and is none
+# Pictures that rjem leaves among samples, chains and attacked images, and that are none of them
+OVERVIEWS = {"grid.png", "film.png", "chains.gif", "energies.png", "curve.png", "examples.png"}
 GREY_MODES = {"1", "L", "LA"}
 
 
@@ -35,9 +36,7 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     Raises AbsentError if `location` is not there or holds no image, DataError for a corrupt or odd-sized one (with its
     name).
     """
-    path = existing_data(location)
-    if not path.is_dir() and not path.is_file():
-        raise DataError(f"{location} is neither a folder nor a file; give one of them")
+    path = readable(location)
     arrays: list[np.ndarray] = []
     labels: list[tuple[str, str]] = []
     names: list[str] = []
@@ -61,14 +60,22 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     return assemble([arrays[index] for index in order], [labels[index] for index in order])
 
 
+def readable(location: str) -> Path:
+    """Raises AbsentError for nothing there, DataError for a device or a pipe, which may never end."""
+    path = existing_data(location)
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{location} is neither a folder nor a file; give one of them")
+    return path
+
+
 def read_images(location: str, image_shape: tuple[int, int, int]) -> torch.Tensor:
     """Every image of a folder or archive, or one image file, whatever its folder is called, sorted by name: uint8
     (N, C, H, W). Raises AbsentError, and DataError for an image that is corrupt or not of `image_shape` (C, H, W)."""
-    path = existing_data(location)
+    path = readable(location)
     is_single = path.is_file() and is_image(PurePosixPath(path.name))
     try:
         members = [(path.name, path.read_bytes())] if is_single else sorted(read_members(path))
-        members = [(name, content) for name, content in members if name != CONTACT_SHEET]
+        members = [(name, content) for name, content in members if PurePosixPath(name).name not in OVERVIEWS]
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if not members:
@@ -77,6 +84,8 @@ def read_images(location: str, image_shape: tuple[int, int, int]) -> torch.Tenso
     arrays = []
     for name, content in members:
         array = decode(content, f"{location}: {name}")
+        if channels == 1 and array.ndim == 3 and (array == array[..., :1]).all():
+            array = array[..., 0]  # grey, though stored with a palette or in three channels
         if array.shape[:2] != (height, width) or (array.ndim == 3 and channels == 1):
             found = f"{array.shape[1]}x{array.shape[0]}, {'colour' if array.ndim == 3 else 'grey'}"
             wanted = f"{width}x{height}, {'colour' if channels == 3 else 'grey'}"

@@ -21,6 +21,6 @@ def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
     """One name or number. Raises ConfigError with the nearest name."""
     if word in class_names:
         return class_names.index(word)
-    if word.isdecimal() and int(word) < len(class_names):
+    if word.isdecimal() and len(word) < 10 and int(word) < len(class_names):
         return int(word)
     raise ConfigError(f"{flag} {word!r} is unknown to this checkpoint; {did_you_mean(word, class_names)}")

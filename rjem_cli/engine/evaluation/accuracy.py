@@ -48,7 +48,8 @@ def spread_indices(count: int, limit: int) -> torch.Tensor:
     """At most `limit` fixed places spread evenly over `count`; 0 means all."""
     if limit == 0 or limit >= count:
         return torch.arange(count)
-    return torch.linspace(0, count - 1, limit).round().long()
+    gaps = max(1, limit - 1)
+    return (2 * torch.arange(limit) * (count - 1) + gaps) // (2 * gaps)  # rounded in integers: no place comes twice
 
 
 def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:

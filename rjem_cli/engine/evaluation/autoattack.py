@@ -103,7 +103,7 @@ def autoattack_images(
         parts = [rows for rows in parts if len(rows) and eps > 0]
         left = sum(map(len, parts))
         for number, rows in enumerate(parts):
-            path = folder / f"eps-{eps:.9f}-part-{number:05d}.safetensors"
+            path = folder / f"eps-{eps!r}-part-{number:05d}.safetensors"
             with locked(path):
                 found = read_part(path, rows)
                 if found is not None and not told:

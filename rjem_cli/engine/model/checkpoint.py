@@ -59,6 +59,8 @@ class CheckpointInfo:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CheckpointInfo:
         channels, height, width = (int(size) for size in values["image_shape"])
+        if min(channels, height, width) < 1:
+            raise ValueError(f"image_shape {[channels, height, width]}")
         return cls(
             config=TrainConfig.from_dict(values["config"]),
             class_names=tuple(str(name) for name in values["class_names"]),

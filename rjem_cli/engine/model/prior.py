@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rjem_cli.engine.data.images import ImageSet, to_model
-from rjem_cli.errors import DataError
+from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import locked, priors_dir, write_atomically
 
 JITTER = 1e-4  # added to the covariance's diagonal, as JEM++ does
@@ -106,11 +106,17 @@ def cached_prior(data_digest: str) -> ClassGaussianPrior | None:
 def load_prior(images: ImageSet, data_digest: str) -> ClassGaussianPrior:
     """The prior of these images, fitted once and then kept by the digest of their content."""
     path = priors_dir() / f"{data_digest}.safetensors"
-    with locked(path):
-        prior = cached_prior(data_digest)
-        if prior is None:
-            prior = fit_prior(images)
-            tensors = {"mean": prior.mean_KD, "image_shape": torch.tensor(prior.image_shape)}
-            tensors |= {f"factor.{label}": factor for label, factor in enumerate(prior.factors)}
-            write_atomically(path, safetensors.torch.save(tensors))
+    prior = None
+    try:
+        with locked(path):
+            prior = cached_prior(data_digest)
+            if prior is None:
+                prior = fit_prior(images)
+                tensors = {"mean": prior.mean_KD, "image_shape": torch.tensor(prior.image_shape)}
+                tensors |= {f"factor.{label}": factor for label, factor in enumerate(prior.factors)}
+                write_atomically(path, safetensors.torch.save(tensors))
+    except DataError:
+        raise
+    except RjemError:  # a place that cannot be written, or is full, keeps no prior, and needs none
+        prior = prior or fit_prior(images)
     return prior

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.report.figures import epsilon_curve
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon
-from rjem_cli.paths import empty_own_folder, expand, own_folder, write_atomically
+from rjem_cli.paths import claimed_folder, empty_own_folder, expand, write_atomically
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
 
@@ -31,7 +32,6 @@ class AttackReport:
     """Grows by one result a radius. With --save each is written as it comes, so that a stop leaves those done."""
 
     def __init__(self, job: AttackJob, clean: CleanState):
-        """Raises ConfigError where the folder of --save holds something else."""
         self.job, self.clean, self.started = job, clean, time.perf_counter()
         self.folder = None if job.config.save is None else expand(job.config.save)
         self.document: dict[str, Any] = {
@@ -41,15 +41,27 @@ class AttackReport:
             "clean": describe_clean(clean, job.chosen),
             "results": [],
         }
+        self.held = ExitStack()
+
+    def __enter__(self) -> AttackReport:
+        """Raises ConfigError where the folder of --save holds something else, RjemError where another process is at
+        it."""
         if self.folder is not None:
-            prepare_folder(self.folder, self.document["protocol"], job.config.overwrite)
-            self._save()
+            with ExitStack() as opened:
+                earlier = opened.enter_context(claimed_folder(self.folder, "--save", OUR_NAMES, "attack.json"))
+                clear_earlier(self.folder, earlier, self.document["protocol"], self.job.config.overwrite)
+                self._save()
+                self.held = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
 
     def add(self, result: EpsResult) -> None:
         row = describe_result(result, self.clean, self.job.chosen, self.job.plan.norm)
         if self.folder is not None:
             row["files"] = write_and_measure(
-                self.folder / f"eps-{result.eps:.9g}",
+                self.folder / f"eps-{result.eps!r}",
                 result,
                 self.clean,
                 self.job.chosen,
@@ -70,13 +82,12 @@ class AttackReport:
         if self.folder is None:
             return
         write_atomically(self.folder / "attack.json", json.dumps(self.document, indent=2).encode())
-        if self.document["results"]:
+        if self.document["complete"]:
             write_atomically(self.folder / "curve.png", curve(self.document))
 
 
-def prepare_folder(folder: Path, protocol: dict[str, Any], overwrite: bool) -> None:
-    """An empty folder; an unfinished report of the same protocol in it is begun again."""
-    earlier = own_folder(folder, "--save", OUR_NAMES, "attack.json")
+def clear_earlier(folder: Path, earlier: dict[str, Any] | None, protocol: dict[str, Any], overwrite: bool) -> None:
+    """Empty the folder; an unfinished report of the same protocol is begun again. Raises ConfigError for another."""
     if earlier is None:
         return
     unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rjem_cli.engine.report.figures import energy_plot
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.trajectories import Trajectories, csv_rows, describe_chains
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import empty_own_folder, own_folder, write_atomically
+from rjem_cli.paths import claimed_folder, empty_own_folder, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
 CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
@@ -26,19 +28,24 @@ GIF_MILLISECONDS, GIF_COLUMNS = 120, 8
 LAST_FRAME_MILLISECONDS = 1500
 
 
-def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """An empty folder for the chains. Raises ConfigError where something is in it already."""
-    if own_folder(folder, "-o", OUR_NAMES, "chains.json") is not None:
-        if not overwrite:
-            raise ConfigError(f"-o {folder} holds chains already; add --overwrite, or give another folder")
-        empty_own_folder(folder, OUR_NAMES)
+@contextlib.contextmanager
+def chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """An empty folder for these chains, for this process alone; what a stopped call of the same request left is begun
+    again. Raises ConfigError where something else is in it."""
+    with claimed_folder(folder, "-o", OUR_NAMES, "chains.json") as earlier:
+        if earlier is not None:
+            unfinished = earlier.get("request") == meta["request"] and not earlier.get("complete")
+            if not overwrite and not unfinished:
+                raise ConfigError(f"-o {folder} holds chains already; add --overwrite, or give another folder")
+            empty_own_folder(folder, OUR_NAMES)
+        write_atomically(folder / "chains.json", json.dumps({**meta, "complete": False}, indent=1).encode())
+        yield
 
 
 def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta: dict[str, Any]) -> dict[str, Any]:
-    """Everything; returns the document of chains.json."""
+    """Everything, chains.json last; returns its document."""
     rows = [request.row(chain) for chain in range(len(found.final))]
-    document = {**meta, "chains": describe_chains(found, rows, request.plan)}
-    write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
+    document = {**meta, "complete": True, "chains": describe_chains(found, rows, request.plan)}
     write_atomically(folder / "energies.csv", csv_text([CSV_COLUMNS, *csv_rows(found, request.plan)]))
     names = row_names(document["chains"])
     label = "E(x, y)" if request.plan.conditional else "E(x)"
@@ -49,6 +56,7 @@ def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta
     write_atomically(folder / "chains.gif", animation(found.frames, found.frame_steps))
     write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *rows]))
     write_images(folder, [row[0] for row in rows], found.final)
+    write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
     return document
 
 

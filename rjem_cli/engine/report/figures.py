@@ -39,7 +39,8 @@ def epsilon_curve(
     low, high = zip(*intervals)
     axes.fill_between(radii, low, high, alpha=0.2, label="95 % interval")
     axes.plot(radii, shares, marker="o", label=label)
-    axes.set(xlabel="eps, model units ([-1, 1])", ylabel=label, ylim=(0, 1.02), title=title)
+    axes.set(xlabel="eps, model units ([-1, 1])", ylabel=label, ylim=(0, 1.02))
+    axes.set_title(title, parse_math=False)
     axes.secondary_xaxis("top", functions=(lambda eps: eps * LEVELS, lambda level: level / LEVELS)).set_xlabel(
         "eps, /255"
     )
@@ -55,6 +56,7 @@ def energy_plot(energies: np.ndarray, title: str, label: str) -> bytes:
     axes.plot(steps, shown, color="tab:blue", alpha=max(0.08, min(0.5, 8 / shown.shape[1])), linewidth=0.8)
     some = ~np.isnan(shown).all(axis=1)
     axes.plot(steps[some], np.nanmedian(shown[some], axis=1), color="tab:red", linewidth=2, label="median")
-    axes.set(xlabel="SGLD step", ylabel=label, title=title)
+    axes.set(xlabel="SGLD step", ylabel=label)
+    axes.set_title(title, parse_math=False)
     axes.legend(loc="best")
     return png(figure)

@@ -77,6 +77,8 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
     inner_step = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
     inner_steps = trained.inner_steps if options.inner_steps is None else options.inner_steps
     plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
+    if not math.isfinite(plan.sgld_step_size):
+        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller ones")
     if options.proper:  # Eq. 1 with a / 2 for the step: the noise has variance a
         plan = replace(plan, noise_std=math.sqrt(2 * plan.sgld_step_size), grad_clip=None)
     return plan

@@ -19,8 +19,8 @@ from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_p
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import sample_blocks
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
-from rjem_cli.paths import expand
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
+from rjem_cli.paths import expand, priors_dir
 
 NAMED_STARTS = ("prior", "noise", "data", "buffer")
 READ_BATCH = 250
@@ -97,7 +97,11 @@ def prior_of(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
     """The prior of a checkpoint's training images: from the cache, else fitted again. Raises AbsentError where the
     images are not there."""
     prior = cached_prior(info.data_digest)
-    return prior if prior is not None else load_prior(training_images(info, data), info.data_digest)
+    if prior is None:
+        return load_prior(training_images(info, data), info.data_digest)
+    if prior.image_shape != info.image_shape or len(prior.factors) != len(info.class_names):
+        raise DataError(f"the prior kept for {info.data_name} in {priors_dir()} is of other images; remove it")
+    return prior
 
 
 def training_images(info: CheckpointInfo, data: str | None) -> ImageSet:

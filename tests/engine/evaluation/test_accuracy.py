@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.evaluation.accuracy import Accuracy, accuracy, evenly_spaced
+from rjem_cli.engine.evaluation.accuracy import Accuracy, accuracy, evenly_spaced, spread_indices
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
@@ -30,5 +30,8 @@ def test_wilson_intervals():
 def test_a_limit_takes_fixed_images_spread_over_the_set():
     few = evenly_spaced(IMAGES, 5)
     assert few.pixels.flatten().tolist() == [0, 64, 128, 191, 255]
+    for count, limit in ((10_000, 9_999), (531_131, 525_819), (50_000, 49_999), (7, 1), (7, 6)):
+        indices = spread_indices(count, limit)
+        assert len(indices.unique()) == limit and indices[0] == 0 and indices.max() < count
     for all_of_them in (evenly_spaced(IMAGES, 0), evenly_spaced(IMAGES, 999)):
         assert torch.equal(all_of_them.pixels, PIXELS)

@@ -19,7 +19,7 @@ from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, s
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import empty_own_folder, explained, locked, own_folder, write_atomically
+from rjem_cli.paths import claimed_folder, empty_own_folder, explained, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
 GRID_SAMPLES = 100
@@ -40,10 +40,9 @@ class FolderWriter:
     ):
         self.folder, self.request, self.meta, self.first_starts = folder, request, meta, first_starts
         self.labels = folder / "labels.csv"
-        own_folder(folder, "-o", OUR_NAMES, "meta.json")  # nothing is put into a folder that is not ours
         with ExitStack() as opened:
-            opened.enter_context(locked(folder / "meta.json", wait=False))
-            self.done = self._take_over(own_folder(folder, "-o", OUR_NAMES, "meta.json"), overwrite)
+            earlier = opened.enter_context(claimed_folder(folder, "-o", OUR_NAMES, "meta.json"))
+            self.done = self._take_over(earlier, overwrite)
             self.held = opened.pop_all()
 
     def _take_over(self, earlier: dict[str, Any] | None, overwrite: bool) -> int:

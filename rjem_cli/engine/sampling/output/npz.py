@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import zipfile
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import torch
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.output.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.paths import explained
+from rjem_cli.paths import explained, replacing
 
 LONGEST_HEADER = 2**20  # bytes
 
@@ -57,7 +56,7 @@ class NpzWriter:
         try:
             header = json.loads(line)
             height, width, channels = (int(side) for side in header["row_shape"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise self.part.other_call() from None
         if header["request"] != self.meta["request"] or min(height, width, channels) < 1:
             raise self.part.other_call()
@@ -80,28 +79,27 @@ class NpzWriter:
 
     def finish(self) -> None:
         """Pack the rows, one buffer at a time."""
-        temporary, indices = self.part.path.with_name(self.part.path.name + ".new"), self.request.indices()
+        indices = self.request.indices()
         labels = self.request.labels(indices) if self.request.plan.conditional else torch.full_like(indices, -1)
         arrays = {
             "labels": labels.numpy(),
             "seeds": (self.request.seed + indices).numpy(),
             "meta": np.array(json.dumps(self.meta, indent=2)),
         }
-        with explained("write", self.part.path), temporary.open("wb") as packed:
-            with zipfile.ZipFile(packed, "w") as archive:
-                with member(archive, "arr_0") as target:
-                    shape = (self.done, *self.rows.shape)
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(target, header)
-                    self.part.file.seek(self.rows.begin)
-                    shutil.copyfileobj(self.part.file, target, 2**20)
-                for name, array in arrays.items():
-                    with member(archive, name) as target:
-                        np.lib.format.write_array(target, array, allow_pickle=False)
-            packed.flush()
-            os.fsync(packed.fileno())
-            os.replace(temporary, self.part.path)
-            self.part.part.unlink()
+        with (
+            explained("write", self.part.path),
+            replacing(self.part.path) as packed,
+            zipfile.ZipFile(packed, "w") as archive,
+        ):
+            with member(archive, "arr_0") as target:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (self.done, *self.rows.shape)}
+                np.lib.format.write_array_header_1_0(target, header)
+                self.part.file.seek(self.rows.begin)
+                shutil.copyfileobj(self.part.file, target, 2**20)
+            for name, array in arrays.items():
+                with member(archive, name) as target:
+                    np.lib.format.write_array(target, array, allow_pickle=False)
+        self.part.part.unlink()
 
     def close(self) -> None:
         self.part.close()

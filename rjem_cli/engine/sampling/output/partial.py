@@ -20,7 +20,7 @@ class PartFile:
     def __init__(self, path: Path, overwrite: bool):
         if path.is_dir():
             raise ConfigError(f"-o {path} is a folder; give a file's name")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise ConfigError(f"-o {path} exists already; add --overwrite, or give another name")
         make_dir(path.parent)
         check_writable(path.parent)

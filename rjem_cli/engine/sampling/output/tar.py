@@ -99,7 +99,7 @@ def whole_samples(file: BinaryIO, request: SampleRequest, meta: dict[str, Any], 
 def request_in(content: bytes) -> object:
     try:
         meta = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return meta.get("request") if isinstance(meta, dict) else None
 

@@ -63,9 +63,9 @@ def open_writer(
     if output == STREAM:
         return TarWriter(stdout(), "standard output", request, meta)
     path = expand(output)
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return TarFileWriter(path, request, meta, overwrite)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return NpzWriter(path, request, meta, overwrite)
     return FolderWriter(path, request, meta, overwrite, first_starts)
 
