@@ -38,7 +38,12 @@ def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def sgld_step(
-    x: Tensor, gradient: Tensor, step_size: float, grad_clip: float | None, noise: Tensor | None = None, clamp: bool = True
+    x: Tensor,
+    gradient: Tensor,
+    step_size: float,
+    grad_clip: float | None,
+    noise: Tensor | None = None,
+    clamp: bool = True,
 ) -> Tensor:
     """One outer step (n inner ones in closed form when step_size = n * h); `clamp` ends it inside the box [-1, 1]."""
     moved = x - step_size * (gradient if grad_clip is None else gradient.clamp(-grad_clip, grad_clip))
