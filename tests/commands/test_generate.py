@@ -251,6 +251,15 @@ def test_with_overwrite_too_an_interrupted_call_goes_on(rjem, trained, tmp_path,
     assert len(read(out)[0]) == 20
 
 
+def test_with_overwrite_fewer_samples_than_an_unfinished_call_left_are_made_anew(rjem, trained, tmp_path):
+    out = tmp_path / "out"
+    assert rjem("generate", "-n", 9, "-o", out).code == 0
+    document = json.loads((out / "meta.json").read_text())
+    (out / "meta.json").write_text(json.dumps({**document, "complete": False}))
+    assert "holds more samples" in rjem("generate", "-n", 4, "-o", out).error_line()
+    assert rjem("generate", "-n", 4, "-o", out, "--overwrite").code == 0 and len(images(out)) == 4
+
+
 def test_changed_images_of_a_user_are_another_call(rjem, trained, tmp_path):
     for seed in (0, 7):
         start = ("generate", "-n", 2, "--sgld-steps", 0, "--seed", seed)

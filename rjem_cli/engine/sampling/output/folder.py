@@ -46,20 +46,21 @@ class FolderWriter:
             self.held = opened.pop_all()
 
     def _take_over(self, earlier: dict[str, Any] | None, overwrite: bool) -> int:
-        """How many samples an interrupted call of the same request left. Raises ConfigError for those of another,
-        unless they may be removed."""
-        folder, request, meta = self.folder, self.request, self.meta
-        same = earlier is not None and earlier.get("request") == meta["request"]
-        if earlier is not None and overwrite and (not same or earlier.get("complete")):
-            empty_own_folder(folder, OUR_NAMES)
-            earlier = None
-        elif earlier is not None and not same:
-            raise ConfigError(f"-o {folder} holds samples of another call, see its meta.json; {REMEDY}")
+        """How many samples an interrupted call of the same request left. Raises ConfigError for those of another, or
+        for too many, unless they may be removed."""
         if earlier is None:
             self._describe(complete=False)  # first: it is what the other files are known by
-        done = cut_to_whole(folder, self.labels, request)
-        if earlier is not None:
-            self._describe(complete=False)
+            return cut_to_whole(self.folder, self.labels, self.request)[0]
+        same = earlier.get("request") == self.meta["request"]
+        done, more = cut_to_whole(self.folder, self.labels, self.request) if same else (0, False)
+        if overwrite and (not same or more or earlier.get("complete")):
+            empty_own_folder(self.folder, OUR_NAMES)
+            return self._take_over(None, overwrite)
+        if not same:
+            raise ConfigError(f"-o {self.folder} holds samples of another call, see its meta.json; {REMEDY}")
+        if more:
+            raise ConfigError(f"-o {self.folder} holds more samples than -n {self.request.count}; {REMEDY}")
+        self._describe(complete=False)
         return done
 
     def write(self, batch: SampleBatch) -> None:
@@ -86,24 +87,22 @@ class FolderWriter:
         write_atomically(self.folder / "meta.json", json.dumps({**self.meta, "complete": complete}, indent=2).encode())
 
 
-def cut_to_whole(folder: Path, labels: Path, request: SampleRequest) -> int:
-    """How many samples are whole: labels.csv begins with their rows, and their images are there. Whatever is behind
-    those rows is cut off. Raises ConfigError if the folder holds more samples than the request."""
+def cut_to_whole(folder: Path, labels: Path, request: SampleRequest) -> tuple[int, bool]:
+    """(how many samples are whole, whether there are more than the request's): labels.csv begins with their rows, and
+    their images are there. What is no such row is cut off."""
     with explained("write", labels), labels.open("a+b") as file:
         file.seek(0)
         header = csv_text([LABEL_COLUMNS])
         if file.read(len(header)) != header:
             file.truncate(0)
             file.write(header)
-            return 0
+            return 0, False
         whole = file.tell()
         for index in range(request.first, request.last):
             row = request.row(index)
             line = csv_text([row])
             if file.read(len(line)) != line or not (folder / row[0]).is_file():
                 os.ftruncate(file.fileno(), whole)
-                return index - request.first
+                return index - request.first, False
             whole += len(line)
-        if file.read(1):
-            raise ConfigError(f"-o {folder} holds more samples than -n {request.count}; {REMEDY}")
-    return request.last - request.first
+        return request.last - request.first, bool(file.read(1))
