@@ -52,7 +52,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     if call.as_json:
         console.document(report.document)
         return
-    show_attack(report.document, job.plan.norm, console)
+    show_attack(report.document, console)
     if report.folder is not None and not call.quiet:
         console.say("attack.json, curve.png and the images are in")
         console.result(str(report.folder.absolute()))

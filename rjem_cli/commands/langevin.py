@@ -27,11 +27,10 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     path = paths.find_checkpoint(checkpoint)
 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
-    from rjem_cli.engine.model.frozen import freeze
     from rjem_cli.engine.report.chains import chains_folder, write_chains
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.request import describe_request, settle_request
-    from rjem_cli.engine.sampling.starts import start_of, with_classes_seen
+    from rjem_cli.engine.sampling.starts import settle_start
     from rjem_cli.engine.sampling.trajectories import run_chains
 
     runtime = start_runtime(config.device, config.precision, reproducible=True)
@@ -46,10 +45,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if call.dry_run:
         return
-    logits_of = runtime.logits(freeze(loaded.model))
-    start = start_of(config.init, loaded, config.data, config.seed, runtime)
-    if start.own is not None and config.classes == "all":
-        request = with_classes_seen(request, logits_of, start.own, runtime.device)
+    request, start, logits_of = settle_start(config, loaded, request, runtime)
     folder = paths.expand(config.output)
     meta = describe_request(request, loaded, config.init, start.sha256, runtime)
     meta |= {"clamp": config.clamp, "record": config.record}

@@ -23,9 +23,9 @@ def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
     return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}"
 
 
-def show_attack(report: dict[str, Any], norm: str, console: Console) -> None:
+def show_attack(report: dict[str, Any], console: Console) -> None:
     """Tables on a terminal, TSV on a pipe; with --quiet the share at the largest radius alone."""
-    clean, results = report["clean"], report["results"]
+    clean, results, norm = report["clean"], report["results"], report["protocol"]["attack"]["norm"]
     targeted = report["protocol"]["targets"] is not None
     name = "success" if targeted else "robust_accuracy"
     if console.quiet:

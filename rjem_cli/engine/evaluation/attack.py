@@ -60,10 +60,13 @@ class EpsResult:
     hit: Tensor
     x: Tensor = field(repr=False)
 
+    def standing(self, clean: CleanState, labels: Tensor) -> Tensor:
+        """Rightly classified and not broken, bool (N,)."""
+        return (clean.predictions == labels) & ~self.hit
+
     def robust(self, clean: CleanState, labels: Tensor) -> Accuracy:
-        """Rightly classified and not broken, of all images."""
-        standing = (clean.predictions == labels) & ~self.hit
-        return Accuracy(int(standing.sum()), len(labels))
+        """What stands, of all images."""
+        return Accuracy(int(self.standing(clean, labels).sum()), len(labels))
 
     def success(self, clean: CleanState) -> Accuracy:
         """Hit, of the images that were attacked."""

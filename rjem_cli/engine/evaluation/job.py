@@ -45,12 +45,12 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
     radii = config.eps if config.eps is not None else (info.config.adv_eps,)
     if not radii:
         raise ConfigError("--eps names no radius; give one, such as 8/255")
-    chosen, source, of = choose_images(config, info, target)
     norm = config.norm or info.config.norm
     if config.eps is None and norm != info.config.norm:
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
-    if norm == "linf" and max(radii, default=0) > LARGEST_LINF:
+    if norm == "linf" and max(radii) > LARGEST_LINF:
         raise ConfigError(f"--eps {max(radii):g} covers the whole box [-1, 1]; did you mean {max(radii):g}/255?")
+    chosen, source, of = choose_images(config, info, target)
     plan = AttackPlan(
         norm=norm,
         method=config.method,

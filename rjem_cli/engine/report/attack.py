@@ -136,7 +136,6 @@ def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet, nor
     """Robust accuracy of all images and the attack's success on those attacked; a targeted attack has only the
     latter."""
     labels, names = chosen.images.labels, chosen.images.class_names
-    standing = (clean.predictions == labels) & ~result.hit
     found: dict[str, Any] = {
         "eps": result.eps,
         "eps_pixel_units": result.eps * PIXEL_PER_MODEL_UNIT,
@@ -145,7 +144,7 @@ def describe_result(result: EpsResult, clean: CleanState, chosen: AttackSet, nor
     }
     if chosen.targets is None:
         found["robust_accuracy"] = result.robust(clean, labels).to_dict()
-        found["per_class"] = per_class(standing, labels, names)
+        found["per_class"] = per_class(result.standing(clean, labels), labels, names)
     else:
         found["per_class"] = per_class(result.hit[clean.attacked], labels[clean.attacked], names)
     return found

@@ -10,12 +10,11 @@ from rjem_cli.config import GenerateConfig
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.model.checkpoint import Checkpoint
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import generate, until
 from rjem_cli.engine.sampling.output.writer import open_writer, write_beside
 from rjem_cli.engine.sampling.request import SampleRequest, describe_request
-from rjem_cli.engine.sampling.starts import start_of, start_pixels, with_classes_seen
+from rjem_cli.engine.sampling.starts import settle_start, start_pixels
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,7 @@ class Written(NamedTuple):
 
 def prepare(config: GenerateConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> SampleJob:
     """Read what the chains begin as. Raises AbsentError, DataError or ConfigError as `start_of` does."""
-    logits_of = runtime.logits(freeze(checkpoint.model))
-    start = start_of(config.init, checkpoint, config.data, config.seed, runtime)
-    if start.own is not None and config.classes == "all":
-        request = with_classes_seen(request, logits_of, start.own, runtime.device)
+    request, start, logits_of = settle_start(config, checkpoint, request, runtime)
     meta = describe_request(request, checkpoint, config.init, start.sha256, runtime)
     return SampleJob(config, request, start.sampler, sampler_of(request.plan, start.sampler, logits_of), meta, runtime)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rjem_cli.config import GenerateConfig, LangevinConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
@@ -15,6 +16,7 @@ from rjem_cli.engine.data.class_folders import read_images
 from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, read_safetensors, state_path
+from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import sample_blocks
@@ -34,6 +36,18 @@ class Start:
     sampler: Sampler
     sha256: str | None = None
     own: Tensor | None = None
+
+
+def settle_start(
+    config: GenerateConfig | LangevinConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
+) -> tuple[SampleRequest, Start, Logits]:
+    """The request, with the classes seen in a user's images where none was named; the start; the frozen network.
+    Raises as `start_of` does."""
+    logits_of = runtime.logits(freeze(checkpoint.model))
+    start = start_of(config.init, checkpoint, config.data, config.seed, runtime)
+    if start.own is not None and config.classes == "all":
+        request = with_classes_seen(request, logits_of, start.own, runtime.device)
+    return request, start, logits_of
 
 
 def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
