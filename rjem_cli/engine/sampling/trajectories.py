@@ -74,8 +74,20 @@ def run_chains(
         done += count
         report(done)
 
+    frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
     parts = [
-        run_batch(plan, start, logits_of, own_labels, own_seeds, max(0, FILMED - first), record, clamp, device, on_step)
+        run_batch(
+            plan,
+            start,
+            logits_of,
+            own_labels,
+            own_seeds,
+            filmed=max(0, FILMED - first),
+            frame_steps=frame_steps,
+            clamp=clamp,
+            device=device,
+            on_step=on_step,
+        )
         for first, own_labels, own_seeds in zip(
             range(0, len(labels), batch_size), labels.split(batch_size), seeds.split(batch_size)
         )
@@ -88,7 +100,7 @@ def run_chains(
         saturation=saturation,
         left_at=first_true(outside),
         lost_at=first_true(finite == 0),
-        frame_steps=sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps}),
+        frame_steps=frame_steps,
         frames=torch.cat([part[1] for part in parts], dim=1),
         final=torch.cat([part[2] for part in parts]),
     )
@@ -100,8 +112,9 @@ def run_batch(
     logits_of: Logits,
     labels: Tensor,
     seeds: Tensor,
+    *,
     filmed: int,
-    record: int,
+    frame_steps: list[int],
     clamp: bool,
     device: torch.device,
     on_step: Callable[[int], None],
@@ -120,7 +133,7 @@ def run_batch(
         logits_BK = newest[0].detach()
         joint_B = joint_energy(logits_BK, labels_B) if plan.conditional else energy(logits_BK)
         looks.append(look(x, energy(logits_BK), joint_B))
-        if filmed and (step % record == 0 or step == plan.sgld_steps):
+        if filmed and step in frame_steps:
             frames.append(to_pixels(x[:filmed]).cpu())
 
     def observe(state: ChainState) -> None:
@@ -134,8 +147,8 @@ def run_batch(
     keep(plan.sgld_steps, x)
     arrays = [torch.stack(rows).float().cpu().numpy() for rows in zip(*looks)]
     final = to_pixels(x).cpu()
-    moments = len(range(0, plan.sgld_steps, record)) + 1
-    return arrays, torch.stack(frames) if frames else final.new_zeros(moments, 0, *final.shape[1:]), final
+    no_frames = final.new_zeros(len(frame_steps), 0, *final.shape[1:])
+    return arrays, torch.stack(frames) if frames else no_frames, final
 
 
 def look(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Look:
