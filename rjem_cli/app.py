@@ -9,6 +9,7 @@ import typer
 from rjem_cli import __version__
 from rjem_cli.commands.attack import attack
 from rjem_cli.commands.completion import completion
+from rjem_cli.commands.evaluate import evaluate
 from rjem_cli.commands.generate import generate
 from rjem_cli.commands.langevin import langevin
 from rjem_cli.commands.train import train
@@ -26,6 +27,7 @@ app.command()(train)
 app.command()(attack)
 app.command()(langevin)
 app.command()(generate)
+app.command("eval")(evaluate)
 app.command()(completion)
 
 

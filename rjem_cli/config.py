@@ -16,11 +16,16 @@ LARGEST_LINF = 2.0  # the width of the box [-1, 1]
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
 STREAM = "-"  # stdout, as the name of an output
 SAMPLE_MODES = ("energy", "attack", "combined")
+METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     device: str = knob("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(DeviceOptions):
     precision: str = knob(
         "auto", "Arithmetic of the network; chain states stay fp32", choices=("auto", "fp32", "tf32", "bf16")
     )
@@ -147,7 +152,7 @@ class TrainConfig(
     AttackTrainingOptions,
     ModelOptions,
     DataOptions,
-    DeviceOptions,
+    RuntimeOptions,
 ):
     """Everything that decides a training run. Saved as config.yaml and inside every checkpoint."""
 
@@ -197,7 +202,7 @@ class ChainOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(ChainOptions, DeviceOptions):
+class GenerateConfig(ChainOptions, RuntimeOptions):
     """What `rjem generate` makes."""
 
     mode: str = knob(
@@ -218,7 +223,7 @@ class GenerateConfig(ChainOptions, DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LangevinConfig(ChainOptions, DeviceOptions):
+class LangevinConfig(ChainOptions, RuntimeOptions):
     """The chains that `rjem langevin` runs and shows."""
 
     count: int = knob(16, "Number of chains", minimum=1, maximum=10_000)
@@ -229,7 +234,7 @@ class LangevinConfig(ChainOptions, DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig(DeviceOptions):
+class AttackConfig(RuntimeOptions):
     """How `rjem attack` attacks, and which images."""
 
     eps: tuple[float, ...] | None = knob(
@@ -275,3 +280,40 @@ class AttackConfig(DeviceOptions):
             raise ConfigError("--dataset and --data exclude each other; give one")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(DeviceOptions):
+    """How `rjem eval` scores samples. Networks run in fp32: a score in another arithmetic is another score."""
+
+    reference: str | None = knob(
+        None,
+        "NAME:PART of a built-in data set (cifar10:train, digits:test, ...:all), a folder or archive of images, or "
+        "statistics .npz (default: what the samples' meta.json names, else cifar10:train)",
+    )
+    features: str = knob(
+        "auto",
+        "inception, dinov2, judge (a plain classifier trained on the reference), or PATH: Inception weights .pth, a "
+        "judge's .safetensors; auto takes inception where it makes sense and can be had, else judge, and says why",
+    )
+    metrics: str = knob("all", f"Which scores, with commas: {', '.join(METRICS)}; all takes those that can be had")
+    protocol: str = knob(
+        "standard", "standard: reference part train; jempp: train and test, as JEM++", choices=("standard", "jempp")
+    )
+    num: int | None = knob(None, "Score the first N samples only", minimum=2)
+    allow_few: bool = knob(False, "Allow fewer images than features for Frechet distances; the score is labelled")
+    neighbours: int = knob(3, "k of precision and recall", minimum=1, maximum=100)
+    coverage_neighbours: int = knob(5, "k of density and coverage", minimum=1, maximum=100)
+    is_splits: int = knob(10, "Splits of the Inception score", minimum=1)
+    kid_subsets: int = knob(100, "Subsets of KID", minimum=1)
+    kid_subset_size: int = knob(1000, "Images in a subset of KID; fewer where there are fewer", minimum=2)
+    seed: int = knob(
+        2020, "Seed of the order for IS and of KID's subsets (default: torch-fidelity's)", minimum=0, maximum=2**32 - 1
+    )
+    batch_size: int | None = knob(
+        None, "Images per network pass (default: 8 on a CPU, else 100)", minimum=1, maximum=LARGEST_BATCH
+    )
+    save: str | None = knob(None, "Folder for eval.json and pictures: nearest training images, classes")
+    overwrite: bool = knob(False, "Replace the results of an earlier call in that folder")
+    results: str | None = knob(None, "File that gets one line of JSON a call (default: results.jsonl in RJEM_HOME)")
+    require: str | None = knob(None, "Conditions such as 'fid<=45,recall>0.3'; exit code 4 where one does not hold")

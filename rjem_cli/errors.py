@@ -28,6 +28,12 @@ class DataError(RjemError):
     """An input file is there but cannot be used: corrupt, of another size, not what its name says."""
 
 
+class GateError(RjemError):
+    """A score is there, but does not meet a condition of --require."""
+
+    exit_code = 4
+
+
 class DivergedError(RjemError):
     """Training left the finite numbers; the last good checkpoint stays in place."""
 

@@ -51,6 +51,22 @@ def priors_dir() -> Path:
     return home() / "priors"
 
 
+def features_dir() -> Path:
+    return home() / "features"
+
+
+def judges_dir() -> Path:
+    return home() / "judges"
+
+
+def weights_dir() -> Path:
+    return home() / "weights"
+
+
+def results_file() -> Path:
+    return home() / "results.jsonl"
+
+
 def runs_dir() -> Path:
     return home() / "runs"
 
@@ -158,6 +174,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     make_dir(path.parent)
     with explained("write", path), replacing(path) as file:
         file.write(content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """One line, whole or not at all, whoever else appends. Raises RjemError."""
+    with locked(path), explained("write", path), path.open("ab") as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def _umask() -> int:

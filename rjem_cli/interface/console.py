@@ -99,6 +99,12 @@ class Console:
             raise RjemError("standard output is closed; give a file with -o")
         return sys.stdout.buffer
 
+    def binary_input(self) -> BinaryIO:
+        """stdin for bytes. Raises ConfigError where a person would have to type them."""
+        if sys.stdin is None or is_terminal(sys.stdin):
+            raise ConfigError("- reads a tar from stdin, which is a terminal; pipe one in, or give a folder or a file")
+        return sys.stdin.buffer
+
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 

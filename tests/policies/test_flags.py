@@ -4,13 +4,19 @@ from dataclasses import fields
 
 import pytest
 
-from rjem_cli.config import AttackConfig, GenerateConfig, LangevinConfig, TrainConfig
+from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, LangevinConfig, TrainConfig
 from rjem_cli.knobs import flag_name
 
 
 @pytest.mark.parametrize(
     ("command", "config_class"),
-    [("train", TrainConfig), ("attack", AttackConfig), ("langevin", LangevinConfig), ("generate", GenerateConfig)],
+    [
+        ("train", TrainConfig),
+        ("attack", AttackConfig),
+        ("langevin", LangevinConfig),
+        ("generate", GenerateConfig),
+        ("eval", EvalConfig),
+    ],
 )
 def test_every_knob_is_a_flag_with_a_meaning(rjem_help, command, config_class):
     text = rjem_help(command)

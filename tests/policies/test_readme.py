@@ -41,5 +41,5 @@ def test_the_commands_of_the_readme_can_be_meant(home_with_a_run, command, tmp_p
 
 
 def test_every_subcommand_is_in_the_readme():
-    for name in ("train", "generate", "attack", "langevin"):
+    for name in ("train", "generate", "attack", "langevin", "eval"):
         assert any(command.startswith(f"rjem {name} ") for command in COMMANDS)

@@ -31,9 +31,10 @@ ENGINE_LAYERS = {
     "sampling": 2,
     "evaluation": 2,
     "training": 3,
-    "report": 4,
+    "quality": 4,
+    "report": 5,
 }
-HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL", "matplotlib"}
+HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL", "matplotlib", "torch_fidelity"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -91,7 +92,7 @@ def test_only_the_console_prints_and_files_fit_a_reader(path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *([name, "--help"] for name in ("train", "generate", "attack", "langevin")),
+        *([name, "--help"] for name in ("train", "generate", "attack", "langevin", "eval")),
         ["--help"],
         ["train", "--print-config"],
     ],

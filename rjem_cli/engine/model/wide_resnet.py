@@ -61,9 +61,19 @@ class WideResNet(nn.Module):
         self.norm = norm_layer(norm, widths[-1])
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """What the last layer sees, (B, 64 * width)."""
         hidden = self.blocks(self.stem(x_BCHW))
-        return self.head(F.leaky_relu(self.norm(hidden), LEAKY_SLOPE).mean(dim=(2, 3)))
+        return F.leaky_relu(self.norm(hidden), LEAKY_SLOPE).mean(dim=(2, 3))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.head(self.features(x_BCHW))
+        return logits_BK
+
+
+def feature_count(options: ModelOptions) -> int:
+    """What `WideResNet.features` gives for an image."""
+    return 64 * options.width
 
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:

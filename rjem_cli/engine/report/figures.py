@@ -60,3 +60,16 @@ def energy_plot(energies: np.ndarray, title: str, label: str) -> bytes:
     axes.set_title(title, parse_math=False)
     axes.legend(loc="best")
     return png(figure)
+
+
+def class_bars(names: Sequence[str], shares: Sequence[float], real_shares: Sequence[float], title: str) -> bytes:
+    """Shares in [0, 1] of each class among samples and among real images, side by side."""
+    figure, axes = new_figure(width=max(6.0, min(20.0, 0.5 * len(names))))
+    places = np.arange(len(names))
+    axes.bar(places - 0.2, shares, width=0.4, label="samples")
+    axes.bar(places + 0.2, real_shares, width=0.4, label="reference", alpha=0.5)
+    axes.set_xticks(places, names, rotation=90 if len(names) > 10 else 0, parse_math=False)
+    axes.set(ylabel="share", xlim=(-0.7, len(names) - 0.3))
+    axes.set_title(title, parse_math=False)
+    axes.legend(loc="best")
+    return png(figure)

@@ -144,7 +144,12 @@ def describe_request(
         **decisive,
         "checkpoint": {"path": str(checkpoint.path), "step": info.step},
         "config_sha256": digest_of(info.config.to_dict()),
-        "dataset": {"name": info.data_name, "train_digest": info.data_digest},
+        "dataset": {
+            "name": info.data_name,
+            "train_digest": info.data_digest,
+            "data": info.config.data,
+            "test_data": info.config.test_data,
+        },
         "gradient_steps_per_sample": request.plan.gradient_steps,
         "count": request.count,
         "samples": [request.first, request.last],

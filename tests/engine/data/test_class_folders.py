@@ -1,8 +1,6 @@
 import io
 import os
 import tarfile
-import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,38 +10,7 @@ from rjem_cli.config import DataOptions
 from rjem_cli.engine.data.class_folders import read_class_folders
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.errors import AbsentError, DataError
-
-
-def png(level: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> bytes:
-    content = io.BytesIO()
-    Image.new(mode, size, level if mode != "RGB" else (level, 0, 0)).save(content, format="PNG")
-    return content.getvalue()
-
-
-def tree(per_class: int = 10, mode: str = "RGB") -> dict[str, bytes]:
-    names = ("cat", "dog")
-    return {
-        f"{name}/{i:02d}.png": png(100 * c + i, mode=mode) for c, name in enumerate(names) for i in range(per_class)
-    }
-
-
-def write(files: dict[str, bytes], target: Path) -> Path:
-    """As a folder, .zip, .tar or .tar.xz, by the target's suffix."""
-    if target.suffix == ".zip":
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-    elif ".tar" in target.name:
-        with tarfile.open(target, "w:xz" if target.suffix == ".xz" else "w") as archive:
-            for name, content in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    else:
-        for name, content in files.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(content)
-    return target
+from tests.image_files import png, tree, write
 
 
 @pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])

@@ -1,0 +1,205 @@
+"""Any set of images, whoever made it: a folder (flat, or one folder a class), an archive, an .npz, a tar on a stream.
+
+What is known of the classes comes along: from rjem's labels.csv, from WebDataset's .cls members, from an .npz's
+`labels`, or from the folders' names. So does rjem's own protocol (meta.json), where there is one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rjem_cli.engine.data.class_folders import by_split, split_of
+from rjem_cli.engine.data.decode import decode_all, stacked
+from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.data.members import OVERVIEWS, is_image, read_members, readable, tar_members
+from rjem_cli.errors import AbsentError, ConfigError, DataError
+
+META_NAMES = {"meta.json", "__meta.json__"}
+LABELS_NAME = "labels.csv"
+
+
+@dataclass(frozen=True)
+class ImageCollection:
+    """pixels uint8 (N, C, H, W), C 1 or 3. `labels` (N,) are classes' names or numbers, or None where some image has
+    none; `meta` is what rjem wrote beside its samples; `file_names` are there where the images are
+    files, `ordered_classes` where the data set numbers its classes."""
+
+    name: str
+    pixels: Tensor
+    labels: tuple[str, ...] | tuple[int, ...] | None = None
+    meta: dict[str, Any] | None = None
+    file_names: tuple[str, ...] = ()
+    ordered_classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    @classmethod
+    def of(cls, images: ImageSet, name: str) -> ImageCollection:
+        labels = tuple(images.class_names[label] for label in images.labels.tolist())
+        return cls(name, images.pixels, labels, ordered_classes=images.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of their numbers; empty without labels."""
+        if self.ordered_classes or not self.labels:
+            return self.ordered_classes
+        if isinstance(self.labels[0], int):
+            return tuple(str(number) for number in range(max(map(int, self.labels)) + 1))
+        return tuple(sorted(set(map(str, self.labels))))
+
+    def first(self, count: int | None) -> ImageCollection:
+        """Raises DataError where there are fewer."""
+        if count is None:
+            return self
+        if count > len(self):
+            raise DataError(f"{self.name} has {len(self)} images, fewer than --num {count}")
+        return replace(self, pixels=self.pixels[:count], labels=self.labels and self.labels[:count])
+
+    def digest(self) -> str:
+        """sha256 over shape and pixels, in their order."""
+        content = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
+        content.update(self.pixels.contiguous().numpy().data)
+        return content.hexdigest()
+
+    def class_numbers(self, class_names: Sequence[str]) -> Tensor | None:
+        """Labels (N,) as numbers among `class_names`; None where there are none, or one that is not among them."""
+        if self.labels is None:
+            return None
+        number: dict[str | int, int] = {name: index for index, name in enumerate(class_names)}
+        number |= {index: index for index in range(len(class_names))}
+        found = [number.get(label, -1) for label in self.labels]
+        return None if -1 in found else torch.tensor(found)
+
+    def parts(self) -> dict[str, ImageSet]:
+        """By split, as the folders' names tell, "train" where they tell none. Raises DataError without labels."""
+        if self.labels is None:
+            raise DataError(f"{self.name} has no classes; give class folders, such as cats/1.png dogs/1.png")
+        names = self.file_names or [""] * len(self)
+        return by_split([split_of(name) for name in names], [str(label) for label in self.labels], self.pixels)
+
+
+def read_collection(location: str) -> ImageCollection:
+    """The images of a folder, a .zip, a tar or an .npz, sorted by name. Raises AbsentError for nothing there or no
+    image, DataError with the file's name for what cannot be read, or is of another size than the rest."""
+    path = readable(location)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return read_npz(path)
+    if path.is_file() and is_image(PurePosixPath(path.name)):
+        raise ConfigError(f"{location} is one image; give a folder of images, an archive or an .npz")
+    return from_members(read_members(path, wanted), location)
+
+
+def read_stream(stream: BinaryIO, name: str) -> ImageCollection:
+    """The images of a tar on a stream, as `rjem generate -o -` writes it. Raises DataError for one that breaks off."""
+    return from_members(tar_members(stream, name, wanted), name)
+
+
+def wanted(name: PurePosixPath) -> bool:
+    if name.name in OVERVIEWS:
+        return False
+    return is_image(name) or (len(name.parts) == 1 and name.name in META_NAMES | {LABELS_NAME}) or name.suffix == ".cls"
+
+
+def from_members(members: Iterable[tuple[str, bytes]], location: str) -> ImageCollection:
+    notes: dict[str, bytes] = {}  # what is no image: labels and meta
+
+    def images() -> Iterable[tuple[str, bytes]]:
+        for name, content in members:
+            if is_image(PurePosixPath(name)):
+                yield name, content
+            else:
+                notes[name] = content
+
+    found = decode_all(images(), location)
+    if not found.names:
+        raise AbsentError(f"{location} holds no images; give PNG files, class folders of them, an archive or an .npz")
+    meta = next((parsed(notes[name], f"{location}: {name}") for name in META_NAMES if name in notes), None)
+    labels = labels_of(found.names, notes)
+    return ImageCollection(location, stacked(found.arrays), labels, meta, tuple(found.names))
+
+
+def labels_of(names: Sequence[str], notes: dict[str, bytes]) -> tuple[str, ...] | tuple[int, ...] | None:
+    """Classes by name from labels.csv, by number from .cls members, by name from folders; None if an image has none."""
+    if LABELS_NAME in notes:
+        rows = csv.DictReader(io.StringIO(notes[LABELS_NAME].decode("utf-8", errors="surrogateescape"), newline=""))
+        classes = {row.get("file"): row.get("class") for row in rows if row.get("label") != "-1"}
+        return complete([classes.get(name) for name in names])
+    numbers = [notes.get(str(PurePosixPath(name).with_suffix(".cls")), b"").strip() for name in names]
+    if any(numbers):
+        return complete([int(number) if number.isdigit() else None for number in numbers])
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    classes_seen = {parts[-1] for parts in folders if parts}
+    return complete([parts[-1] if parts else None for parts in folders]) if len(classes_seen) > 1 else None
+
+
+def complete(labels: list[Any]) -> tuple[Any, ...] | None:
+    return None if None in labels else tuple(labels)
+
+
+def parsed(text: bytes | str, name: str) -> dict[str, Any] | None:
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{name} is no JSON; remove it, or write the samples again") from None
+    return meta if isinstance(meta, dict) and "rjem" in meta else None
+
+
+def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of these arrays that an .npz holds; objects, which would be pickles, are refused. Raises DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise ValueError("one array without a name")
+            return {name: archive[name] for name in names if name in archive}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is no whole .npz of plain arrays ({reason}); write it again") from None
+
+
+def read_npz(path: Path) -> ImageCollection:
+    """arr_0 (N, H, W, C) uint8, as ADM and rjem write it, with `labels` and rjem's `meta` where they are."""
+    arrays = load_arrays(path, ("arr_0", "labels", "meta"))
+    pixels = arrays.get("arr_0")
+    if pixels is None:
+        raise DataError(f"{path} has no array arr_0; give samples as arr_0, uint8 (N, H, W, C)")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
+        raise DataError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C) with C 1 or 3")
+    if not len(pixels):
+        raise AbsentError(f"{path} holds no images")
+    labels = arrays.get("labels")
+    numbers: tuple[int, ...] | None = None
+    if labels is not None and labels.shape == (len(pixels),) and labels.dtype.kind in "iu" and labels.min() >= 0:
+        numbers = tuple(labels.tolist())
+    meta = parsed(str(arrays["meta"]), f"{path}: meta") if "meta" in arrays and arrays["meta"].ndim == 0 else None
+    return ImageCollection(str(path), torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), numbers, meta)
+
+
+def with_channels(pixels: Tensor, channels: int, name: str) -> Tensor:
+    """Grey pixels in three equal channels, or coloured ones that are grey in one. Raises DataError for real colour
+    where grey is wanted."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1)
+    if not (pixels == pixels[:, :1]).all():
+        raise DataError(f"images of {name} are coloured, those they are compared with grey; convert them")
+    return pixels[:, :1]

@@ -1,0 +1,127 @@
+"""Networks that turn images into features, each with all that its features depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rjem_cli.engine.data.images import to_model
+from rjem_cli.engine.model.checkpoint import Checkpoint
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.quality.weights import INCEPTION, sha256_of, tensors_of
+from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.paths import offline
+
+INCEPTION_FEATURES, INCEPTION_SIDE, INCEPTION_RESIZE = 2048, 299, "bilinear as TensorFlow 1, to 299x299"
+DINOV2_NAME, DINOV2_FEATURES = "dinov2-vit-l-14", 1024
+BATCH_SIZE = {"cpu": 8}  # measured: on a CPU small batches in channels_last layout are fastest
+GPU_BATCH_SIZE = 100
+
+FeaturePair = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """`compute` takes uint8 (B, channels, H, W) on the device to features (B, dimensions) and, of a classifier, logits
+    (B, K). `suffix` ends the names of scores; `identity` is all that features depend on beside the pixels;
+    `class_names` are the logits' where they are those of a data set, `side` the (H, W) of the only images it takes."""
+
+    suffix: str
+    channels: int
+    dimensions: int
+    identity: dict[str, Any]
+    compute: Callable[[Tensor], FeaturePair]
+    note: str | None = None
+    class_names: tuple[str, ...] = ()
+    side: tuple[int, int] | None = None
+
+
+def inception(content: bytes, name: str, device: torch.device) -> Extractor:
+    """torch-fidelity's InceptionV3 with these weights: 2,048 features, 1,008 logits without bias. Raises DataError for
+    weights of another network."""
+    sha256 = sha256_of(content)
+    state = tensors_of(content, name)
+    network = module_of(state, name).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compute(pixels: Tensor) -> FeaturePair:
+        features, logits = network(pixels)
+        return features, logits
+
+    known = sha256 == INCEPTION.sha256
+    identity = {"network": "inception-v3-compat", "weights_sha256": sha256, "resize": INCEPTION_RESIZE}
+    note = None if known else "these are not the published Inception weights: scores compare with each other only"
+    return Extractor("", 3, INCEPTION_FEATURES, identity, compute, note)
+
+
+def module_of(state: dict[str, Tensor], name: str) -> nn.Module:
+    """torch-fidelity reads its weights with pickle, so it is handed a file in memory that holds these tensors only."""
+    from torch_fidelity.utils import create_feature_extractor
+
+    checked = io.BytesIO()
+    torch.save(state, checked)
+    checked.seek(0)
+    try:
+        network: nn.Module = create_feature_extractor(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            cuda=False,
+            feature_extractor_weights_path=checked,
+            verbose=False,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{name} does not fit torch-fidelity's InceptionV3 ({reason}); give its weights") from None
+    return network
+
+
+def dinov2(device: torch.device) -> Extractor:
+    """torch-fidelity's DINOv2, which torch.hub fetches, code and weights, from facebookresearch/dinov2. Raises
+    AbsentError where it cannot be had."""
+    from torch_fidelity.utils import create_feature_extractor
+
+    if offline():
+        raise AbsentError("DINOv2 is fetched by torch.hub, and RJEM_OFFLINE forbids it; unset it, or take another one")
+    try:
+        network: nn.Module = create_feature_extractor(DINOV2_NAME, ["dinov2"], cuda=False, verbose=False)
+    except Exception as error:  # torch.hub runs code of another project; whatever it raises means the same here
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise AbsentError(f"DINOv2 cannot be fetched ({reason}); try again, or take --features inception") from None
+    network = network.to(device)
+    weights = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        weights.update(key.encode())
+        weights.update(tensor.cpu().contiguous().numpy().data)
+    identity = {
+        "network": DINOV2_NAME,
+        "weights_sha256": weights.hexdigest(),
+        "resize": "bilinear as TensorFlow 1, to 224x224",
+    }
+    note = "the published FD-DINOv2 resizes otherwise: not comparable with it"
+    return Extractor("_dinov2", 3, DINOV2_FEATURES, identity, lambda pixels: (network(pixels)[0], None), note)
+
+
+def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None) -> Extractor:
+    """The last hidden layer and the logits of a classifier that rjem trained."""
+    network, info = freeze(checkpoint.model), checkpoint.info
+
+    def compute(pixels: Tensor) -> FeaturePair:
+        features = network.features(to_model(pixels))
+        return features, network.head(features)
+
+    channels, height, width = info.image_shape
+    identity = {
+        "network": f"judge WRN-{info.config.depth}-{info.config.width}",
+        "weights_sha256": checkpoint.sha256(),
+        "resize": f"none, {width}x{height}",
+    }
+    accuracy = test_accuracy and f"{test_accuracy['value']:.2%} on {test_accuracy['of']} images of its test split"
+    note = f"the judge's own accuracy: {accuracy or 'unknown'}"
+    return Extractor(
+        "_judge", channels, network.head.in_features, identity, compute, note, info.class_names, (height, width)
+    )

@@ -1,0 +1,121 @@
+"""Features of a set of images, computed once: kept chunk by chunk under a name made of the chunk's pixels and of all
+that the features depend on. An interrupted call loses at most a chunk, and no name can stand for other images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rjem_cli.engine.data.collection import with_channels
+from rjem_cli.engine.quality.extractors import Extractor, FeaturePair
+from rjem_cli.errors import RjemError
+from rjem_cli.paths import features_dir, write_atomically
+
+CHUNK = 200  # images a file
+VERSION = 1  # of the way features are computed and kept
+PROBE = 4  # batches that a speed is measured on; the first ones are slow
+
+Report = Callable[[int], None]  # how many images are done
+
+
+@dataclass(frozen=True)
+class Features:
+    """features (N, D) and, of a classifier, logits (N, K); float32 on the host."""
+
+    features: Tensor
+    logits: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def chunk_path(extractor: Extractor, pixels: Tensor) -> Path:
+    key = hashlib.sha256(json.dumps([VERSION, extractor.identity, list(pixels.shape)], sort_keys=True).encode())
+    key.update(pixels.contiguous().numpy().data)
+    return features_dir() / f"{key.hexdigest()[:40]}.safetensors"
+
+
+def chunks_of(pixels: Tensor, extractor: Extractor, name: str) -> list[tuple[Path, Tensor]]:
+    """(where its features are kept, pixels with the extractor's channels) of each chunk."""
+    parts = with_channels(pixels, extractor.channels, name).split(CHUNK)
+    return [(chunk_path(extractor, part), part) for part in parts]
+
+
+def kept(path: Path) -> FeaturePair | None:
+    """None for a chunk that is not there, or cannot be read: it is then computed again."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+        return tensors["features"], tensors.get("logits")
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def missing_images(chunks: list[tuple[Path, Tensor]]) -> int:
+    """How many images have no features yet."""
+    return sum(len(part) for path, part in chunks if not path.is_file())
+
+
+def extract(
+    chunks: list[tuple[Path, Tensor]], extractor: Extractor, device: torch.device, batch_size: int, report: Report
+) -> Features:
+    """Features of all chunks, from where they are kept or computed and then kept."""
+    found: list[FeaturePair] = []
+    done = 0
+
+    def within_chunk(count: int) -> None:
+        report(done + count)
+
+    for path, part in chunks:
+        pair = kept(path)
+        if pair is None or len(pair[0]) != len(part):
+            pair = compute(part, extractor, device, batch_size, within_chunk)
+            keep(path, pair)
+        else:
+            within_chunk(len(part))
+        found.append(pair)
+        done += len(part)
+    logits = [logits for _, logits in found if logits is not None]
+    return Features(torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None)
+
+
+def compute(part: Tensor, extractor: Extractor, device: torch.device, batch_size: int, report: Report) -> FeaturePair:
+    found: list[FeaturePair] = []
+    done = 0
+    with torch.inference_mode():
+        for batch in part.to(device, non_blocking=True).split(batch_size):
+            found.append(extractor.compute(batch))
+            done += len(batch)
+            report(done)
+    features = torch.cat([features for features, _ in found]).float().cpu()
+    logits = [logits for _, logits in found if logits is not None]
+    return features, torch.cat(logits).float().cpu() if logits else None
+
+
+def keep(path: Path, pair: FeaturePair) -> None:
+    """A place that cannot be written, or is full, keeps nothing, and the call goes on."""
+    features, logits = pair
+    tensors = {"features": features} | ({} if logits is None else {"logits": logits})
+    try:
+        write_atomically(path, safetensors.torch.save(tensors))
+    except RjemError:
+        return
+
+
+def images_per_second(pixels: Tensor, extractor: Extractor, device: torch.device, batch_size: int) -> float:
+    """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
+    fastest = math.inf
+    for part in with_channels(pixels, extractor.channels, "images").split(batch_size)[:PROBE]:
+        started = time.perf_counter()
+        compute(part, extractor, device, batch_size, lambda done: None)
+        fastest = min(fastest, (time.perf_counter() - started) / len(part))
+    return 1 / fastest

@@ -1,0 +1,122 @@
+"""The judge: a plain classifier of the reference's data set, trained once and kept by what it was trained on.
+
+Its features stand in for Inception's where those make no sense (8x8 digits) or cannot be had. The scores are then
+called fd_judge, is_judge and so on, never FID. A judge is never the model under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.data.images import Splits
+from rjem_cli.engine.evaluation.accuracy import accuracy
+from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.training.run import load_newest_state
+from rjem_cli.engine.training.trainer import Progress, Trainer
+from rjem_cli.errors import DataError, RjemError
+from rjem_cli.paths import checkpoints_in, judges_dir, locked, write_atomically
+
+VERSION = 1  # of the recipe below
+WIDTH = 2
+JUDGE_FEATURES = 64 * WIDTH
+EPOCHS, BATCH_SIZE, FEWEST_STEPS = 5, 128, 500
+MIRRORED = {"cifar10", "cifar100"}  # data sets in which a mirrored image is of the same class; digits are none
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A checkpoint, and what its makers must say with every score: its accuracy on the test split."""
+
+    checkpoint: Checkpoint
+    test_accuracy: dict[str, Any] | None
+
+
+def judge_config(splits: Splits) -> TrainConfig:
+    """A small plain network: neither attack nor energy."""
+    steps = max(FEWEST_STEPS, -(-EPOCHS * len(splits.train) // BATCH_SIZE))
+    mirrored = splits.name in MIRRORED
+    return TrainConfig(
+        depth=10,
+        width=WIDTH,
+        norm_layer="batch",
+        pgd_steps=0,
+        px_weight=0.0,
+        crop_pad=4 if mirrored else 0,
+        flip=mirrored,
+        batch_size=BATCH_SIZE,
+        steps=steps,
+        optimizer="adam",
+        lr=2e-3,
+        lr_schedule="cosine",
+        weight_decay=0.0,
+        warmup_steps=100,
+        ema_decay=0.99,
+        log_every=100,
+        checkpoint_every=1000,
+        sample_every=steps,
+        val_fraction=0.0,
+        seed=0,
+    )
+
+
+def judge_folder(splits: Splits) -> Path:
+    """Its name is made of the images and of the recipe."""
+    decisive = [VERSION, splits.train.digest(), judge_config(splits).to_dict()]
+    return judges_dir() / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
+
+
+def trained_before(splits: Splits, device: torch.device) -> Judge | None:
+    """The judge of this data set, if there is one that can be read."""
+    folder = judge_folder(splits)
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, RjemError):
+        found = json.loads((folder / "judge.json").read_bytes())
+        return Judge(load_checkpoint(checkpoints_in(folder)[-1], device), found["test_accuracy"])
+    return None
+
+
+def train_judge(
+    splits: Splits, runtime: Runtime, watch: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> Judge | None:
+    """The judge of this data set: from its folder, else trained; one that was stopped goes on. None if `should_stop`
+    became true. Raises DataError for a data set that no classifier can be trained on."""
+    if len(splits.class_names) < 2:
+        raise DataError(f"{splits.name} has one class; a judge needs two or more, so take --features inception")
+    folder = judge_folder(splits)
+    with locked(folder):
+        judge = trained_before(splits, runtime.device)
+        if judge is not None:
+            return judge
+        trainer = begun(splits, runtime, folder, watch)
+        path = trainer.run(should_stop)
+        if trainer.step < trainer.steps:
+            return None
+        checkpoint = load_checkpoint(path, runtime.device)
+        found = accuracy(runtime.logits(freeze(checkpoint.model)), splits.test, runtime.device).to_dict()
+        document = {"rjem": VERSION, "data": splits.name, "test_accuracy": found}
+        write_atomically(folder / "judge.json", json.dumps(document, indent=2).encode())
+        return Judge(checkpoint, found)
+
+
+def begun(splits: Splits, runtime: Runtime, folder: Path, watch: Callable[[Progress], None]) -> Trainer:
+    """The trainer, where an interrupted call left it, or from the start if that cannot be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(judge_config(splits), splits, runtime, folder, watch)
+    if checkpoints_in(folder):
+        try:
+            load_newest_state(trainer, folder)
+        except RjemError:
+            shutil.rmtree(folder)
+            return begun(splits, runtime, folder, watch)
+    return trainer

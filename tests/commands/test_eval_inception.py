@@ -1,0 +1,214 @@
+"""Scores by Inception's network, with random weights: equal to torch-fidelity's own, by every way in."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rjem_cli.engine.data.collection import read_collection
+from rjem_cli.engine.quality import weights as weights_module
+from rjem_cli.engine.quality.weights import Published, published_weights, sha256_of, tensors_of
+from rjem_cli.errors import AbsentError, DataError
+from tests.image_files import write
+from tests.random_inception import write_random_inception
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    return write_random_inception(tmp_path_factory.mktemp("weights") / "random.pth")
+
+
+def photographs(seed: int, contrast: float = 1.0) -> dict[str, bytes]:
+    """Smooth coloured noise as PNG files, 32x32."""
+    draws = np.random.default_rng(seed).integers(0, 256, (COUNT, 5, 5, 3), dtype=np.uint8)
+    files = {}
+    for index, draw in enumerate((draws * contrast).astype(np.uint8)):
+        content = io.BytesIO()
+        Image.fromarray(draw).resize((32, 32)).save(content, format="PNG")
+        files[f"{index:03d}.png"] = content.getvalue()
+    return files
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    home = tmp_path_factory.mktemp("images")
+    return write(photographs(0, contrast=0.2), home / "samples"), write(photographs(1), home / "real")
+
+
+def evaluated(rjem, *arguments):
+    outcome = rjem("eval", *arguments, "--allow-few", "--json")
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_file, folders, tmp_path):
+    from torch_fidelity import calculate_metrics
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+    from torch_fidelity.utils import create_feature_extractor
+
+    samples, real = folders
+    theirs = calculate_metrics(
+        input1=str(samples),
+        input2=str(real),
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=COUNT // 2,
+        isc_splits=2,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_file),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+    )
+    flags = ("--features", inception_file, "--is-splits", 2)
+    ours = evaluated(rjem, samples, "--reference", real, *flags, "--kid-subset-size", COUNT // 2)
+    for name, other in {
+        "isc_mean": "inception_score_mean",
+        "isc_std": "inception_score_std",
+        "fid": "frechet_inception_distance",
+        "kid_mean": "kernel_inception_distance_mean",
+        "kid_std": "kernel_inception_distance_std",
+        "precision": "precision",
+        "recall": "recall",
+    }.items():
+        assert ours[name] == pytest.approx(theirs[other], rel=1e-5), name
+    assert any("not the published Inception weights" in note for note in ours["notes"])
+    assert ours["protocol"]["features"]["weights_sha256"] == sha256_of(inception_file.read_bytes())
+
+    network = create_feature_extractor(
+        "inception-v3-compat",
+        ["2048"],
+        cuda=False,
+        verbose=False,
+        feature_extractor_weights_path=str(inception_file),
+    )
+    statistics = fid_features_to_statistics(network(read_collection(str(real)).pixels)[0])
+    np.savez(tmp_path / "stats.npz", mu=statistics["mu"].astype(np.float64), sigma=statistics["sigma"])
+    by_statistics = evaluated(rjem, samples, "--reference", tmp_path / "stats.npz", *flags)
+    assert by_statistics["fid"] == pytest.approx(ours["fid"], rel=1e-6)
+    assert by_statistics["isc_mean"] == ours["isc_mean"] and "kid_mean" not in by_statistics
+    assert by_statistics["protocol"]["reference"]["kind"] == "statistics"
+    assert sum("the reference is statistics" in note for note in by_statistics["notes"]) == 4
+    asked = rjem("eval", samples, "--reference", tmp_path / "stats.npz", *flags, "--metrics", "kid")
+    assert asked.code == 1 and "the reference is statistics" in asked.error_line()
+
+
+def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file, folders, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "owned",)
+
+    torch.save({"fc.bias": Hostile()}, tmp_path / "hostile.pth")
+    whole = inception_file.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_bytes(b"hello")
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    for name, message in {
+        "hostile": "could run code",
+        "cut": "no whole file",
+        "empty": "no whole file",
+        "text": "no whole file",
+        "other": "does not fit",
+        "list": "no plain state dict",
+    }.items():
+        outcome = rjem(
+            "eval", folders[0], "--reference", folders[1], "--features", tmp_path / f"{name}.pth", "--allow-few"
+        )
+        assert outcome.code == 1 and message in outcome.error_line() and f"{name}.pth" in outcome.error_line()
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves what `server.content` is; `server.file` is how the whole file is known."""
+    whole = b"weights" * 1000
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        content = whole
+        asked = 0
+
+        def do_GET(self):
+            type(self).asked += 1
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.content)
+
+        def log_message(self, *arguments):
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    Handler.file = Published("x.pth", f"http://127.0.0.1:{listener.server_port}/x.pth", len(whole), sha256_of(whole))
+    monkeypatch.delenv("RJEM_OFFLINE")
+    yield Handler
+    listener.shutdown()
+
+
+def test_weights_are_fetched_once_and_a_damaged_file_is_fetched_again(server, own_home):
+    def fetch():
+        return published_weights(server.file, lambda done, total: None)
+
+    assert fetch() == fetch() == server.content and server.asked == 1
+    kept = own_home / "weights" / "x.pth"
+    kept.write_bytes(server.content[:500])
+    assert fetch() == server.content == kept.read_bytes() and server.asked == 2
+    kept.write_bytes(b"W" + server.content[1:])
+    assert fetch() == server.content == kept.read_bytes() and server.asked == 3
+
+
+@pytest.mark.parametrize(
+    "change", [lambda whole: whole[:-1], lambda whole: whole + b"x", lambda whole: b"W" + whole[1:]]
+)
+def test_a_download_that_is_not_the_published_file_is_not_kept(server, own_home, change):
+    server.content = change(server.content)
+    with pytest.raises(AbsentError, match="not the published weights; try again"):
+        published_weights(server.file, lambda done, total: None)
+    assert not (own_home / "weights" / "x.pth").exists()
+
+
+def test_without_a_network_the_remedy_is_said(monkeypatch, own_home):
+    gone = Published("x.pth", "http://127.0.0.1:9/x.pth", 10, "0")
+    with pytest.raises(AbsentError, match="RJEM_OFFLINE forbids the download; unset it, or download"):
+        published_weights(gone, lambda done, total: None)
+    monkeypatch.delenv("RJEM_OFFLINE")
+    with pytest.raises(AbsentError, match="cannot be downloaded"):
+        published_weights(gone, lambda done, total: None)
+
+
+def test_tensors_only(tmp_path):
+    with pytest.raises(DataError, match="no whole file"):
+        tensors_of(b"PK\x03\x04", "x.pth")
+
+
+def test_without_inception_auto_takes_a_judge_and_says_why(rjem, tmp_path, monkeypatch):
+    from rjem_cli.engine.quality import judge as judge_module
+
+    monkeypatch.setattr(judge_module, "FEWEST_STEPS", 3)
+    monkeypatch.setattr(judge_module, "EPOCHS", 0)
+    real = {f"{name}/{file}": content for seed, name in enumerate("ab") for file, content in photographs(seed).items()}
+    outcome = rjem("eval", write(real, tmp_path / "real"), "--reference", tmp_path / "real", "--allow-few", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert "Inception's weights are not in" in found["protocol"]["features"]["chosen"]
+    assert found["fd_judge"] == pytest.approx(0, abs=1e-3) and found["exact_copies"] == 2 * COUNT
+    monkeypatch.delenv("RJEM_OFFLINE")
+    monkeypatch.setattr(
+        "rjem_cli.engine.quality.choose.INCEPTION", weights_module.INCEPTION._replace(url="http://127.0.0.1:9/x.pth")
+    )
+    again = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--allow-few", "--json")
+    assert "cannot be downloaded" in json.loads(again.out)["protocol"]["features"]["chosen"]

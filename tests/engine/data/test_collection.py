@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rjem_cli.engine.data.collection import read_collection, read_stream, with_channels
+from rjem_cli.errors import AbsentError, DataError
+from tests.image_files import png, tree, write
+
+FLAT = {f"{i}.png": png(10 * i) for i in range(12)}
+
+
+@pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])
+def test_flat_and_nested_images_in_one_order(tmp_path, target):
+    flat = read_collection(
+        str(write(FLAT, tmp_path / "flat" / target)) if target == "images" else str(write(FLAT, tmp_path / target))
+    )
+    assert flat.labels is None and flat.pixels.shape == (12, 3, 5, 6)
+    assert flat.pixels[:, 0, 0, 0].tolist() == [0, 10, 100, 110, *range(20, 100, 10)]  # by name
+    nested = read_collection(str(write(tree(), tmp_path / f"nested-{target}")))
+    assert nested.class_names == ("cat", "dog") and nested.labels == ("cat",) * 10 + ("dog",) * 10
+    assert nested.class_numbers(("dog", "cat")).tolist() == [1] * 10 + [0] * 10
+    assert nested.class_numbers(("dog", "bird")) is None
+
+
+def test_a_stream_that_breaks_off_is_no_set_of_images(tmp_path):
+    content = write(FLAT, tmp_path / "x.tar").read_bytes()
+    assert len(read_stream(io.BytesIO(content), "standard input")) == 12
+    for cut in (len(content) // 2, 3 * 512, 512 * 7 + 100, 0):
+        with pytest.raises(DataError, match="standard input cannot be read"):
+            read_stream(io.BytesIO(content[:cut]), "standard input")
+
+
+def test_npz_of_any_maker(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "adm.npz", pixels)
+    found = read_collection(str(tmp_path / "adm.npz"))
+    assert found.labels is None and np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), pixels)
+    np.savez_compressed(tmp_path / "labelled.npz", arr_0=pixels, labels=np.array([2, 0, 1, 1, 0]))
+    assert read_collection(str(tmp_path / "labelled.npz")).labels == (2, 0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((3, 4, 4, 3), np.float32)}, "arr_0 is float32"),
+        ({"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}, "uint8 \\(N, H, W, C\\)"),
+        ({"images": np.zeros((3, 4, 4, 3), np.uint8)}, "no array arr_0"),
+        ({"arr_0": np.array([{"a": 1}], dtype=object)}, "plain arrays"),
+    ],
+)
+def test_an_npz_of_something_else_is_named(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_collection(str(tmp_path / "x.npz"))
+
+
+def test_damaged_files_are_named(tmp_path):
+    np.savez(tmp_path / "x.npz", np.zeros((9, 8, 8, 3), np.uint8))
+    content = (tmp_path / "x.npz").read_bytes()
+    for cut in (0, 10, len(content) // 2, len(content) - 30):
+        (tmp_path / "x.npz").write_bytes(content[:cut])
+        with pytest.raises(DataError, match="x.npz is no whole"):
+            read_collection(str(tmp_path / "x.npz"))
+    jpeg = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(jpeg, format="JPEG")
+    bad = {"bad.jpg": jpeg.getvalue()[:-60], "odd.png": png(1, size=(7, 5)), "text.png": b"hello"}
+    for name, content in bad.items():
+        with pytest.raises(DataError, match=name):
+            read_collection(str(write({**FLAT, name: content}, tmp_path / name.replace(".", "-"))))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AbsentError, match="holds no images"):
+        read_collection(str(tmp_path / "empty"))
+
+
+def test_meta_that_is_no_json_is_named_and_foreign_meta_is_no_protocol(tmp_path):
+    with pytest.raises(DataError, match="meta.json is no JSON"):
+        read_collection(str(write({**FLAT, "meta.json": b"{"}, tmp_path / "a")))
+    assert read_collection(str(write({**FLAT, "meta.json": json.dumps([1]).encode()}, tmp_path / "b"))).meta is None
+
+
+def test_links_in_a_tar_and_hidden_files_are_passed_over(tmp_path):
+    path = write(
+        {**FLAT, ".hidden.png": png(1), "__MACOSX/._0.png": b"x", "grid.png": png(3, (99, 9))}, tmp_path / "x.tar"
+    )
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("link.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info)
+    assert len(read_collection(str(path))) == 12
+
+
+def test_grey_and_colour(tmp_path):
+    grey = read_collection(str(write({f"{i}.png": png(i, mode="L") for i in range(3)}, tmp_path / "grey"))).pixels
+    assert grey.shape[1] == 1
+    coloured = with_channels(grey, 3, "x")
+    assert coloured.shape[1] == 3 and (with_channels(coloured, 1, "x") == grey).all()
+    with pytest.raises(DataError, match="coloured"):
+        with_channels(read_collection(str(write(FLAT, tmp_path / "flat"))).pixels, 1, "x")
