@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rjem_cli.config import DATASETS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 
 
@@ -176,9 +177,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def append_line(path: Path, line: str) -> None:
-    """One line, whole or not at all, whoever else appends. Raises RjemError."""
+def append_line(path: Path, line: str | None) -> None:
+    """One line, whole or not at all, whoever else appends; None only tries whether it could. Raises RjemError."""
+    if path.is_dir():
+        raise RjemError(f"{path} is a folder; give a file's name")
+    if line is None and not path.exists():
+        check_writable(make_dir(path.parent))
+        return
     with locked(path), explained("write", path), path.open("ab") as file:
+        if line is None:
+            return
         before = file.seek(0, os.SEEK_END)
         try:
             file.write(line.encode() + b"\n")
@@ -261,6 +269,33 @@ def new_run_dir(name: str) -> Path:
 def step_of(checkpoint: Path) -> int:
     """`step-00000600.safetensors` -> 600."""
     return int(checkpoint.stem.removeprefix("step-"))
+
+
+def find_subject(name: str) -> Path | None:
+    """The checkpoint that `name` means, a file or a run; None for images. Raises AbsentError for nothing that is there,
+    ConfigError for what is both a run and a place of images."""
+    if (
+        name == STREAM
+        or name.rpartition(":")[0] in DATASETS
+        or (name in DATASETS and not checkpoints_in(runs_dir() / name))
+    ):
+        return None
+    path, run = expand(name), [] if "/" in name else checkpoints_in(runs_dir() / name)
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if path.is_dir() and checkpoints_in(path):
+        return checkpoints_in(path)[-1]
+    if path.exists() and run:
+        raise ConfigError(
+            f"{name} is a run and a place of images; give ./{name}, or the run's folder {runs_dir() / name}"
+        )
+    if path.exists():
+        return None
+    if run:
+        return run[-1]
+    runs = run_names()
+    hint = did_you_mean(name, runs) if runs else "give a folder, an .npz, a .tar or a checkpoint"
+    raise AbsentError(f"{name} is not there, neither images nor a checkpoint nor a run in {runs_dir()}; {hint}")
 
 
 def find_checkpoint(name: str | None) -> Path:

@@ -1,32 +1,46 @@
-"""`rjem eval`: scores of samples, whoever made them."""
+"""`rjem eval`: scores of samples, whoever made them, and of checkpoints."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rjem_cli.config import EvalConfig
-from rjem_cli.errors import GateError, InterruptedRunError
-from rjem_cli.interface.eval_view import announce_cost, announce_inputs, show_evaluation
+from rjem_cli import paths
+from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
+from rjem_cli.errors import InterruptedRunError
+from rjem_cli.interface.chains_view import describe_checkpoint
+from rjem_cli.interface.console import Bar
+from rjem_cli.interface.eval_view import (
+    announce_cost,
+    announce_inputs,
+    announce_tests,
+    show_checkpoint_scores,
+    show_sample_scores,
+)
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.signals import StopRequest, stop_on_signals
 
-SamplesArgument = Annotated[
+SubjectArgument = Annotated[
     str,
     typer.Argument(
-        metavar="SAMPLES",
-        help="A folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin.",
+        metavar="SAMPLES|CHECKPOINT",
+        help="Samples: a folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin. "
+        "Or a checkpoint: a .safetensors file, a run's name or folder.",
+        autocompletion=paths.run_names,
     ),
 ]
 
 
 @with_knobs(EvalConfig)
-def evaluate(call: Call[EvalConfig], samples: SamplesArgument) -> None:
-    """Score samples against real images: IS, FID, KID, precision, recall, density, coverage, diversity.
+def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
+    """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
+    calibration, robust accuracy, out-of-distribution AUROC, energies).
 
-    Features are kept, so what was computed once, or before a Ctrl-C, is not computed again.
+    Features of images are kept: what was computed once, or before a Ctrl-C, is not computed again.
 
     Examples:
 
@@ -35,44 +49,75 @@ def evaluate(call: Call[EvalConfig], samples: SamplesArgument) -> None:
       rjem eval other-model.npz --reference cifar10:train --metrics fid,kid --require 'fid<=45' --json
 
       rjem generate my-run -n 10000 -o - | rjem eval - --reference cifar10:test
+
+      rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
     """
-    console, config = call.console, call.settle()
+    config = call.settle()
+    checkpoint = paths.find_subject(subject)
+    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subject)
+    if checkpoint is None:
+        evaluate_samples(call, config, subject)
+    else:
+        evaluate_checkpoint(call, config, checkpoint)
 
-    from rjem_cli.engine.quality.job import evaluate as evaluate_samples
-    from rjem_cli.engine.quality.job import plan_scores, prepare, read_inputs
-    from rjem_cli.engine.report.quality import check_save, describe_evaluation, write_results
 
-    started = time.perf_counter()
-    check_save(config.save, config.overwrite)
-    inputs = read_inputs(config, samples, console.binary_input)
+def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) -> None:
+    from rjem_cli.engine.quality.job import evaluate, prepare, read_inputs
+    from rjem_cli.engine.report.evaluation import opened_results
+    from rjem_cli.engine.report.quality import describe_sample_scores, pictures_of
+
+    console, started = call.console, time.perf_counter()
+    inputs = read_inputs(config, location, console.binary_input)
     announce_inputs(inputs, console)
-    choice, plan = plan_scores(inputs)
-    console.say(f"features by {choice.kind} ({choice.reason}): {', '.join(plan.metrics)}")
     if call.dry_run:
         return
-    with stop_on_signals(console.say) as stop, console.bar() as bar:
-
-        def watch(phase: str, done: int, total: int) -> None:
-            if stop():
+    with opened_results(config) as results:
+        with stop_on_signals(console.say) as stop, console.bar() as bar:
+            watch = stoppable(bar, stop)
+            job = prepare(inputs, console.say, watch, bar.update, stop)
+            if job is None:
                 raise interrupted(stop)
-            bar.update(phase, done, total)
+            announce_cost(job, watch, console)
+            found = evaluate(job, watch)
+        document = describe_sample_scores(job, found, time.perf_counter() - started)
+        show_sample_scores(document, found.scores, console)
+        results.write(document, pictures_of(job, found))
+    inputs.gates.check(found.scores)
 
-        job = prepare(inputs, choice, plan, bar.update, stop)
-        if job is None:
+
+def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) -> None:
+    from rjem_cli.engine.evaluation.checkpoint import evaluate, prepare
+    from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores, pictures_of
+    from rjem_cli.engine.report.evaluation import opened_results
+
+    console, started = call.console, time.perf_counter()
+    job = prepare(config, path)
+    console.say(describe_checkpoint(path, job.checkpoint.info))
+    announce_tests(job, console)
+    if call.dry_run:
+        return
+    with opened_results(config) as results:
+        with stop_on_signals(console.say) as stop, console.bar() as bar:
+            found = evaluate(job, stoppable(bar, stop))
+        document = describe_checkpoint_scores(job, found, time.perf_counter() - started)
+        show_checkpoint_scores(document, found.scores, console)
+        results.write(document, pictures_of(job, found))
+    job.gates.check(found.scores)
+
+
+def stoppable(bar: Bar, stop: StopRequest) -> Callable[[str, int, int], None]:
+    """Progress that ends the command once a signal came; what was computed before is kept where it is kept at all."""
+
+    def watch(phase: str, done: int, total: int) -> None:
+        if stop():
             raise interrupted(stop)
-        announce_cost(job, console)
-        subject, scores, per_class = evaluate_samples(job, watch)
-    document = describe_evaluation(job, subject, scores, per_class, time.perf_counter() - started)
-    write_results(job, subject, document)
-    if call.as_json:
-        console.document(document)
-    else:
-        show_evaluation(document, scores, console)
-    failed = [gate for gate in inputs.gates if not gate.holds(scores)]
-    if failed:
-        raise GateError("; ".join(gate.describe(scores) for gate in failed))
+        bar.update(phase, done, total)
+
+    return watch
 
 
 def interrupted(stop: StopRequest) -> InterruptedRunError:
     assert stop.signal_number is not None
-    return InterruptedRunError("stopped; what was computed is kept, and the same command goes on", stop.signal_number)
+    return InterruptedRunError(
+        "stopped; features and the judge are kept, and the same command goes on", stop.signal_number
+    )

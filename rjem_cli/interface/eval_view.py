@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rjem_cli.interface.attack_view import describe_attack
 from rjem_cli.interface.console import Console
 
 if TYPE_CHECKING:
+    from rjem_cli.engine.evaluation.checkpoint import CheckpointJob
+    from rjem_cli.engine.quality.choose import Watch
     from rjem_cli.engine.quality.job import EvalJob, Inputs
 
 MOST_CLASSES = 20
@@ -14,12 +17,13 @@ MOST_CLASSES = 20
 
 def describe_images(count: int, of: int, shape: tuple[int, int, int], name: str) -> str:
     channels, height, width = shape
-    first = f"first {count} of {of}" if count != of else f"{count}"
+    first = f"{count} of {of}" if count != of else f"{count}"
     return f"{first} images of {name}, {width}x{height} {'grey' if channels == 1 else 'coloured'}"
 
 
 def announce_inputs(inputs: Inputs, console: Console) -> None:
-    samples, reference = inputs.samples, inputs.reference
+    case, plan = inputs.case, inputs.plan
+    samples, reference = case.samples, case.reference
     console.say(f"samples: {describe_images(len(samples), inputs.of, samples.image_shape, samples.name)}")
     if reference.images is None:
         console.say(f"reference: statistics of {reference.name}")
@@ -27,19 +31,31 @@ def announce_inputs(inputs: Inputs, console: Console) -> None:
         count = len(reference.images)
         console.say(f"reference: {describe_images(count, count, reference.images.image_shape, reference.name)}")
     console.say(f"device: {inputs.runtime.describe()}")
+    console.say(f"features by {case.choice.kind} ({case.choice.reason}); metrics: {', '.join(plan.metrics)}")
 
 
-def announce_cost(job: EvalJob, console: Console) -> None:
+def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
     """How long the features will take here, measured on the first images."""
-    total = len(job.inputs.samples) + len(job.inputs.reference.images or ())
+    case = job.inputs.case
+    total = len(case.samples) + (case.real_count or 0)
     if not job.missing:
         console.say(f"features of all {total} images are kept from before")
         return
-    rate = job.images_per_second()
+    rate = job.images_per_second(watch)
     console.say(
         f"features: {job.missing} of {total} images to compute at about {rate:.3g} images/s: "
         f"about {duration(job.missing / rate)}"
     )
+
+
+def announce_tests(job: CheckpointJob, console: Console) -> None:
+    console.say(f"device: {job.runtime.describe()}")
+    console.say(f"{len(job.found.images)} of {job.found.of} images of {job.found.source}, spread evenly")
+    console.say(describe_attack(job.plan, job.radii))
+    console.say(f"out of distribution: {', '.join(job.others) or 'nothing'}")
+    chains = 0 if job.sampler is None else job.sampler.request.plan.gradient_steps * job.sampler.request.computed
+    steps = job.plan.gradient_steps * len(job.radii) * len(job.found.images) + chains
+    console.say(f"at most {steps} gradient steps in all, {chains} of them for {job.config.samples} samples")
 
 
 def duration(seconds: float) -> str:
@@ -48,10 +64,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def show_evaluation(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
+def show_sample_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
     """Tables on a terminal, TSV on a pipe; with --quiet the first score alone."""
+    if console.as_json:
+        console.document(document)
+        return
     if console.quiet:
-        console.result(f"{next(iter(scores.values())):.6g}")
+        console.result(number(next(iter(scores.values()))))
         return
     protocol = document["protocol"]
     rows = []
@@ -64,7 +83,7 @@ def show_evaluation(document: dict[str, Any], scores: dict[str, float], console:
     title = f"{protocol['samples']['count']} samples against {reference['name']} ({reference['count'] or 'statistics'})"
     console.table(title, ("score", "value", "better", "how"), rows)
     if document["per_class"]:
-        console.table("Classes", *class_table(document["per_class"]))
+        console.table("Classes (at most 20, the worst)", *class_table(document["per_class"]))
     console.say(
         f"features: {features['network']}, weights sha256 {features['weights_sha256'][:12]}, "
         f"resize {features['resize']}, {features['arithmetic']} ({features['chosen']})"
@@ -78,17 +97,82 @@ def number(value: float) -> str:
 
 
 def class_table(per_class: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(columns, rows); where there are many classes, those that are sampled least."""
+    """(columns, rows); where there are many classes, those that are sampled least, else those that are furthest."""
     titles = {"share": "share", "share_real": "in the reference"}
     kinds = list(per_class)
     names = list(per_class.get("share_real") or per_class[kinds[0]])
     if len(names) > MOST_CLASSES:
-        names = sorted(names, key=lambda name: per_class[kinds[0]].get(name, 0.0))[:MOST_CLASSES]
+        names = sorted(names, key=lambda name: trouble(per_class, name))[:MOST_CLASSES]
     rows = [(name, *(cell(kind, per_class[kind].get(name)) for kind in kinds)) for name in names]
     return ("class", *(titles.get(kind, kind) for kind in kinds)), rows
+
+
+def trouble(per_class: dict[str, dict[str, float]], name: str) -> float:
+    if "share" in per_class:
+        return per_class["share"].get(name, 0.0)
+    return -next(iter(per_class.values())).get(name, 0.0)
 
 
 def cell(kind: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.2%}" if kind.startswith("share") else f"{value:.6g}"
+
+
+def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
+    """Tables on a terminal, TSV on a pipe; with --quiet the accuracy alone."""
+    if console.as_json:
+        console.document(document)
+        return
+    if console.quiet:
+        console.result(number(scores["accuracy"]))
+        return
+    protocol, count = document["protocol"], document["protocol"]["images"]
+    low, high = document["accuracy_interval_95"]
+    rows = [
+        ("accuracy", f"{scores['accuracy']:.2%}", f"{low:.1%} to {high:.1%}", f"{count} of {protocol['of']} images")
+    ]
+    for robust in document["robust"]:
+        low, high = robust["accuracy"]["interval_95"]
+        name = f"robust accuracy, eps {robust['eps_text']}"
+        rows.append((name, f"{robust['accuracy']['value']:.2%}", f"{low:.1%} to {high:.1%}", f"{count} images"))
+    rows.append(("nll", f"{scores['nll']:.4f}", "", "mean cross-entropy, nats"))
+    rows.append(("ece", f"{scores['ece']:.2%}", "", f"{protocol['ece']['bins']} bins of equal width"))
+    console.table(f"{protocol['data']}", ("score", "value", "95% interval", "how"), rows)
+    console.table("Classes", *accuracy_by_class(document))
+    if protocol["ood"]["sets"]:
+        console.table("Out of distribution: AUROC", *ood_table(protocol["ood"], scores))
+    console.table("Energies", *energy_table(document["energies"]))
+    for note in document["notes"]:
+        console.say(f"note: {note}")
+
+
+def accuracy_by_class(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    columns = ("class", "images", "accuracy", *(f"robust {robust['eps']:g}" for robust in document["robust"]))
+    by_class = document["per_class"]
+    names = sorted(by_class, key=lambda name: by_class[name]["value"])[:MOST_CLASSES]
+    rows = []
+    for name in [name for name in by_class if name in names]:
+        shares = [robust["per_class"][name]["value"] for robust in document["robust"]]
+        own = by_class[name]
+        rows.append((name, str(own["of"]), f"{own['value']:.1%}", *(f"{share:.1%}" for share in shares)))
+    return columns, rows
+
+
+def ood_table(ood: dict[str, Any], scores: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    columns = ("images", *ood["scores"].values())
+    rows = [
+        (f"{kind} ({count})", *(f"{scores[f'auroc_{kind}_{score}']:.4f}" for score in ood["scores"]))
+        for kind, count in ood["sets"].items()
+    ]
+    return columns, rows
+
+
+def energy_table(energies: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    columns = ("E(x) of", "5%", "median", "95%", "mean |dE/dx|")
+    keys = ("q05", "median", "q95", "gradient_norm")
+    rows = [
+        (f"{kind} ({found['count']})", *("-" if found[key] is None else f"{found[key]:.3f}" for key in keys))
+        for kind, found in energies.items()
+    ]
+    return columns, rows

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic
 
 import typer
 
+from rjem_cli.errors import ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.settings import Layer, settle_command
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
@@ -18,6 +19,10 @@ from rjem_cli.paths import run_names
 
 PANELS = {
     "DeviceOptions": "Device and seed",
+    "RuntimeOptions": "Device and seed",
+    "TestOptions": "Checkpoint: images and attack",
+    "CheckpointScoreOptions": "Checkpoint: scores",
+    "SampleScoreOptions": "Samples",
     "DataOptions": "Data",
     "ModelOptions": "Network",
     "AttackTrainingOptions": "Training attack",
@@ -98,6 +103,12 @@ class Call(Generic[OptionsT]):
             self.console.result(settled.to_yaml().rstrip())
             raise typer.Exit
         return settled.config
+
+    def refuse(self, group: type[Options], subject: str) -> None:
+        """Raises ConfigError for a flag of a group that does not go with this subject."""
+        for knob in fields(group):
+            if knob.name in self.flags:
+                raise ConfigError(f"{flag_name(knob.name)} does not go with {subject}; see --help")
 
 
 def with_knobs(config_class: type[OptionsT]) -> Callable[[Callable[..., None]], Callable[..., None]]:

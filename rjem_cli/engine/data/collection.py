@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import zipfile
 import zlib
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from rjem_cli.engine.data.class_folders import by_split, split_of
 from rjem_cli.engine.data.decode import decode_all, stacked
-from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.members import OVERVIEWS, is_image, read_members, readable, tar_members
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 
@@ -66,13 +65,18 @@ class ImageCollection:
             return tuple(str(number) for number in range(max(map(int, self.labels)) + 1))
         return tuple(sorted(set(map(str, self.labels))))
 
-    def first(self, count: int | None) -> ImageCollection:
-        """Raises DataError where there are fewer."""
+    def spread(self, count: int | None) -> ImageCollection:
+        """`count` images spread evenly, so that no class is left out; all for None. Raises DataError where there are
+        fewer."""
         if count is None:
             return self
         if count > len(self):
             raise DataError(f"{self.name} has {len(self)} images, fewer than --num {count}")
-        return replace(self, pixels=self.pixels[:count], labels=self.labels and self.labels[:count])
+        indices = spread_indices(len(self), count)
+        places = indices.tolist()
+        labels = None if self.labels is None else tuple(self.labels[place] for place in places)
+        names = tuple(self.file_names[place] for place in places) if self.file_names else ()
+        return replace(self, pixels=self.pixels[indices], labels=labels, file_names=names)
 
     def digest(self) -> str:
         """sha256 over shape and pixels, in their order."""
@@ -116,37 +120,51 @@ def read_stream(stream: BinaryIO, name: str) -> ImageCollection:
 def wanted(name: PurePosixPath) -> bool:
     if name.name in OVERVIEWS:
         return False
-    return is_image(name) or (len(name.parts) == 1 and name.name in META_NAMES | {LABELS_NAME}) or name.suffix == ".cls"
+    return is_image(name) or name.name in META_NAMES | {LABELS_NAME} or name.suffix == ".cls"
 
 
 def from_members(members: Iterable[tuple[str, bytes]], location: str) -> ImageCollection:
-    notes: dict[str, bytes] = {}  # what is no image: labels and meta
+    notes: dict[PurePosixPath, bytes] = {}  # what is no image: labels and meta
 
     def images() -> Iterable[tuple[str, bytes]]:
         for name, content in members:
-            if is_image(PurePosixPath(name)):
-                yield name, content
+            path = PurePosixPath(name)  # `./a.png` is `a.png`
+            if is_image(path):
+                yield str(path), content
             else:
-                notes[name] = content
+                notes[path] = content
 
     found = decode_all(images(), location)
     if not found.names:
         raise AbsentError(f"{location} holds no images; give PNG files, class folders of them, an archive or an .npz")
-    meta = next((parsed(notes[name], f"{location}: {name}") for name in META_NAMES if name in notes), None)
-    labels = labels_of(found.names, notes)
-    return ImageCollection(location, stacked(found.arrays), labels, meta, tuple(found.names))
+    meta = only_note(notes, META_NAMES)
+    labels = labels_of([PurePosixPath(name) for name in found.names], notes)
+    protocol = None if meta is None else parsed(notes[meta], f"{location}: {meta}")
+    return ImageCollection(location, stacked(found.arrays), labels, protocol, tuple(found.names))
 
 
-def labels_of(names: Sequence[str], notes: dict[str, bytes]) -> tuple[str, ...] | tuple[int, ...] | None:
+def only_note(notes: Iterable[PurePosixPath], names: set[str]) -> PurePosixPath | None:
+    """The one file of such a name, however deep; None where there are several, of different sets."""
+    found = [path for path in notes if path.name in names]
+    return found[0] if len(found) == 1 else None
+
+
+def labels_of(
+    names: Sequence[PurePosixPath], notes: dict[PurePosixPath, bytes]
+) -> tuple[str, ...] | tuple[int, ...] | None:
     """Classes by name from labels.csv, by number from .cls members, by name from folders; None if an image has none."""
-    if LABELS_NAME in notes:
-        rows = csv.DictReader(io.StringIO(notes[LABELS_NAME].decode("utf-8", errors="surrogateescape"), newline=""))
-        classes = {row.get("file"): row.get("class") for row in rows if row.get("label") != "-1"}
+    table = only_note(notes, {LABELS_NAME})
+    if table is not None:
+        rows = csv.DictReader(notes[table].decode("utf-8", errors="surrogateescape").splitlines())
+        try:
+            classes = {table.parent / row["file"]: row["class"] for row in rows if row.get("label") != "-1"}
+        except (csv.Error, KeyError, TypeError):  # no such table of rjem's
+            return None
         return complete([classes.get(name) for name in names])
-    numbers = [notes.get(str(PurePosixPath(name).with_suffix(".cls")), b"").strip() for name in names]
+    numbers = [notes.get(name.with_suffix(".cls"), b"").strip() for name in names]
     if any(numbers):
-        return complete([int(number) if number.isdigit() else None for number in numbers])
-    folders = [PurePosixPath(name).parts[:-1] for name in names]
+        return complete([int(number) if number.isdigit() and len(number) < 10 else None for number in numbers])
+    folders = [name.parts[:-1] for name in names]
     classes_seen = {parts[-1] for parts in folders if parts}
     return complete([parts[-1] if parts else None for parts in folders]) if len(classes_seen) > 1 else None
 
@@ -166,9 +184,10 @@ def parsed(text: bytes | str, name: str) -> dict[str, Any] | None:
 def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Those of these arrays that an .npz holds; objects, which would be pickles, are refused. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one array without a name")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array without a name, an .npy")
+        with archive:
             return {name: archive[name] for name in names if name in archive}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -176,8 +195,9 @@ def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: Path) -> ImageCollection:
-    """arr_0 (N, H, W, C) uint8, as ADM and rjem write it, with `labels` and rjem's `meta` where they are."""
-    arrays = load_arrays(path, ("arr_0", "labels", "meta"))
+    """arr_0 (N, H, W, C) uint8, as ADM and rjem write it, with `labels` (ADM: arr_1) and rjem's `meta` where they
+    are."""
+    arrays = load_arrays(path, ("arr_0", "arr_1", "labels", "meta"))
     pixels = arrays.get("arr_0")
     if pixels is None:
         raise DataError(f"{path} has no array arr_0; give samples as arr_0, uint8 (N, H, W, C)")
@@ -185,7 +205,7 @@ def read_npz(path: Path) -> ImageCollection:
         raise DataError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C) with C 1 or 3")
     if not len(pixels):
         raise AbsentError(f"{path} holds no images")
-    labels = arrays.get("labels")
+    labels = arrays.get("labels", arrays.get("arr_1"))
     numbers: tuple[int, ...] | None = None
     if labels is not None and labels.shape == (len(pixels),) and labels.dtype.kind in "iu" and labels.min() >= 0:
         numbers = tuple(labels.tolist())

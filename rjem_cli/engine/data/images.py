@@ -76,6 +76,14 @@ def shuffled(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
 
 
+def spread_indices(count: int, limit: int) -> Tensor:
+    """At most `limit` fixed places spread evenly over `count`; 0 means all."""
+    if limit == 0 or limit >= count:
+        return torch.arange(count)
+    gaps = max(1, limit - 1)
+    return (2 * torch.arange(limit) * (count - 1) + gaps) // (2 * gaps)  # rounded in integers: no place comes twice
+
+
 def split_off(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
     """(the rest, a fixed random share of each class), each in its old order, so that small classes are in both
     parts."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rjem_cli.engine.chains.pgd import Logits
-from rjem_cli.engine.data.images import ImageSet, to_model
+from rjem_cli.engine.data.images import ImageSet, spread_indices, to_model
 
 BATCH = 128
 Z95 = 1.959964  # 97.5 % point of the standard normal distribution
@@ -42,14 +42,6 @@ class Accuracy:
         low, high = self.interval()
         value = self.value if self.count else None
         return {"value": value, "interval_95": [round(low, 5), round(high, 5)], "count": self.correct, "of": self.count}
-
-
-def spread_indices(count: int, limit: int) -> torch.Tensor:
-    """At most `limit` fixed places spread evenly over `count`; 0 means all."""
-    if limit == 0 or limit >= count:
-        return torch.arange(count)
-    gaps = max(1, limit - 1)
-    return (2 * torch.arange(limit) * (count - 1) + gaps) // (2 * gaps)  # rounded in integers: no place comes twice
 
 
 def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from rjem_cli.config import AttackConfig
-from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.config import LARGEST_LINF, TestOptions
+from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
-from rjem_cli.engine.evaluation.accuracy import spread_indices
 from rjem_cli.engine.evaluation.attack import AttackSet, random_targets
 from rjem_cli.engine.model.checkpoint import CheckpointInfo
-from rjem_cli.errors import AbsentError, DataError, RjemError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 
 
-def choose_images(config: AttackConfig, info: CheckpointInfo, target: int | None) -> tuple[AttackSet, str, int]:
-    """(the images with their targets, the name of what they are from, its size). Raises AbsentError where nothing can
-    be read and DataError for images that do not fit the checkpoint."""
-    options = info.config
-    if config.dataset:
-        options = replace(options, dataset=config.dataset, data=None, test_data=None)
-    if config.data:
-        options = replace(options, data=config.data, test_data=config.test_data)
+@dataclass(frozen=True)
+class TestImages:
+    """Images with the checkpoint's numbers for their classes; their places in what they are from, its name and size."""
+
+    images: ImageSet
+    indices: Tensor
+    source: str
+    of: int
+
+
+def choose_images(options: TestOptions, info: CheckpointInfo) -> TestImages:
+    """Raises AbsentError where nothing can be read and DataError for images that do not fit the checkpoint."""
+    data_options = info.config
+    if options.dataset:
+        data_options = replace(data_options, dataset=options.dataset, data=None, test_data=None)
+    if options.data:
+        data_options = replace(data_options, data=options.data, test_data=options.test_data)
     try:
-        name, images = load_part(options, config.split)
+        name, images = load_part(data_options, options.split)
     except RjemError as error:
-        if config.dataset or config.data:
+        if options.dataset or options.data:
             raise
         raise AbsentError(
             f"the checkpoint's images cannot be read ({error}); say where they are with --data, or give --dataset"
@@ -34,14 +43,31 @@ def choose_images(config: AttackConfig, info: CheckpointInfo, target: int | None
     images = fitted(images, info, name)
     if not len(images):
         raise DataError(f"{name} has no images; take another --split")
-    indices = spread_indices(len(images), config.limit)
-    chosen = images.subset(indices)
-    targets = None
+    indices = spread_indices(len(images), options.limit)
+    return TestImages(images.subset(indices), indices, name, len(images))
+
+
+def attack_set(found: TestImages, target: int | None, targeted: bool, seed: int) -> AttackSet:
+    """Those images with the classes that a targeted attack wants: one, or (`targeted`) random wrong ones."""
+    targets, labels = None, found.images.labels
     if target is not None:
-        targets = torch.full_like(chosen.labels, target)
-    elif config.targeted:
-        targets = random_targets(chosen.labels, indices, len(info.class_names), config.seed)
-    return AttackSet(chosen, indices, targets, config.seed), name, len(images)
+        targets = torch.full_like(labels, target)
+    elif targeted:
+        targets = random_targets(labels, found.indices, len(found.images.class_names), seed)
+    return AttackSet(found.images, found.indices, targets, seed)
+
+
+def choose_radii(options: TestOptions, info: CheckpointInfo) -> tuple[str, tuple[float, ...]]:
+    """(norm, radii in model units, ascending). Raises ConfigError for radii that cannot be meant."""
+    radii = options.eps if options.eps is not None else (info.config.adv_eps,)
+    if not radii:
+        raise ConfigError("--eps names no radius; give one, such as 8/255")
+    norm = options.norm or info.config.norm
+    if options.eps is None and norm != info.config.norm:
+        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
+    if norm == "linf" and max(radii) > LARGEST_LINF:
+        raise ConfigError(f"--eps {max(radii):g} covers the whole box [-1, 1]; did you mean {max(radii):g}/255?")
+    return norm, tuple(sorted(set(radii)))
 
 
 def fitted(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:

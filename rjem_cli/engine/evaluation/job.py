@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rjem_cli.config import LARGEST_LINF, AttackConfig
+from rjem_cli.config import AttackConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.classes import parse_class
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.autoattack import autoattack_images, check_autoattack, estimate_cost
-from rjem_cli.engine.evaluation.choose import choose_images
+from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_radii
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime, start_runtime
-from rjem_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,9 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
     if config.standard:
         check_autoattack(len(info.class_names))
     target = None if config.target is None else parse_class(config.target, info.class_names, "--target")
-    radii = config.eps if config.eps is not None else (info.config.adv_eps,)
-    if not radii:
-        raise ConfigError("--eps names no radius; give one, such as 8/255")
-    norm = config.norm or info.config.norm
-    if config.eps is None and norm != info.config.norm:
-        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
-    if norm == "linf" and max(radii) > LARGEST_LINF:
-        raise ConfigError(f"--eps {max(radii):g} covers the whole box [-1, 1]; did you mean {max(radii):g}/255?")
-    chosen, source, of = choose_images(config, info, target)
+    norm, radii = choose_radii(config, info)
+    found = choose_images(config, info)
+    chosen = attack_set(found, target, config.targeted is not None, config.seed)
     plan = AttackPlan(
         norm=norm,
         method=config.method,
@@ -63,7 +56,7 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
         targeted=chosen.targets is not None,
     )
     logits_of = runtime.logits(freeze(checkpoint.model))
-    return AttackJob(config, checkpoint, runtime, logits_of, plan, tuple(sorted(set(radii))), chosen, source, of)
+    return AttackJob(config, checkpoint, runtime, logits_of, plan, radii, chosen, found.source, found.of)
 
 
 def clean_state(job: AttackJob) -> CleanState:

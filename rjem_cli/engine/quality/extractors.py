@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.model.wide_resnet import feature_count
 from rjem_cli.engine.quality.weights import INCEPTION, sha256_of, tensors_of
 from rjem_cli.errors import AbsentError, DataError
 from rjem_cli.paths import offline
@@ -29,17 +30,18 @@ FeaturePair = tuple[Tensor, Tensor | None]
 @dataclass(frozen=True)
 class Extractor:
     """`compute` takes uint8 (B, channels, H, W) on the device to features (B, dimensions) and, of a classifier, logits
-    (B, K). `suffix` ends the names of scores; `identity` is all that features depend on beside the pixels;
-    `class_names` are the logits' where they are those of a data set, `side` the (H, W) of the only images it takes."""
+    (B, K). `suffix` ends the names of scores; `identity` is what features depend on beside the pixels (and, in their
+    last bits, the machine); `about`, more for the protocol; `notes`, what a reader should know; `class_names` are the
+    logits' where they are those of a data set."""
 
     suffix: str
     channels: int
     dimensions: int
     identity: dict[str, Any]
     compute: Callable[[Tensor], FeaturePair]
-    note: str | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
-    side: tuple[int, int] | None = None
 
 
 def inception(content: bytes, name: str, device: torch.device) -> Extractor:
@@ -53,10 +55,10 @@ def inception(content: bytes, name: str, device: torch.device) -> Extractor:
         features, logits = network(pixels)
         return features, logits
 
-    known = sha256 == INCEPTION.sha256
+    published = sha256 == INCEPTION.sha256
     identity = {"network": "inception-v3-compat", "weights_sha256": sha256, "resize": INCEPTION_RESIZE}
-    note = None if known else "these are not the published Inception weights: scores compare with each other only"
-    return Extractor("", 3, INCEPTION_FEATURES, identity, compute, note)
+    notes = () if published else ("these are not the published Inception weights: scores compare with each other only",)
+    return Extractor("", 3, INCEPTION_FEATURES, identity, compute, {"published_weights": published}, notes)
 
 
 def module_of(state: dict[str, Tensor], name: str) -> nn.Module:
@@ -74,7 +76,7 @@ def module_of(state: dict[str, Tensor], name: str) -> nn.Module:
             feature_extractor_weights_path=checked,
             verbose=False,
         )
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{name} does not fit torch-fidelity's InceptionV3 ({reason}); give its weights") from None
     return network
@@ -102,12 +104,15 @@ def dinov2(device: torch.device) -> Extractor:
         "weights_sha256": weights.hexdigest(),
         "resize": "bilinear as TensorFlow 1, to 224x224",
     }
-    note = "the published FD-DINOv2 resizes otherwise: not comparable with it"
-    return Extractor("_dinov2", 3, DINOV2_FEATURES, identity, lambda pixels: (network(pixels)[0], None), note)
+    notes = (
+        "the published FD-DINOv2 resizes otherwise: not comparable with it",
+        "DINOv2's code and weights are what torch.hub fetched; no checksum of them is known",
+    )
+    return Extractor("_dinov2", 3, DINOV2_FEATURES, identity, lambda pixels: (network(pixels)[0], None), {}, notes)
 
 
-def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None) -> Extractor:
-    """The last hidden layer and the logits of a classifier that rjem trained."""
+def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None, *, ours: bool) -> Extractor:
+    """The last hidden layer and the logits of a classifier that rjem trained; `ours`, as a judge."""
     network, info = freeze(checkpoint.model), checkpoint.info
 
     def compute(pixels: Tensor) -> FeaturePair:
@@ -116,12 +121,18 @@ def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None
 
     channels, height, width = info.image_shape
     identity = {
-        "network": f"judge WRN-{info.config.depth}-{info.config.width}",
+        "network": f"{'judge' if ours else 'own judge'} WRN-{info.config.depth}-{info.config.width}",
         "weights_sha256": checkpoint.sha256(),
         "resize": f"none, {width}x{height}",
     }
-    accuracy = test_accuracy and f"{test_accuracy['value']:.2%} on {test_accuracy['of']} images of its test split"
-    note = f"the judge's own accuracy: {accuracy or 'unknown'}"
-    return Extractor(
-        "_judge", channels, network.head.in_features, identity, compute, note, info.class_names, (height, width)
-    )
+    about = {"path": str(checkpoint.path), "test_accuracy": test_accuracy}
+    accuracy = "unknown"
+    if test_accuracy is not None:
+        accuracy = f"{test_accuracy['value']:.2%} of {test_accuracy['of']} images of its test split"
+    notes = [f"the judge's own accuracy: {accuracy}"]
+    if ours:
+        notes.append(
+            f"another machine trains another judge: to compare, take this one with --features {checkpoint.path}"
+        )
+    dimensions = feature_count(info.config)
+    return Extractor("_judge", channels, dimensions, identity, compute, about, tuple(notes), info.class_names)

@@ -1,5 +1,5 @@
-"""Features of a set of images, computed once: kept chunk by chunk under a name made of the chunk's pixels and of all
-that the features depend on. An interrupted call loses at most a chunk, and no name can stand for other images."""
+"""Features of a set of images, computed once: kept chunk by chunk under a name made of the chunk's pixels and of the
+network and the resize. An interrupted call loses at most a chunk, and no name can stand for other images."""
 
 from __future__ import annotations
 
@@ -51,13 +51,18 @@ def chunks_of(pixels: Tensor, extractor: Extractor, name: str) -> list[tuple[Pat
     return [(chunk_path(extractor, part), part) for part in parts]
 
 
-def kept(path: Path) -> FeaturePair | None:
-    """None for a chunk that is not there, or cannot be read: it is then computed again."""
+def kept(path: Path, shape: tuple[int, int]) -> FeaturePair | None:
+    """None for a chunk that is not there, cannot be read or cannot be right: it is then computed again."""
     try:
         tensors = safetensors.torch.load_file(path)
-        return tensors["features"], tensors.get("logits")
+        features, logits = tensors["features"], tensors.get("logits")
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
+    return (features, logits) if features.shape == shape and is_finite((features, logits)) else None
+
+
+def is_finite(pair: FeaturePair) -> bool:
+    return all(bool(part.isfinite().all()) for part in pair if part is not None)
 
 
 def missing_images(chunks: list[tuple[Path, Tensor]]) -> int:
@@ -76,10 +81,11 @@ def extract(
         report(done + count)
 
     for path, part in chunks:
-        pair = kept(path)
-        if pair is None or len(pair[0]) != len(part):
+        pair = kept(path, (len(part), extractor.dimensions))
+        if pair is None:
             pair = compute(part, extractor, device, batch_size, within_chunk)
-            keep(path, pair)
+            if is_finite(pair):
+                keep(path, pair)
         else:
             within_chunk(len(part))
         found.append(pair)
@@ -111,11 +117,15 @@ def keep(path: Path, pair: FeaturePair) -> None:
         return
 
 
-def images_per_second(pixels: Tensor, extractor: Extractor, device: torch.device, batch_size: int) -> float:
+def images_per_second(
+    pixels: Tensor, extractor: Extractor, device: torch.device, batch_size: int, report: Report
+) -> float:
     """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
     fastest = math.inf
-    for part in with_channels(pixels, extractor.channels, "images").split(batch_size)[:PROBE]:
+    for part in with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(batch_size, CHUNK))[
+        :PROBE
+    ]:
         started = time.perf_counter()
-        compute(part, extractor, device, batch_size, lambda done: None)
+        compute(part, extractor, device, batch_size, report)
         fastest = min(fastest, (time.perf_counter() - started) / len(part))
     return 1 / fastest

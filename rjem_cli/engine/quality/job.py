@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,30 +11,29 @@ from torch import Tensor
 
 from rjem_cli.config import STREAM, EvalConfig
 from rjem_cli.engine.data.collection import ImageCollection, read_collection, read_stream
-from rjem_cli.engine.quality.choose import Choice, Watch, build, check_fits, choose, described
+from rjem_cli.engine.evaluation.gates import Gates, parse_gates
+from rjem_cli.engine.quality.case import Case
+from rjem_cli.engine.quality.catalogue import renamed
+from rjem_cli.engine.quality.choose import Watch, build, check_features, check_fits, choose, described
 from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, Extractor
 from rjem_cli.engine.quality.features import Features, chunks_of, extract, images_per_second, missing_images
-from rjem_cli.engine.quality.gates import Gate, check_names, parse_gates
-from rjem_cli.engine.quality.plan import Labels, Plan, Sizes, labels_of, make_plan, parse_metrics, renamed
-from rjem_cli.engine.quality.reference import Reference, default_reference, read_reference
-from rjem_cli.engine.quality.score import PerClass, Scores, Subject, score
+from rjem_cli.engine.quality.plan import Plan, make_plan, parse_metrics, score
+from rjem_cli.engine.quality.reference import Reference, default_reference, names_builtin, own_test_data, read_reference
+from rjem_cli.engine.quality.score import PerClass, Scores, Subject
 from rjem_cli.engine.runtime import Runtime, start_runtime
-from rjem_cli.errors import AbsentError, ConfigError
+from rjem_cli.errors import AbsentError, RjemError
 
 Chunks = list[tuple[Path, Tensor]]
-REFERENCE_PART = {"standard": "train", "jempp": "all"}
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is compared, and what is to be known of it, before any network is there."""
+    """A case and its plan, before any network is there; `of`, how many samples there were to choose from."""
 
-    config: EvalConfig
-    samples: ImageCollection
+    case: Case
     of: int
-    reference: Reference
-    labels: Labels
-    gates: list[Gate]
+    plan: Plan
+    gates: Gates
     runtime: Runtime
 
 
@@ -43,91 +42,112 @@ class EvalJob:
     """All that is settled before features are computed. `real_chunks` is None where the reference is statistics."""
 
     inputs: Inputs
-    choice: Choice
-    plan: Plan
     extractor: Extractor
     chunks: Chunks
     real_chunks: Chunks | None
 
     @property
     def batch_size(self) -> int:
-        return self.inputs.config.batch_size or BATCH_SIZE.get(self.inputs.runtime.device.type, GPU_BATCH_SIZE)
+        return self.inputs.case.config.batch_size or BATCH_SIZE.get(self.inputs.runtime.device.type, GPU_BATCH_SIZE)
 
     @property
     def missing(self) -> int:
         """Images whose features are not kept yet."""
         return missing_images(self.chunks) + missing_images(self.real_chunks or [])
 
-    def images_per_second(self) -> float:
+    def images_per_second(self, watch: Watch) -> float:
+        """Measured here and now, on the first samples."""
         return images_per_second(
-            self.inputs.samples.pixels, self.extractor, self.inputs.runtime.device, self.batch_size
+            self.inputs.case.samples.pixels,
+            self.extractor,
+            self.inputs.runtime.device,
+            self.batch_size,
+            lambda done: watch("measuring the speed", 0, 1),
         )
 
 
+@dataclass(frozen=True)
+class SampleScores:
+    """`scores` by name; `per_class` by kind and class."""
+
+    subject: Subject
+    scores: Scores
+    per_class: PerClass
+
+
 def read_inputs(config: EvalConfig, location: str, stdin: Callable[[], BinaryIO]) -> Inputs:
-    """Read samples and reference, every image of them, so that a bad one is known before the work. Raises ConfigError,
-    AbsentError or DataError."""
+    """Read samples and reference, every image of them, and plan, so that what cannot be is known before the work.
+    Raises ConfigError, AbsentError or DataError."""
     parse_metrics(config.metrics)
+    check_features(config.features)
     gates = parse_gates(config.require)
     runtime = start_runtime(config.device, "fp32", reproducible=True)
-    everything = read_stream(stdin(), "standard input") if location == STREAM else read_collection(location)
-    samples = everything.first(config.num)
+    everything = read_samples(location, stdin)
+    samples = everything.spread(config.num)
     reference = reference_of(config, samples)
-    return Inputs(config, samples, len(everything), reference, labels_of(samples, reference), gates, runtime)
+    case = Case(config, samples, reference, choose(config.features, reference))
+    return Inputs(case, len(everything), checked_plan(case, gates), gates, runtime)
+
+
+def read_samples(location: str, stdin: Callable[[], BinaryIO]) -> ImageCollection:
+    """Also part of a built-in data set, `digits:test`: its scores are what samples can hope for."""
+    if location == STREAM:
+        return read_stream(stdin(), "standard input")
+    if names_builtin(location):
+        images = read_reference(location, "standard").images
+        assert images is not None
+        return images
+    return read_collection(location)
 
 
 def reference_of(config: EvalConfig, samples: ImageCollection) -> Reference:
-    text = config.reference or default_reference(samples.meta)
-    if config.protocol == "jempp":
-        if text.endswith((":train", ":test")) and config.reference:
-            raise ConfigError(f"--protocol jempp compares with train and test, --reference {text} with one part")
-        text = text.removesuffix(":train")
-    own_test = ((samples.meta or {}).get("dataset") or {}).get("test_data") if config.reference is None else None
-    return read_reference(text, REFERENCE_PART[config.protocol], own_test)
+    if config.reference is not None:
+        return read_reference(config.reference, config.protocol)
+    return read_reference(default_reference(samples.meta), config.protocol, own_test_data(samples.meta))
 
 
-def plan_scores(inputs: Inputs) -> tuple[Choice, Plan]:
-    """Whose features, and which scores. Raises ConfigError for a network or a condition that cannot be meant,
-    AbsentError for a file that is not there, DataError for too few images."""
-    choice = choose(inputs.config.features, inputs.reference)
-    return choice, plan_for(inputs, choice)
-
-
-def plan_for(inputs: Inputs, choice: Choice) -> Plan:
-    images = inputs.reference.images
-    same_shape = images is not None and images.image_shape == inputs.samples.image_shape
-    sizes = Sizes(len(inputs.samples), None if images is None else len(images), same_shape)
-    plan = make_plan(inputs.config, choice, sizes, inputs.labels)
-    check_names(inputs.gates, plan.scores, lambda name: renamed(name, choice.suffix))
+def checked_plan(case: Case, gates: Gates) -> Plan:
+    check_fits(case.choice, case.samples, case.reference)
+    plan = make_plan(case)
+    gates.check_names(plan.scores, lambda name: renamed(name, case.choice.suffix))
     return plan
 
 
 def prepare(
-    inputs: Inputs, choice: Choice, plan: Plan, watch: Watch, should_stop: Callable[[], bool]
+    inputs: Inputs, say: Callable[[str], None], watch: Watch, train_watch: Watch, stop: Callable[[], bool]
 ) -> EvalJob | None:
-    """Fetch, load or train the network. None if `should_stop` became true. Raises AbsentError for weights that cannot
-    be had, ConfigError or DataError for what does not fit."""
-    samples, reference = inputs.samples, inputs.reference
+    """Fetch, load or train the network. None if `stop` became true while a judge was trained. Raises AbsentError for
+    weights that cannot be had, DataError for some that cannot be used."""
+    reference = inputs.case.reference
     try:
-        extractor = build(choice, reference, inputs.runtime, watch, should_stop)
+        extractor = build(inputs.case.choice, reference, inputs.runtime, watch, train_watch, stop)
     except AbsentError as error:
-        if inputs.config.features != "auto" or reference.statistics is not None:
-            raise
-        choice = described("judge", f"auto: {error}")
-        plan = plan_for(inputs, choice)
-        extractor = build(choice, reference, inputs.runtime, watch, should_stop)
+        inputs = judged_instead(inputs, error)
+        say(f"features by {inputs.case.choice.kind} ({inputs.case.choice.reason})")
+        extractor = build(inputs.case.choice, reference, inputs.runtime, watch, train_watch, stop)
     if extractor is None:
         return None
-    check_fits(extractor, choice, samples, reference)
-    real_chunks = None
+    samples, real_chunks = inputs.case.samples, None
     if reference.images is not None:
         real_chunks = chunks_of(reference.images.pixels, extractor, reference.name)
-    return EvalJob(inputs, choice, plan, extractor, chunks_of(samples.pixels, extractor, samples.name), real_chunks)
+    return EvalJob(inputs, extractor, chunks_of(samples.pixels, extractor, samples.name), real_chunks)
 
 
-def evaluate(job: EvalJob, watch: Watch) -> tuple[Subject, Scores, PerClass]:
+def judged_instead(inputs: Inputs, error: AbsentError) -> Inputs:
+    """The same by a judge, if the choice was ours and a judge can do all that was asked for; else raises `error`."""
+    case = inputs.case
+    if case.config.features != "auto":
+        raise error
+    try:
+        case = replace(case, choice=described("judge", f"auto: {error}", case.reference))
+        return replace(inputs, case=case, plan=checked_plan(case, inputs.gates))
+    except RjemError:
+        raise error from None
+
+
+def evaluate(job: EvalJob, watch: Watch) -> SampleScores:
     """Features of samples and reference, then the scores. Raises DataError for one that is not finite."""
-    inputs, device = job.inputs, job.inputs.runtime.device
+    device = job.inputs.runtime.device
 
     def features_of(chunks: Chunks, phase: str) -> Features:
         total = sum(len(part) for _, part in chunks)
@@ -136,15 +156,6 @@ def evaluate(job: EvalJob, watch: Watch) -> tuple[Subject, Scores, PerClass]:
 
     real = None if job.real_chunks is None else features_of(job.real_chunks, "features of the reference")
     generated = features_of(job.chunks, "features of the samples")
-    subject = Subject(
-        inputs.config,
-        inputs.samples,
-        inputs.reference,
-        inputs.labels,
-        job.extractor,
-        device,
-        generated,
-        real,
-    )
-    scores, per_class = score(subject, job.plan, lambda done, total, metric: watch("scoring", done, total))
-    return subject, scores, per_class
+    subject = Subject(job.inputs.case, job.extractor, device, generated, real)
+    scores, per_class = score(subject, job.inputs.plan, lambda done, total: watch("scoring", done, total))
+    return SampleScores(subject, scores, per_class)

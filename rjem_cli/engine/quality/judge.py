@@ -73,7 +73,7 @@ def judge_config(splits: Splits) -> TrainConfig:
 
 def judge_folder(splits: Splits) -> Path:
     """Its name is made of the images and of the recipe."""
-    decisive = [VERSION, splits.train.digest(), judge_config(splits).to_dict()]
+    decisive = [VERSION, splits.train.digest(), splits.test.digest(), judge_config(splits).to_dict()]
     return judges_dir() / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
 
 

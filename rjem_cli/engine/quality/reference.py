@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rjem_cli.config import DATASETS, DataOptions
 from rjem_cli.engine.data.collection import ImageCollection, load_arrays, read_collection
-from rjem_cli.engine.data.images import ImageSet, Splits
-from rjem_cli.engine.data.load import load_splits, own_splits
+from rjem_cli.engine.data.images import Splits
+from rjem_cli.engine.data.load import concatenated, load_splits, own_splits
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand
 
@@ -31,8 +30,9 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Reference:
-    """`images` or `statistics`. `splits` gives the data set that the images are from, for a judge to be trained on;
-    it raises DataError for images without classes."""
+    """`images`, `statistics`, or both: ADM's files have the statistics of a whole set, and some of its images. `splits`
+    gives the data set that the images are from, for a judge to be trained on; it raises DataError for images without
+    classes."""
 
     name: str
     images: ImageCollection | None = None
@@ -40,61 +40,83 @@ class Reference:
     splits: Callable[[], Splits] | None = None
 
 
-def default_reference(meta: dict[str, Any] | None) -> str:
-    """What the samples' meta.json names, else cifar10."""
+def dataset_of(meta: dict[str, Any] | None) -> dict[str, Any]:
+    """What samples' meta.json says of the data set; nothing where it says nothing."""
     dataset = (meta or {}).get("dataset")
-    if not isinstance(dataset, dict):
-        return "cifar10"
-    if dataset.get("data"):
-        return f"{dataset['data']}:train"
-    return str(dataset.get("name") or "cifar10")
+    return dataset if isinstance(dataset, dict) else {}
 
 
-def read_reference(text: str, part: str, test_data: str | None = None) -> Reference:
-    """`cifar10:test`, `cifar10` (its `part`), a path or `path:test`, statistics.npz. Raises ConfigError for an unknown
-    name, AbsentError for what is not there, DataError for what cannot be used."""
-    name, _, own_part = text.rpartition(":")
-    if not name or own_part not in PARTS:
-        name, own_part = text, ""
+def default_reference(meta: dict[str, Any] | None) -> str:
+    """The training images that the samples' meta.json names, else cifar10's."""
+    dataset = dataset_of(meta)
+    return f"{dataset['data']}:train" if dataset.get("data") else str(dataset.get("name") or "cifar10")
+
+
+def own_test_data(meta: dict[str, Any] | None) -> str | None:
+    return dataset_of(meta).get("test_data")
+
+
+def parts_of(text: str) -> tuple[str, str]:
+    """`cifar10:test` -> ("cifar10", "test"); the part is empty where none is named."""
+    name, _, part = text.rpartition(":")
+    return (name, part) if name and part in PARTS else (text, "")
+
+
+def names_builtin(text: str) -> bool:
+    return parts_of(text)[0] in DATASETS
+
+
+def read_reference(text: str, protocol: str, test_data: str | None = None) -> Reference:
+    """`cifar10:test`; `cifar10`, its training part, or with the protocol jempp all of it; a path or `path:test`;
+    statistics.npz. Raises ConfigError for an unknown name or a part that the protocol does not go with, AbsentError for
+    what is not there, DataError for what cannot be used."""
+    name, part = parts_of(text)
+    if protocol == "jempp":
+        if part in ("train", "test") and test_data is None:
+            raise ConfigError(f"--protocol jempp compares with train and test, {text} is one part; leave it away")
+        part = "all"
     if name in DATASETS:
         splits = load_splits(DataOptions(dataset=name, val_fraction=0.0))
-        return of_splits(f"{name}:{own_part or part}", splits, own_part or part)
+        return of_splits(f"{name}:{part or 'train'}", splits, part or "train")
     path = expand(name)
     if not path.exists():
-        hint = did_you_mean(name, DATASETS) if "/" not in name and "." not in name else "give a path that is"
-        raise (ConfigError if "/" not in name and "." not in name else AbsentError)(
-            f"--reference {text} is no data set and no file; {hint}"
-        )
-    if path.suffix.lower() == ".npz" and (statistics := read_statistics(path)) is not None:
+        is_path = "/" in name or path.suffix
+        hint = "give a path that is" if is_path else did_you_mean(name, DATASETS)
+        raise (AbsentError if is_path else ConfigError)(f"--reference {text} is no data set and no file; {hint}")
+    statistics = read_statistics(path) if path.suffix.lower() == ".npz" else None
+    if statistics is not None and protocol == "jempp":
+        raise ConfigError(f"--protocol jempp is of train and test images, and {text} is statistics")
+    if statistics is not None and not has_images(path):
         return Reference(text, statistics=statistics)
     images = read_collection(name)
 
     def own() -> Splits:
         return own_splits(images.parts(), name, test_data, val_fraction=0.0)
 
-    if own_part in ("", "all"):
-        return Reference(text, images, splits=own)
-    return of_splits(text, own(), own_part)
+    if statistics is not None or (part in ("", "all") and test_data is None):
+        return Reference(text, images, statistics, splits=own)
+    return of_splits(f"{name}:{part}", own(), part)
 
 
 def of_splits(name: str, splits: Splits, part: str) -> Reference:
     chosen = {"train": [splits.train], "test": [splits.test], "all": [splits.train, splits.test]}[part]
-    images = ImageSet(
-        torch.cat([images.pixels for images in chosen]),
-        torch.cat([images.labels for images in chosen]),
-        splits.class_names,
-    )
-    return Reference(name, ImageCollection.of(images, name), splits=lambda: splits)
+    return Reference(name, ImageCollection.of(concatenated(chosen), name), splits=lambda: splits)
+
+
+def has_images(path: Path) -> bool:
+    return "arr_0" in load_arrays(path, ("arr_0",))
 
 
 def read_statistics(path: Path) -> Statistics | None:
-    """mu and sigma of an .npz; None for one that has images instead. Raises DataError."""
-    arrays = load_arrays(path, ("arr_0", *STATISTICS_KEYS))
-    if "arr_0" in arrays:
-        return None
+    """mu and sigma of an .npz; None for one that has only images. Raises DataError."""
+    arrays = load_arrays(path, STATISTICS_KEYS)
     missing = [key for key in STATISTICS_KEYS if key not in arrays]
+    if missing and has_images(path):
+        return None
     if missing:
         raise DataError(f"{path} has no array {missing[0]} (and no images arr_0); give mu (D,) and sigma (D, D)")
+    if any(arrays[key].dtype.kind != "f" for key in STATISTICS_KEYS):
+        raise DataError(f"{path}: mu and sigma are {arrays['mu'].dtype} and {arrays['sigma'].dtype}; give floats")
     mu, sigma = (np.asarray(arrays[key], dtype=np.float64) for key in STATISTICS_KEYS)
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise DataError(f"{path}: mu is {mu.shape}, sigma {sigma.shape}; give finite mu (D,) and sigma (D, D)")

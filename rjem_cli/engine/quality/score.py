@@ -1,18 +1,16 @@
-"""From features to scores: a function a metric, each giving its scores under Inception's names."""
+"""From features to scores: a function a metric, each giving its scores under Inception's names, and values by class."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rjem_cli.config import EvalConfig
-from rjem_cli.engine.data.collection import ImageCollection
-from rjem_cli.engine.quality.diversity import class_shares, entropy, exact_copies, within_class_distance
+from rjem_cli.engine.quality.case import Case
+from rjem_cli.engine.quality.diversity import class_shares, entropy, exact_copies, near_copies, within_class_distance
 from rjem_cli.engine.quality.extractors import Extractor
 from rjem_cli.engine.quality.features import Features
 from rjem_cli.engine.quality.metrics import (
@@ -25,9 +23,7 @@ from rjem_cli.engine.quality.metrics import (
     precision_recall,
     statistics_of,
 )
-from rjem_cli.engine.quality.plan import Labels, Plan, score_name
-from rjem_cli.engine.quality.reference import Reference, Statistics
-from rjem_cli.errors import DataError
+from rjem_cli.engine.quality.reference import Statistics
 
 Scores = dict[str, float]
 PerClass = dict[str, dict[str, float]]  # kind: class name: value
@@ -35,13 +31,9 @@ PerClass = dict[str, dict[str, float]]  # kind: class name: value
 
 @dataclass
 class Subject:
-    """What is scored: the images with their features, and their classes. `real` is None where the reference is
-    statistics."""
+    """A case with its features. `real` is None where the reference is statistics alone."""
 
-    config: EvalConfig
-    samples: ImageCollection
-    reference: Reference
-    labels: Labels
+    case: Case
     extractor: Extractor
     device: torch.device
     generated: Features
@@ -58,24 +50,29 @@ class Subject:
 
     @cached_property
     def neighbours(self) -> Neighbours:
-        return look_at_neighbours(*self.on_device, self.config.coverage_neighbours)
+        return look_at_neighbours(*self.on_device, self.case.config.coverage_neighbours)
+
+    @property
+    def seen_by_judge(self) -> bool:
+        """Whether the features are of a classifier of the reference's classes."""
+        return bool(self.extractor.class_names) and self.extractor.class_names == self.case.labels.class_names
 
     @cached_property
     def classes_seen(self) -> Tensor:
         """The class of each sample as the judge sees it, or with other features that of its nearest real image."""
-        logits, real = self.generated.logits, self.labels.real
+        logits, real = self.generated.logits, self.case.labels.real
         assert real is not None
-        if logits is not None and self.extractor.class_names == self.labels.class_names:
+        if logits is not None and self.seen_by_judge:
             return logits.argmax(dim=1)
         return real[self.neighbours.nearest.cpu()]
 
     def real_statistics(self) -> Statistics:
-        return self.reference.statistics or statistics_of(self.real_features)
+        return self.case.reference.statistics or statistics_of(self.real_features)
 
 
 def score_is(subject: Subject) -> tuple[Scores, PerClass]:
     assert subject.generated.logits is not None
-    config = subject.config
+    config = subject.case.config
     mean, deviation = inception_score(subject.generated.logits, config.is_splits, config.seed)
     return {"isc_mean": mean, "isc_std": deviation}, {}
 
@@ -85,14 +82,15 @@ def score_fid(subject: Subject) -> tuple[Scores, PerClass]:
 
 
 def score_kid(subject: Subject) -> tuple[Scores, PerClass]:
-    config, generated, real = subject.config, subject.generated.features, subject.real_features
-    size = kid_subset_size(config, len(generated), len(real))
-    mean, deviation = kernel_distance(generated, real, config.kid_subsets, size, config.seed)
+    config, size = subject.case.config, subject.case.kid_subset_size()
+    mean, deviation = kernel_distance(
+        subject.generated.features, subject.real_features, config.kid_subsets, size, config.seed
+    )
     return {"kid_mean": mean, "kid_std": deviation}, {}
 
 
 def score_prc(subject: Subject) -> tuple[Scores, PerClass]:
-    precision, recall = precision_recall(*subject.on_device, subject.config.neighbours)
+    precision, recall = precision_recall(*subject.on_device, subject.case.config.neighbours)
     return {"precision": precision, "recall": recall}, {}
 
 
@@ -102,7 +100,7 @@ def score_dc(subject: Subject) -> tuple[Scores, PerClass]:
 
 def score_intra_fid(subject: Subject) -> tuple[Scores, PerClass]:
     """The Frechet distance of each class that was sampled, and their mean."""
-    labels, generated, real = subject.labels, subject.generated.features, subject.real_features
+    labels, generated, real = subject.case.labels, subject.generated.features, subject.real_features
     assert labels.samples is not None and labels.real is not None
     distances = {
         name: class_distance(generated[labels.samples == label], real[labels.real == label])
@@ -118,59 +116,31 @@ def class_distance(generated: Tensor, real: Tensor) -> float:
     return frechet_distance(statistics_of(generated), statistics_of(real))
 
 
-def score_diversity(subject: Subject) -> tuple[Scores, PerClass]:
-    labels, real_images = subject.labels, subject.reference.images
+def score_copies(subject: Subject) -> tuple[Scores, PerClass]:
+    neighbours, real_images = subject.neighbours, subject.case.reference.images
     scores = {
-        "nearest_distance": float(subject.neighbours.distance.median()),
-        "nearest_distance_real": float(subject.neighbours.spacing.median()),
+        "nearest_distance": float(neighbours.distance.median()),
+        "nearest_distance_real": float(neighbours.spacing.median()),
+        "near_copies": near_copies(neighbours.distance, neighbours.spacing),
     }
-    if real_images is not None and subject.samples.image_shape == real_images.image_shape:
-        scores["exact_copies"] = exact_copies(subject.samples.pixels, real_images.pixels)
-    if labels.real is None:
-        return scores, {}
+    if subject.case.same_shape and real_images is not None:
+        scores["exact_copies"] = exact_copies(subject.case.samples.pixels, real_images.pixels)
+    return scores, {}
+
+
+def score_diversity(subject: Subject) -> tuple[Scores, PerClass]:
+    labels = subject.case.labels
+    assert labels.real is not None
     count, seen = len(labels.class_names), subject.classes_seen
     shares, real_shares = class_shares(seen, count), class_shares(labels.real, count)
     own = seen if labels.samples is None else labels.samples
-    scores["class_entropy"] = entropy(shares)
+    scores = {"class_entropy": entropy(shares), "class_entropy_real": entropy(real_shares)}
+    if labels.samples is not None:
+        scores["class_agreement"] = float((seen == labels.samples).double().mean())
     within = {
         "within_class_distance": within_class_distance(subject.generated.features, own, count),
         "within_class_distance_real": within_class_distance(subject.real_features, labels.real, count),
     }
     scores |= {name: value for name, value in within.items() if not math.isnan(value)}  # classes of one image have none
-    if labels.samples is not None:
-        scores["class_agreement"] = float((seen == labels.samples).double().mean())
     named = [dict(zip(labels.class_names, part.tolist())) for part in (shares, real_shares)]
     return scores, {"share": named[0], "share_real": named[1]}
-
-
-SCORERS: dict[str, Callable[[Subject], tuple[Scores, PerClass]]] = {
-    "is": score_is,
-    "fid": score_fid,
-    "kid": score_kid,
-    "prc": score_prc,
-    "dc": score_dc,
-    "intra_fid": score_intra_fid,
-    "diversity": score_diversity,
-}
-
-
-def kid_subset_size(config: EvalConfig, generated: int, real: int) -> int:
-    return min(config.kid_subset_size, generated, real)
-
-
-def score(subject: Subject, plan: Plan, report: Callable[[int, int, str], None]) -> tuple[Scores, PerClass]:
-    """All scores of the plan by the names that its features give them, and values by kind and class. `report` hears
-    which metric comes next. Raises DataError for a score that is not finite."""
-    suffix = subject.extractor.suffix
-    scores: Scores = {}
-    per_class: PerClass = {}
-    for number, metric in enumerate(plan.metrics):
-        report(number, len(plan.metrics), metric)
-        found, of_classes = SCORERS[metric](subject)
-        scores |= {score_name(name, suffix): value for name, value in found.items()}
-        per_class |= {score_name(kind, suffix) if kind == "fid" else kind: of for kind, of in of_classes.items()}
-    report(len(plan.metrics), len(plan.metrics), "done")
-    for name, value in scores.items():
-        if not math.isfinite(value):
-            raise DataError(f"{name} of {subject.samples.name} is not finite: too few images, or features that are not")
-    return scores, per_class

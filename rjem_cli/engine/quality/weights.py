@@ -105,7 +105,7 @@ def tensors_of(content: bytes, name: str) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many types on damaged bytes; all mean the same here
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{name} is no whole file of PyTorch weights ({reason}); fetch it again") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise DataError(f"{name} holds no plain state dict of tensors; give another file")
     return state
 

@@ -73,3 +73,57 @@ def class_bars(names: Sequence[str], shares: Sequence[float], real_shares: Seque
     axes.set_title(title, parse_math=False)
     axes.legend(loc="best")
     return png(figure)
+
+
+def reliability_diagram(bins: Sequence[tuple[int, float, float]], title: str) -> bytes:
+    """Bins of (images, confidence, accuracy) over equal widths of [0, 1]: accuracy over confidence, the gap between
+    them, and below the share of images in each."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 5.5), layout="constrained", dpi=DPI)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    counts, confidence, accuracy = (np.array(values, dtype=float) for values in zip(*bins))
+    width = 1 / len(bins)
+    middles = (np.arange(len(bins)) + 0.5) * width
+    some = counts > 0
+    upper.bar(middles[some], accuracy[some], width=width, edgecolor="white", label="accuracy")
+    gap = confidence[some] - accuracy[some]
+    upper.bar(
+        middles[some], gap, width=width, bottom=accuracy[some], alpha=0.3, color="tab:red", hatch="//", label="gap"
+    )
+    upper.plot((0, 1), (0, 1), color="black", linewidth=1, linestyle="--", label="calibrated")
+    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    upper.set_title(title, parse_math=False)
+    upper.legend(loc="upper left")
+    lower.bar(middles, counts / counts.sum(), width=width, edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="share", ylim=(0, 1.02))
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return png(figure)
+
+
+def energy_histograms(energies: dict[str, np.ndarray], title: str) -> bytes:
+    """E(x) (N,) of each kind of images: a histogram a row, on one axis. Values that are not finite are counted in the
+    row's name."""
+    from matplotlib.figure import Figure
+
+    finite = {kind: values[np.isfinite(values)] for kind, values in energies.items()}
+    everything = np.concatenate(list(finite.values()))
+    low, high = np.quantile(everything, (0.002, 0.998))
+    edges = np.linspace(low, high if high > low else low + 1, 80)
+    figure = Figure(figsize=(7.0, 0.8 + 0.75 * len(energies)), layout="constrained", dpi=DPI)
+    rows = figure.subplots(len(energies), 1, sharex=True, squeeze=False)[:, 0]
+    for place, (axes, (kind, values)) in enumerate(zip(rows, finite.items())):
+        lost = len(energies[kind]) - len(values)
+        axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges, density=True, color=f"C{place % 10}")
+        if len(values):
+            axes.axvline(np.median(values), color="black", linewidth=1)
+        axes.set_yticks([])
+        axes.set_ylabel(
+            f"{kind}{f' ({lost} lost)' if lost else ''}", rotation=0, ha="right", va="center", parse_math=False
+        )
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    rows[0].set_title(title, parse_math=False)
+    rows[-1].set_xlabel("E(x); the line is the median, ends gather what lies beyond")
+    return png(figure)

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from rjem_cli.config import SAMPLE_MODES, TrainConfig
-from rjem_cli.engine.data.images import Splits
-from rjem_cli.engine.evaluation.accuracy import Accuracy, spread_indices
+from rjem_cli.engine.data.images import Splits, spread_indices
+from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_path

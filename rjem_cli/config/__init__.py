@@ -1,0 +1,55 @@
+"""Every knob of rjem, declared once: its meaning, unit, default and range."""
+
+from __future__ import annotations
+
+from rjem_cli.config.chains import ChainOptions, GenerateConfig, LangevinConfig
+from rjem_cli.config.common import (
+    DATASETS,
+    LARGEST_BATCH,
+    LARGEST_LINF,
+    METRICS,
+    SAMPLE_MODES,
+    STREAM,
+    SYNTHETIC_SETS,
+    DeviceOptions,
+    RuntimeOptions,
+)
+from rjem_cli.config.scores import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions, TestOptions
+from rjem_cli.config.training import (
+    AttackTrainingOptions,
+    DataOptions,
+    EnergyOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    SamplingOptions,
+    TrainConfig,
+)
+
+__all__ = [
+    "DATASETS",
+    "LARGEST_BATCH",
+    "LARGEST_LINF",
+    "METRICS",
+    "SAMPLE_MODES",
+    "STREAM",
+    "SYNTHETIC_SETS",
+    "AttackConfig",
+    "AttackTrainingOptions",
+    "ChainOptions",
+    "CheckpointScoreOptions",
+    "DataOptions",
+    "DeviceOptions",
+    "EnergyOptions",
+    "EvalConfig",
+    "GenerateConfig",
+    "LangevinConfig",
+    "ModelOptions",
+    "OptimizerOptions",
+    "RunOptions",
+    "RuntimeOptions",
+    "SampleScoreOptions",
+    "SamplingOptions",
+    "TestOptions",
+    "TrainConfig",
+]

@@ -1,0 +1,33 @@
+"""What all commands share: bounds, names, and where a network runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rjem_cli.knobs import Options, knob
+
+LARGEST_BATCH = 10**6
+LARGEST_LINF = 2.0  # the width of the box [-1, 1]
+DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
+STREAM = "-"  # stdout, as the name of an output
+SAMPLE_MODES = ("energy", "attack", "combined")
+METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity", "copies")
+SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Options):
+    device: str = knob("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(DeviceOptions):
+    precision: str = knob(
+        "auto", "Arithmetic of the network; chain states stay fp32", choices=("auto", "fp32", "tf32", "bf16")
+    )
+    seed: int = knob(
+        0,
+        "Seed of all draws; sample or image i draws from seed + i, so space seeds by the number of samples",
+        minimum=0,
+        maximum=2**62,
+    )

@@ -1,0 +1,142 @@
+"""The knobs of `rjem train`. The defaults are the paper's (Korst & Asadulaev 2022) and, where it is silent, JEM++'s
+(Yang & Ji 2021); presets change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rjem_cli.config.common import DATASETS, RuntimeOptions
+from rjem_cli.errors import ConfigError
+from rjem_cli.knobs import Options, knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    dataset: str = knob("cifar10", "Built-in data set", choices=DATASETS)
+    data: str | None = knob(None, "Your images instead: a folder of class folders, .zip, .tar or .tar.xz")
+    test_data: str | None = knob(None, "Test images for --data, in the same forms; without it they are split off")
+    val_fraction: float = knob(0.1, "Share of the training images kept for validation", minimum=0, maximum=0.5)
+    crop_pad: int = knob(4, "Augmentation: reflect-pad by this many pixels, then crop at random", minimum=0)
+    flip: bool = knob(True, "Augmentation: mirror half of the images")
+    augment_energy: bool = knob(
+        True, "Augment the real images of the p(x) term too (JEM++ does; SADA-JEM found that it hurts)"
+    )
+    input_noise_std: float = knob(0.03, "Gaussian noise added to training images, in model units", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    depth: int = knob(28, "WRN depth, 6k + 4", minimum=10)
+    width: int = knob(10, "WRN width factor", minimum=1)
+    norm_layer: str = knob("batch", "Normalisation", choices=("batch", "group", "none"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackTrainingOptions(Options):
+    adv_eps: float = knob(
+        0.1, "Radius of the training attack, model units; 8/255 means pixel units", minimum=0, maximum=16, epsilon=True
+    )
+    pgd_steps: int = knob(15, "Steps of the training attack; 0 trains on clean images", minimum=0)
+    pgd_step_size: float | None = knob(
+        None, "Step of the training attack, model units (default: 2.5 * adv_eps / pgd_steps)", above=0
+    )
+    norm: str = knob("linf", "Norm of the attack's ball", choices=("linf", "l2"))
+
+    @property
+    def attacks(self) -> bool:
+        """False trains on clean images."""
+        return self.pgd_steps > 0 and self.adv_eps > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyOptions(Options):
+    px_weight: float = knob(1.0, "Weight of E(x) - E(x_q); 0 leaves a plain or robust classifier", minimum=0)
+    ce_weight: float = knob(1.0, "Weight of the cross-entropy", minimum=0)
+    energy_l2: float = knob(0.0, "Weight of the penalty E(x)^2 + E(x_q)^2", minimum=0)
+    sgld_steps: int = knob(10, "The paper's m: outer SGLD steps, one network pass each", minimum=1)
+    inner_steps: int = knob(5, "The paper's n: inner steps per outer step, in closed form", minimum=1)
+    sgld_step_size: float = knob(0.2, "Inner step size; one outer step moves inner_steps times this", above=0)
+    noise_std: float = knob(0.0, "Noise per outer SGLD step, model units", minimum=0)
+    grad_clip: float = knob(1.0, "Each component of dE/dx is clipped to this", above=0)
+    loss_statistics: str = knob(
+        "joint",
+        "BatchNorm statistics of the loss: joint over x_adv, x and x_q, or separate (JEM++'s three passes)",
+        choices=("joint", "separate"),
+    )
+    buffer_size: int = knob(10_000, "Chains kept in the replay buffer", minimum=1)
+    reinit_prob: float = knob(0.05, "Chance that a chain starts again from the prior", minimum=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(Options):
+    batch_size: int = knob(64, "Images per step", minimum=1)
+    epochs: float = knob(150.0, "Passes over the training images", above=0, replaces="steps")
+    steps: int | None = knob(None, "Training steps, instead of epochs", minimum=1)
+    optimizer: str = knob("sgd", "Optimizer", choices=("sgd", "adam"))
+    lr: float = knob(0.1, "Peak learning rate", above=0)
+    momentum: float = knob(0.9, "Momentum of SGD, first beta of Adam", minimum=0, maximum=0.9999)
+    max_grad_norm: float | None = knob(None, "Clip the parameters' gradient to this norm", above=0)
+    weight_decay: float = knob(4e-4, "L2 weight decay", minimum=0)
+    warmup_steps: int = knob(1000, "Steps of linear warm-up", minimum=0)
+    lr_schedule: str = knob(
+        "steps",
+        "steps: times lr_decay at 1/3, 2/3 and 5/6 of the run; cosine: to 0",
+        choices=("steps", "cosine", "constant"),
+    )
+    lr_decay: float = knob(0.2, "Factor of the steps schedule", above=0, maximum=1)
+    ema_decay: float = knob(
+        0.999,
+        "Decay of the averaged weights, which sample and are tested; 0 averages nothing",
+        minimum=0,
+        maximum=0.99999,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Options):
+    """How a finished model samples: its sample grids, and the defaults of `rjem generate` on its checkpoint."""
+
+    sample_steps: int = knob(50, "The paper's m when sampling a class: outer SGLD steps on E(x, y)", minimum=0)
+    unconditional_steps: int = knob(300, "The paper's m when sampling no class: outer SGLD steps on E(x)", minimum=0)
+    attack_eps: float = knob(
+        0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=64, epsilon=True
+    )
+    attack_steps: int = knob(20, "Steps of that attack", minimum=0)
+    contrast: float = knob(0.7, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    run: str | None = knob(None, "Name of the run (default: preset and date)")
+    log_every: int = knob(20, "Steps between lines of metrics.jsonl", minimum=1)
+    checkpoint_every: int = knob(500, "Steps between checkpoints", minimum=1)
+    sample_every: int = knob(500, "Steps between sample grids", minimum=1)
+    eval_limit: int = knob(
+        1000, "Test images that the final table is measured on, spread evenly; 0 means all", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(
+    RunOptions,
+    SamplingOptions,
+    OptimizerOptions,
+    EnergyOptions,
+    AttackTrainingOptions,
+    ModelOptions,
+    DataOptions,
+    RuntimeOptions,
+):
+    """Everything that decides a training run. Saved as config.yaml and inside every checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.depth - 4) % 6:
+            lower = self.depth - (self.depth - 4) % 6
+            raise ConfigError(f"--depth {self.depth}: a WRN's depth is 6k + 4; give {lower} or {lower + 6}")
+        if self.px_weight == 0 and self.ce_weight == 0:
+            raise ConfigError("--px-weight 0 and --ce-weight 0 leave nothing to train")
+        if self.px_weight and self.buffer_size < self.batch_size:
+            raise ConfigError(f"--buffer-size {self.buffer_size} is below --batch-size {self.batch_size}; raise it")
+        if self.test_data and not self.data:
+            raise ConfigError("--test-data goes with --data")

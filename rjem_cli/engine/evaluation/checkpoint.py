@@ -1,0 +1,216 @@
+"""One call of `rjem eval` on a checkpoint: what it says of test images, of attacked ones, of its own samples, and of
+images of other kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rjem_cli.config import DATASETS, SYNTHETIC_SETS, DataOptions, EvalConfig, GenerateConfig
+from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.data.collection import read_collection
+from rjem_cli.engine.data.images import spread_indices, to_model
+from rjem_cli.engine.data.load import load_part
+from rjem_cli.engine.evaluation.accuracy import Accuracy
+from rjem_cli.engine.evaluation.attack import EpsResult, attack_images, look_at_clean
+from rjem_cli.engine.evaluation.calibration import Bin, calibration_error, reliability
+from rjem_cli.engine.evaluation.choose import TestImages, attack_set, choose_images, choose_radii
+from rjem_cli.engine.evaluation.gates import Gates, parse_gates
+from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look_at, made_set
+from rjem_cli.engine.evaluation.search import AttackPlan
+from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.sampling.generate import generate
+from rjem_cli.engine.sampling.job import SampleJob
+from rjem_cli.engine.sampling.job import prepare as prepare_samples
+from rjem_cli.engine.sampling.request import settle_request
+from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.paths import datasets_dir, expand
+
+BATCH_SIZE = 250
+TEST, SAMPLES = "test images", "samples"
+
+Watch = Callable[[str, int, int], None]  # phase, done, total
+
+
+@dataclass(frozen=True)
+class CheckpointJob:
+    """All that is settled before the network sees an image. Radii in model units, ascending; `others`, images of other
+    kinds by name, uint8 in the model's shape; `sampler`, None where no sample is drawn; `notes`, what is left out."""
+
+    config: EvalConfig
+    checkpoint: Checkpoint
+    runtime: Runtime
+    logits_of: Logits
+    found: TestImages
+    plan: AttackPlan
+    radii: tuple[float, ...]
+    others: dict[str, Tensor]
+    sampler: SampleJob | None
+    gates: Gates
+    notes: list[str]
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size or BATCH_SIZE
+
+    def score_names(self) -> list[str]:
+        robust = [robust_name(eps) for eps in self.radii]
+        return [
+            "accuracy",
+            "nll",
+            "ece",
+            *robust,
+            *(auroc_name(kind, score) for kind in self.others for score in SCORES),
+        ]
+
+
+@dataclass(frozen=True)
+class CheckpointScores:
+    """`scores` by name; `looks` by kind of images; `right`, bool (N,), of the test images; `robust`, one a radius, with
+    what stands of them, bool (N,)."""
+
+    scores: dict[str, float]
+    looks: dict[str, Looks]
+    right: Tensor
+    bins: list[Bin]
+    robust: list[tuple[EpsResult, Tensor]]
+
+
+def robust_name(eps: float) -> str:
+    return f"robust_accuracy_{eps:g}"
+
+
+def auroc_name(kind: str, score: str) -> str:
+    return f"auroc_{kind}_{score}"
+
+
+def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
+    """Read the checkpoint and all images. Raises ConfigError, AbsentError or DataError."""
+    gates = parse_gates(config.require)
+    runtime = start_runtime(config.device, "fp32", reproducible=True)
+    checkpoint = load_checkpoint(path, runtime.device)
+    norm, radii = choose_radii(config, checkpoint.info)
+    found = choose_images(config, checkpoint.info)
+    others = {
+        name: pixels for kind in kinds_of(config, checkpoint) for name, pixels in [other_images(kind, found, config)]
+    }
+    notes: list[str] = []
+    sampler = own_sampler(config, checkpoint, runtime, notes) if config.samples else None
+    plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
+    logits_of = runtime.logits(freeze(checkpoint.model))
+    job = CheckpointJob(config, checkpoint, runtime, logits_of, found, plan, radii, others, sampler, gates, notes)
+    gates.check_names(job.score_names())
+    return job
+
+
+def kinds_of(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
+    """Names and paths of the other images; `auto` downloads nothing. Raises ConfigError for an unknown name."""
+    if config.ood == "auto":
+        own = config.dataset or checkpoint.info.data_name
+        there = [name for name in DATASETS if (datasets_dir() / name).is_dir() and name != own]
+        return [*SYNTHETIC_SETS, *there]
+    kinds = [kind.strip() for kind in config.ood.split(",")]
+    for kind in kinds:
+        if kind not in (*SYNTHETIC_SETS, *DATASETS) and not expand(kind).exists():
+            raise ConfigError(
+                f"--ood {kind!r} is no such set and no file; {did_you_mean(kind, (*SYNTHETIC_SETS, *DATASETS))}"
+            )
+    return kinds
+
+
+def other_images(kind: str, found: TestImages, config: EvalConfig) -> tuple[str, Tensor]:
+    """(name, as many images as test images at most, in the model's shape)."""
+    if kind in SYNTHETIC_SETS:
+        return kind, made_set(kind, found.images, config.seed)
+    if kind in DATASETS:
+        name, pixels = kind, load_part(DataOptions(dataset=kind), "test")[1].pixels
+    else:
+        name, pixels = Path(kind).name.split(".")[0], read_collection(kind).pixels
+    return name, fitted_to(pixels[spread_indices(len(pixels), len(found.images))], found.images.image_shape)
+
+
+def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, notes: list[str]) -> SampleJob | None:
+    """The checkpoint's own chains, as `rjem generate` runs them; None, with a note, where their start cannot be had."""
+    options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
+    info = checkpoint.info
+    request = settle_request(
+        options, info.config, info.class_names, runtime.device.type, count=config.samples, seed=config.seed
+    )
+    try:
+        return prepare_samples(options, checkpoint, request, runtime)
+    except AbsentError as error:
+        notes.append(f"no samples are drawn: {error}")
+        return None
+
+
+def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
+    """Look at every kind of images, attack the test images, and score."""
+    images = job.found.images
+    looks = {TEST: look(job, TEST, to_model(images.pixels), watch)}
+    logits, labels = looks[TEST].logits, images.labels
+    confidence, predictions = logits.softmax(dim=1).max(dim=1)
+    right = predictions == labels
+    bins = reliability(confidence, right, job.config.bins)
+    scores = {
+        "accuracy": Accuracy(int(right.sum()), len(right)).value,
+        "nll": float(F.cross_entropy(logits.double(), labels)),
+        "ece": calibration_error(bins),
+    }
+    robust = attacked(job, watch)
+    scores |= {robust_name(result.eps): float(standing.double().mean()) for result, standing in robust}
+    strongest = robust[-1][0]
+    looks[f"attacked, eps {strongest.eps:g}"] = look(job, "attacked images", strongest.x, watch)
+    if job.sampler is not None:
+        looks[SAMPLES] = look(job, SAMPLES, to_model(draw(job, job.sampler, watch)), watch)
+    for kind, pixels in job.others.items():
+        looks[kind] = look(job, kind, to_model(pixels), watch)
+        inside, outside = looks[TEST].scores(), looks[kind].scores()
+        scores |= {auroc_name(kind, score): auroc(inside[score], outside[score]) for score in SCORES}
+    return CheckpointScores(scores, looks, right, bins, robust)
+
+
+def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
+    return look_at(
+        job.logits_of,
+        x,
+        job.runtime.device,
+        job.batch_size,
+        lambda done: watch(f"looking at {kind}", done, len(x)),
+    )
+
+
+def attacked(job: CheckpointJob, watch: Watch) -> list[tuple[EpsResult, Tensor]]:
+    """A result a radius, the smallest first, with the test images that stand."""
+    chosen = attack_set(job.found, None, targeted=False, seed=job.config.seed)
+    clean = look_at_clean(job.logits_of, job.plan, chosen, job.runtime.device, job.batch_size)
+    results = attack_images(
+        job.logits_of,
+        job.plan,
+        chosen,
+        clean,
+        job.radii,
+        device=job.runtime.device,
+        batch_size=job.batch_size,
+        report=lambda done, total, text: watch("attacking", done, total),
+    )
+    return [(result, result.standing(clean, chosen.images.labels)) for result in results]
+
+
+def draw(job: CheckpointJob, sampler: SampleJob, watch: Watch) -> Tensor:
+    """uint8 (N, C, H, W)."""
+    parts, done = [], 0
+    batches = generate(
+        sampler.sampler, sampler.request, skip=0, batch_size=sampler.request.block_size, device=job.runtime.device
+    )
+    for batch in batches:
+        parts.append(batch.pixels)
+        done += len(batch.pixels)
+        watch("drawing samples", done, job.config.samples)
+    return torch.cat(parts)

@@ -1,0 +1,162 @@
+"""Every metric of samples, declared once: its scores, what they need, how they are computed, and their protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rjem_cli.engine.quality.case import Case
+from rjem_cli.engine.quality.score import (
+    PerClass,
+    Scores,
+    Subject,
+    score_copies,
+    score_dc,
+    score_diversity,
+    score_fid,
+    score_intra_fid,
+    score_is,
+    score_kid,
+    score_prc,
+)
+
+
+class Score(NamedTuple):
+    """What a score is called with features other than Inception's (`{}` is their suffix), and which values are better;
+    empty where that depends on the reference."""
+
+    other_name: str
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`obstacle` says why a case cannot have this metric, or None; `settings` is its protocol."""
+
+    scores: dict[str, Score]
+    obstacle: Callable[[Case], str | None]
+    compute: Callable[[Subject], tuple[Scores, PerClass]]
+    settings: Callable[[Case], dict[str, Any]]
+
+
+def few_for_is(case: Case) -> str | None:
+    splits, count = case.config.is_splits, len(case.samples)
+    if case.choice.kind == "dinov2":
+        return "DINOv2 has no logits"
+    if count < 2 * splits:
+        return f"{count} samples are too few for {splits} splits; lower --is-splits or give more"
+    return None
+
+
+def few_for_fid(case: Case) -> str | None:
+    for count, name in zip(case.covariance_counts, ("samples", "reference images")):
+        if count is not None and count < case.fewest_for_frechet:
+            remedy = "give more" if case.config.allow_few else "give more, name other --metrics, or add --allow-few"
+            return f"{count} {name} are too few for a Frechet distance of {case.choice.dimensions} features; {remedy}"
+    return None
+
+
+def few_for_neighbours(case: Case, count: int) -> str | None:
+    if case.real_count is None:
+        return "the reference is statistics, not images"
+    if min(len(case.samples), case.real_count) <= count:
+        return f"{min(len(case.samples), case.real_count)} images are too few; more than {count} are needed"
+    return None
+
+
+def few_for_intra_fid(case: Case) -> str | None:
+    if not case.class_counts:
+        return "samples and reference have no classes in common"
+    name = min(case.class_counts, key=case.class_counts.__getitem__)
+    if case.class_counts[name] < case.fewest_for_frechet:
+        return f"class {name} has {case.class_counts[name]} images, and {case.fewest_for_frechet} are needed"
+    return None
+
+
+def few_for_diversity(case: Case) -> str | None:
+    if case.labels.real is None and case.real_count is not None:
+        return "the reference has no classes"
+    return few_for_neighbours(case, case.config.coverage_neighbours)
+
+
+def fid_settings(case: Case) -> dict[str, Any]:
+    counts = case.covariance_counts
+    ranks = [case.rank(count) for count in counts]
+    rank = "deficient" if "deficient" in ranks else "unknown" if "unknown" in ranks else "full"
+    return {"features": case.choice.dimensions, "rank": rank}
+
+
+def intra_fid_settings(case: Case) -> dict[str, Any]:
+    return {"classes": len(case.class_counts), "rank": case.rank(min(case.class_counts.values()))}
+
+
+def kid_settings(case: Case) -> dict[str, Any]:
+    config = case.config
+    return {"subsets": config.kid_subsets, "size": case.kid_subset_size(), "kernel": "cubic", "seed": config.seed}
+
+
+CATALOGUE: dict[str, Metric] = {
+    "fid": Metric({"fid": Score("fd{}", "lower")}, few_for_fid, score_fid, fid_settings),
+    "is": Metric(
+        {"isc_mean": Score("is{}", "higher"), "isc_std": Score("is{}_std")},
+        few_for_is,
+        score_is,
+        lambda case: {"splits": case.config.is_splits, "seed": case.config.seed},
+    ),
+    "kid": Metric(
+        {"kid_mean": Score("kd{}_mean", "lower"), "kid_std": Score("kd{}_std")},
+        lambda case: few_for_neighbours(case, 1),
+        score_kid,
+        kid_settings,
+    ),
+    "prc": Metric(
+        {"precision": Score("precision{}", "higher"), "recall": Score("recall{}", "higher")},
+        lambda case: few_for_neighbours(case, case.config.neighbours),
+        score_prc,
+        lambda case: {"neighbours": case.config.neighbours},
+    ),
+    "dc": Metric(
+        {"density": Score("density{}", "higher"), "coverage": Score("coverage{}", "higher")},
+        lambda case: few_for_neighbours(case, case.config.coverage_neighbours),
+        score_dc,
+        lambda case: {"neighbours": case.config.coverage_neighbours},
+    ),
+    "intra_fid": Metric(
+        {"intra_fid": Score("intra_fd{}", "lower")}, few_for_intra_fid, score_intra_fid, intra_fid_settings
+    ),
+    "diversity": Metric(
+        {
+            "class_entropy": Score("class_entropy{}"),
+            "class_entropy_real": Score("class_entropy{}_real"),
+            "class_agreement": Score("class_agreement{}", "higher"),
+            "within_class_distance": Score("within_class_distance{}"),
+            "within_class_distance_real": Score("within_class_distance{}_real"),
+        },
+        few_for_diversity,
+        score_diversity,
+        lambda case: {"classes": "seen by the judge" if case.choice.is_judge else "of the nearest real image"},
+    ),
+    "copies": Metric(
+        {
+            "nearest_distance": Score("nearest_distance{}"),
+            "nearest_distance_real": Score("nearest_distance{}_real"),
+            "near_copies": Score("near_copies{}", "lower"),
+            "exact_copies": Score("exact_copies", "lower"),
+        },
+        lambda case: few_for_neighbours(case, case.config.coverage_neighbours),
+        score_copies,
+        lambda case: {"distances": "medians"},
+    ),
+}
+ALL_SCORES = {name: score for metric in CATALOGUE.values() for name, score in metric.scores.items()}
+
+
+def score_name(name: str, suffix: str) -> str:
+    """`fid` by a judge is `fd_judge`."""
+    return ALL_SCORES[name].other_name.format(suffix) if suffix else name
+
+
+def renamed(name: str, suffix: str) -> str | None:
+    """None for what is no score."""
+    return score_name(name, suffix) if name in ALL_SCORES else None

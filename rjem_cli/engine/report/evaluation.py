@@ -1,0 +1,67 @@
+"""What every evaluation leaves: a line in the results file, and with --save a folder of eval.json and pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rjem_cli import __version__
+from rjem_cli.config import EvalConfig
+from rjem_cli.engine.evaluation.gates import Gates
+from rjem_cli.errors import ConfigError
+from rjem_cli.paths import append_line, claimed_folder, empty_own_folder, expand, results_file, write_atomically
+
+OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
+
+Pictures = dict[str, Callable[[], bytes]]  # by file name, drawn only where they are wanted
+
+
+def describe_call(kind: str, scores: Mapping[str, float], gates: Gates, seconds: float) -> dict[str, Any]:
+    """How each document begins: the scores at its top, by name."""
+    return {
+        "rjem": __version__,
+        "kind": kind,
+        **scores,
+        "require": gates.held(scores),
+        "seconds": round(seconds, 1),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """Where results go: a file of lines, and maybe a folder."""
+
+    lines: Path
+    folder: Path | None
+
+    def write(self, document: dict[str, Any], pictures: Pictures) -> None:
+        """Raises RjemError where something cannot be written."""
+        append_line(self.lines, json.dumps(document))
+        if self.folder is None:
+            return
+        empty_own_folder(self.folder, OUR_NAMES)
+        write_atomically(self.folder / "eval.json", json.dumps(document, indent=2).encode())
+        for name, draw in pictures.items():
+            write_atomically(self.folder / name, draw())
+
+
+@contextmanager
+def opened_results(config: EvalConfig) -> Iterator[Results]:
+    """Before the work, for this process alone. Raises ConfigError for a folder that holds something else, or results
+    that may not go, RjemError for a place that cannot be written."""
+    lines = results_file() if config.results is None else expand(config.results)
+    append_line(lines, None)
+    folder = None if config.save is None else expand(config.save)
+    with ExitStack() as held:
+        if folder is not None:
+            earlier = held.enter_context(claimed_folder(folder, "--save", OUR_NAMES, "eval.json"))
+            if earlier is not None and not config.overwrite:
+                raise ConfigError(f"--save {folder} holds results already; add --overwrite, or give another folder")
+        yield Results(lines, folder)
