@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rjem_cli.interface.attack_view import describe_attack
 from rjem_cli.interface.console import Console
+from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.checkpoint import CheckpointJob
@@ -32,6 +33,9 @@ def announce_inputs(inputs: Inputs, console: Console) -> None:
         console.say(f"reference: {describe_images(count, count, reference.images.image_shape, reference.name)}")
     console.say(f"device: {inputs.runtime.describe()}")
     console.say(f"features by {case.choice.kind} ({case.choice.reason}); metrics: {', '.join(plan.metrics)}")
+    total = len(samples) + (case.real_count or 0)
+    places = [case.config.results or str(results_file()), *([case.config.save] if case.config.save else [])]
+    console.say(f"features of {total} images, of those that are not kept yet; writes to {', '.join(places)}")
 
 
 def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:

@@ -44,7 +44,7 @@ def unpack(archive: str, folder: Path, count: int, offset: int = 0) -> Path:
 
 def timed(command: list[str]) -> tuple[float, dict[str, float]]:
     started = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - started
     return seconds, json.loads(done.stdout[done.stdout.index("{") :])  # fidelity says a sentence before its JSON
 

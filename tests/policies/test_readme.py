@@ -30,7 +30,9 @@ def test_the_python_in_the_readme_runs(home_with_a_run):
     assert torch.equal(again, names["x"].flip(3))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"rjem (generate|attack|langevin) digits", c)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if re.match(r"rjem (generate|attack|langevin|eval) digits", c)]
+)
 def test_the_commands_of_the_readme_can_be_meant(home_with_a_run, command, tmp_path, monkeypatch):
     from rjem_cli.__main__ import main
 
