@@ -122,7 +122,7 @@ class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, DeviceOptions):
     )
     batch_size: int | None = knob(
         None,
-        "Images per network pass (default: of samples 8 on a CPU, else 100, at most 200; of a checkpoint 250)",
+        "Images per network pass (default: of samples 4 on a CPU, else 100, at most 200; of a checkpoint 250)",
         minimum=1,
         maximum=LARGEST_BATCH,
     )
