@@ -284,7 +284,7 @@ def find_subject(name: str) -> Path | None:
     if path.is_file() and path.suffix == ".safetensors":
         return path
     if path.is_dir() and checkpoints_in(path):
-        return checkpoints_in(path)[-1]
+        return (run or checkpoints_in(path))[-1]  # as find_checkpoint has it
     if path.exists() and run:
         raise ConfigError(
             f"{name} is a run and a place of images; give ./{name}, or the run's folder {runs_dir() / name}"

@@ -24,6 +24,7 @@ from rjem_cli.interface.eval_view import (
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.signals import StopRequest, stop_on_signals
 
+FEATURES_KEPT = "stopped; features and the judge are kept, and the same command goes on"
 SubjectArgument = Annotated[
     str,
     typer.Argument(
@@ -73,15 +74,15 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
         return
     with opened_results(config) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
-            watch = stoppable(bar, stop)
+            watch = stoppable(bar, stop, FEATURES_KEPT)
             job = prepare(inputs, console.say, watch, bar.update, stop)
             if job is None:
-                raise interrupted(stop)
+                raise interrupted(stop, FEATURES_KEPT)
             announce_cost(job, watch, console)
             found = evaluate(job, watch)
         document = describe_sample_scores(job, found, time.perf_counter() - started)
-        show_sample_scores(document, found.scores, console)
-        results.write(document, pictures_of(job, found))
+        with results.write(document, pictures_of(job, found)):
+            show_sample_scores(document, found.scores, console)
     inputs.gates.check(found.scores)
 
 
@@ -98,26 +99,24 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) 
         return
     with opened_results(config) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
-            found = evaluate(job, stoppable(bar, stop))
+            found = evaluate(job, stoppable(bar, stop, "stopped; nothing is kept of a checkpoint's scores"))
         document = describe_checkpoint_scores(job, found, time.perf_counter() - started)
-        show_checkpoint_scores(document, found.scores, console)
-        results.write(document, pictures_of(job, found))
+        with results.write(document, pictures_of(job, found)):
+            show_checkpoint_scores(document, found.scores, console)
     job.gates.check(found.scores)
 
 
-def stoppable(bar: Bar, stop: StopRequest) -> Callable[[str, int, int], None]:
-    """Progress that ends the command once a signal came; what was computed before is kept where it is kept at all."""
+def stoppable(bar: Bar, stop: StopRequest, kept: str) -> Callable[[str, int, int], None]:
+    """Progress that ends the command once a signal came."""
 
     def watch(phase: str, done: int, total: int) -> None:
         if stop():
-            raise interrupted(stop)
+            raise interrupted(stop, kept)
         bar.update(phase, done, total)
 
     return watch
 
 
-def interrupted(stop: StopRequest) -> InterruptedRunError:
+def interrupted(stop: StopRequest, kept: str) -> InterruptedRunError:
     assert stop.signal_number is not None
-    return InterruptedRunError(
-        "stopped; features and the judge are kept, and the same command goes on", stop.signal_number
-    )
+    return InterruptedRunError(kept, stop.signal_number)

@@ -9,7 +9,7 @@ from rjem_cli.knobs import Options, knob
 LARGEST_BATCH = 10**6
 LARGEST_LINF = 2.0  # the width of the box [-1, 1]
 DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
-STREAM = "-"  # stdout, as the name of an output
+STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity", "copies")
 SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")

@@ -103,8 +103,8 @@ class CheckpointScoreOptions(TestOptions):
     bins: int = knob(15, "Bins of the calibration error and its diagram, of equal width", minimum=1, maximum=1000)
     ood: str = knob(
         "auto",
-        f"Out-of-distribution images, with commas: {', '.join(SYNTHETIC_SETS)}, built-in data sets, or paths; auto "
-        "takes the made ones, and the data sets that are there already",
+        f"Out-of-distribution images, with commas: {', '.join(SYNTHETIC_SETS)}, built-in data sets, paths, or none; "
+        "auto takes the made ones, and the data sets that are there already",
     )
     samples: int = knob(200, "Samples drawn for the figure of energies; 0 draws none", minimum=0, maximum=100_000)
 

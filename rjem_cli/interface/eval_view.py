@@ -9,6 +9,7 @@ from rjem_cli.interface.console import Console
 from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
+    from rjem_cli.config import EvalConfig
     from rjem_cli.engine.evaluation.checkpoint import CheckpointJob
     from rjem_cli.engine.quality.choose import Watch
     from rjem_cli.engine.quality.job import EvalJob, Inputs
@@ -34,8 +35,7 @@ def announce_inputs(inputs: Inputs, console: Console) -> None:
     console.say(f"device: {inputs.runtime.describe()}")
     console.say(f"features by {case.choice.kind} ({case.choice.reason}); metrics: {', '.join(plan.metrics)}")
     total = len(samples) + (case.real_count or 0)
-    places = [case.config.results or str(results_file()), *([case.config.save] if case.config.save else [])]
-    console.say(f"features of {total} images, of those that are not kept yet; writes to {', '.join(places)}")
+    console.say(f"features of {total} images, of those that are not kept yet; {places_of(case.config)}")
 
 
 def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
@@ -60,6 +60,11 @@ def announce_tests(job: CheckpointJob, console: Console) -> None:
     chains = 0 if job.sampler is None else job.sampler.request.plan.gradient_steps * job.sampler.request.computed
     steps = job.plan.gradient_steps * len(job.radii) * len(job.found.images) + chains
     console.say(f"at most {steps} gradient steps in all, {chains} of them for {job.config.samples} samples")
+    console.say(places_of(job.config))
+
+
+def places_of(config: EvalConfig) -> str:
+    return f"writes to {', '.join([config.results or str(results_file()), *([config.save] if config.save else [])])}"
 
 
 def duration(seconds: float) -> str:
@@ -146,6 +151,7 @@ def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], c
     console.table("Classes", *accuracy_by_class(document))
     if protocol["ood"]["sets"]:
         console.table("Out of distribution: AUROC", *ood_table(protocol["ood"], scores))
+    console.say(f"{document['zero_gradient_images']} of {document['attacked']} attacked images have a gradient of zero")
     console.table("Energies", *energy_table(document["energies"]))
     for note in document["notes"]:
         console.say(f"note: {note}")
@@ -166,10 +172,14 @@ def accuracy_by_class(document: dict[str, Any]) -> tuple[tuple[str, ...], list[t
 def ood_table(ood: dict[str, Any], scores: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     columns = ("images", *ood["scores"].values())
     rows = [
-        (f"{kind} ({count})", *(f"{scores[f'auroc_{kind}_{score}']:.4f}" for score in ood["scores"]))
+        (f"{kind} ({count})", *(auroc_cell(scores.get(f"auroc_{kind}_{score}")) for score in ood["scores"]))
         for kind, count in ood["sets"].items()
     ]
     return columns, rows
+
+
+def auroc_cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def energy_table(energies: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -20,7 +20,7 @@ def test_a_run_is_scored_with_its_protocol_and_pictures(rjem, trained, own_home,
     assert sum(each["images"] for each in found["reliability"]) == 60 and 0 <= found["ece"] <= 1
     for kind in ("noise", "constant", "shuffled", "interpolations"):
         assert all(0 <= found[f"auroc_{kind}_{score}"] <= 1 for score in ("log_p", "max_p", "gradient"))
-    assert list(found["energies"])[:3] == ["test images", "attacked, eps 0.3", "samples"]
+    assert list(found["energies"])[:3] == ["test images", "attacked, eps up to 0.3", "samples"]
     assert found["energies"]["samples"]["count"] == 20
     assert len(found["protocol"]["indices"]) == 60 and found["protocol"]["samples"]["count"] == 20
     assert json.loads((own_home / "results.jsonl").read_text()) == found
@@ -55,6 +55,16 @@ def test_other_images_by_path(rjem, trained, tmp_path):
     found = json.loads(rjem("eval", "tiny", *FLAGS, "--ood", f"noise,{tmp_path / 'textures'}", "--json").out)
     assert found["protocol"]["ood"]["sets"] == {"noise": 60, "textures": 30}
     assert 0 <= found["auroc_textures_log_p"] <= 1
+    (tmp_path / "textures").rename(tmp_path / "my-textures")
+    flags = ("--ood", f"{tmp_path / 'my-textures'}", "--require", "auroc_my-textures_log_p>=0")
+    assert rjem("eval", "tiny", *FLAGS, *flags).code == 0
+    for name in ("samples", "noise"):
+        (tmp_path / "my-textures").rename(tmp_path / name)
+        refused = rjem("eval", "tiny", *FLAGS, "--ood", f"constant,{tmp_path / name}")
+        assert refused.code == 2 and f"a set named {name} already" in refused.error_line()
+        (tmp_path / name).rename(tmp_path / "my-textures")
+    alone = json.loads(rjem("eval", "tiny", *FLAGS, "--ood", "none", "--json").out)
+    assert not [name for name in alone if name.startswith("auroc")] and len(alone["energies"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -63,6 +73,7 @@ def test_other_images_by_path(rjem, trained, tmp_path):
         (["tinny"], 3, "did you mean tiny"),
         (["tiny", "--metrics", "fid"], 2, "--metrics does not go with tiny"),
         (["digits:test", "--ood", "noise"], 2, "--ood does not go with digits:test"),
+        (["tiny", "--ood", "noise,"], 2, "has an empty name"),
         (["tiny", "--ood", "nois"], 2, "did you mean noise"),
         (["tiny", "--ood", "svhn"], 3, "RJEM_OFFLINE"),
         (["tiny", "--require", "fid<3"], 2, "does not compute 'fid'"),
@@ -73,6 +84,11 @@ def test_other_images_by_path(rjem, trained, tmp_path):
 def test_what_cannot_be_meant_is_one_line(rjem, trained, arguments, code, message):
     outcome = rjem("eval", *arguments)
     assert outcome.code == code and message in outcome.error_line()
+
+
+def test_what_was_found_is_shown_though_it_cannot_be_kept(rjem, trained):
+    outcome = rjem("eval", "tiny", *FLAGS, "--results", "/dev/full")
+    assert outcome.code == 1 and "/dev/full" in outcome.error_line() and "accuracy\t" in outcome.out
 
 
 def test_a_name_that_is_a_run_and_a_folder_is_not_guessed(rjem, trained, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.evaluation.calibration import calibration_error, reliability
-from rjem_cli.engine.evaluation.ood import auroc, fitted_to, look_at, made_set
+from rjem_cli.engine.evaluation.ood import auroc, fitted_to, look_at, made_set, other_class
 
 CPU = torch.device("cpu")
 
@@ -90,6 +90,15 @@ def test_made_sets():
     assert (distance.min(dim=1).values <= 1).all() and (data.labels[partners] != data.labels).all()
     one_class = ImageSet(data.pixels, torch.zeros(60, dtype=torch.long), ("a",))
     assert made_set("interpolations", one_class, 0).shape == data.pixels.shape
+
+
+def test_partners_are_uniform_over_the_other_classes():
+    labels = torch.tensor([0] * 5 + [1] * 3 + [2] * 2).repeat(2000)
+    partners = other_class(labels, torch.Generator().manual_seed(0))
+    assert (labels[partners] != labels).all()
+    seen = torch.bincount(labels[partners][labels == 0], minlength=3).double()
+    assert seen[1] / seen.sum() == pytest.approx(0.6, abs=0.02)  # 3 of the 5 others
+    assert len(partners[labels == 1].unique()) > 3000
 
 
 def test_other_images_are_made_to_fit():

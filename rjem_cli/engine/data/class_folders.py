@@ -37,9 +37,12 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     )
 
 
-def by_split(splits: Sequence[str], classes: Sequence[str], pixels: Tensor) -> dict[str, ImageSet]:
-    """From the split and the class of each of `pixels` (N, C, H, W)."""
-    class_names = tuple(sorted(set(classes)))
+def by_split(
+    splits: Sequence[str], classes: Sequence[str], pixels: Tensor, class_names: tuple[str, ...] = ()
+) -> dict[str, ImageSet]:
+    """From the split and the class of each of `pixels` (N, C, H, W); classes are numbered as `class_names` has them,
+    else by their names."""
+    class_names = class_names or tuple(sorted(set(classes)))
     number = {class_name: index for index, class_name in enumerate(class_names)}
     labels = torch.tensor([number[class_name] for class_name in classes])
     sets = {}

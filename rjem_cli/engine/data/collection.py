@@ -98,7 +98,8 @@ class ImageCollection:
         if self.labels is None:
             raise DataError(f"{self.name} has no classes; give class folders, such as cats/1.png dogs/1.png")
         names = self.file_names or [""] * len(self)
-        return by_split([split_of(name) for name in names], [str(label) for label in self.labels], self.pixels)
+        splits, classes = [split_of(name) for name in names], [str(label) for label in self.labels]
+        return by_split(splits, classes, self.pixels, self.class_names)
 
 
 def read_collection(location: str) -> ImageCollection:

@@ -12,12 +12,23 @@ from rjem_cli import paths
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.errors import AbsentError
 
+DOWNLOADED = ("cifar10", "cifar100", "svhn")
+
 
 def read_downloaded(name: str) -> tuple[ImageSet, ImageSet]:
     """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
     folder = paths.datasets_dir() / name
     with paths.locked(folder):
         return tuple(read_part(name, folder, train) for train in (True, False))  # type: ignore[return-value]
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether it is there, whole."""
+    try:
+        open_dataset(name, paths.datasets_dir() / name, train=False, download=False)
+    except (RuntimeError, OSError):
+        return False
+    return True
 
 
 def read_part(name: str, folder: Path, train: bool) -> ImageSet:

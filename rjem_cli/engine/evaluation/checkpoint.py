@@ -14,13 +14,14 @@ from torch import Tensor
 from rjem_cli.config import DATASETS, SYNTHETIC_SETS, DataOptions, EvalConfig, GenerateConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.collection import read_collection
+from rjem_cli.engine.data.downloads import DOWNLOADED, is_downloaded
 from rjem_cli.engine.data.images import spread_indices, to_model
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.evaluation.accuracy import Accuracy
-from rjem_cli.engine.evaluation.attack import EpsResult, attack_images, look_at_clean
+from rjem_cli.engine.evaluation.attack import CleanState, EpsResult, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.calibration import Bin, calibration_error, reliability
 from rjem_cli.engine.evaluation.choose import TestImages, attack_set, choose_images, choose_radii
-from rjem_cli.engine.evaluation.gates import Gates, parse_gates
+from rjem_cli.engine.evaluation.gates import Gates, check_finite, parse_gates
 from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look_at, made_set
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
@@ -30,8 +31,8 @@ from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.job import SampleJob
 from rjem_cli.engine.sampling.job import prepare as prepare_samples
 from rjem_cli.engine.sampling.request import settle_request
-from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
-from rjem_cli.paths import datasets_dir, expand
+from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError, did_you_mean
+from rjem_cli.paths import expand
 
 BATCH_SIZE = 250
 TEST, SAMPLES = "test images", "samples"
@@ -73,14 +74,16 @@ class CheckpointJob:
 
 @dataclass(frozen=True)
 class CheckpointScores:
-    """`scores` by name; `looks` by kind of images; `right`, bool (N,), of the test images; `robust`, one a radius, with
-    what stands of them, bool (N,)."""
+    """`scores` by name; `looks` by kind of images; `right`, bool (N,), of the test images, which `clean` are before the
+    attack; `robust`, one a radius, with what stands of them, bool (N,); `notes`, what is left out."""
 
     scores: dict[str, float]
     looks: dict[str, Looks]
     right: Tensor
     bins: list[Bin]
+    clean: CleanState
     robust: list[tuple[EpsResult, Tensor]]
+    notes: list[str]
 
 
 def robust_name(eps: float) -> str:
@@ -98,10 +101,8 @@ def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
     checkpoint = load_checkpoint(path, runtime.device)
     norm, radii = choose_radii(config, checkpoint.info)
     found = choose_images(config, checkpoint.info)
-    others = {
-        name: pixels for kind in kinds_of(config, checkpoint) for name, pixels in [other_images(kind, found, config)]
-    }
     notes: list[str] = []
+    others = other_sets(config, checkpoint, found)
     sampler = own_sampler(config, checkpoint, runtime, notes) if config.samples else None
     plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     logits_of = runtime.logits(freeze(checkpoint.model))
@@ -110,13 +111,28 @@ def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
     return job
 
 
+def other_sets(config: EvalConfig, checkpoint: Checkpoint, found: TestImages) -> dict[str, Tensor]:
+    """By name. Raises ConfigError for two sets of one name, or one that has the name of another row."""
+    sets: dict[str, Tensor] = {}
+    for kind in kinds_of(config, checkpoint):
+        name, pixels = other_images(kind, found, config)
+        if name in sets or name in (TEST, SAMPLES) or (name in SYNTHETIC_SETS and kind != name):
+            raise ConfigError(f"--ood {kind}: there is a set named {name} already; rename the folder")
+        sets[name] = pixels
+    return sets
+
+
 def kinds_of(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
-    """Names and paths of the other images; `auto` downloads nothing. Raises ConfigError for an unknown name."""
+    """Names and paths of the other images; `auto` downloads nothing, `none` is none. Raises ConfigError for an unknown
+    name."""
+    if config.ood == "none":
+        return []
     if config.ood == "auto":
         own = config.dataset or checkpoint.info.data_name
-        there = [name for name in DATASETS if (datasets_dir() / name).is_dir() and name != own]
-        return [*SYNTHETIC_SETS, *there]
+        return [*SYNTHETIC_SETS, *(name for name in DOWNLOADED if name != own and is_downloaded(name))]
     kinds = [kind.strip() for kind in config.ood.split(",")]
+    if "" in kinds:
+        raise ConfigError(f"--ood {config.ood!r} has an empty name; give names with commas between, or none")
     for kind in kinds:
         if kind not in (*SYNTHETIC_SETS, *DATASETS) and not expand(kind).exists():
             raise ConfigError(
@@ -145,7 +161,7 @@ def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, no
     )
     try:
         return prepare_samples(options, checkpoint, request, runtime)
-    except AbsentError as error:
+    except RjemError as error:
         notes.append(f"no samples are drawn: {error}")
         return None
 
@@ -153,7 +169,7 @@ def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, no
 def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
     """Look at every kind of images, attack the test images, and score."""
     images = job.found.images
-    looks = {TEST: look(job, TEST, to_model(images.pixels), watch)}
+    looks, notes = {TEST: look(job, TEST, to_model(images.pixels), watch)}, list(job.notes)
     logits, labels = looks[TEST].logits, images.labels
     confidence, predictions = logits.softmax(dim=1).max(dim=1)
     right = predictions == labels
@@ -163,17 +179,27 @@ def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
         "nll": float(F.cross_entropy(logits.double(), labels)),
         "ece": calibration_error(bins),
     }
-    robust = attacked(job, watch)
+    clean, robust = attacked(job, watch)
     scores |= {robust_name(result.eps): float(standing.double().mean()) for result, standing in robust}
     strongest = robust[-1][0]
-    looks[f"attacked, eps {strongest.eps:g}"] = look(job, "attacked images", strongest.x, watch)
+    looks[f"attacked, eps up to {strongest.eps:g}"] = look(job, "attacked images", strongest.x[clean.attacked], watch)
     if job.sampler is not None:
-        looks[SAMPLES] = look(job, SAMPLES, to_model(draw(job, job.sampler, watch)), watch)
+        try:
+            looks[SAMPLES] = look(job, SAMPLES, to_model(draw(job, job.sampler, watch)), watch)
+        except InterruptedRunError:
+            raise
+        except RjemError as error:  # a chain that leaves the finite numbers is no reason to lose the rest
+            notes.append(f"no samples are shown: {error}")
     for kind, pixels in job.others.items():
         looks[kind] = look(job, kind, to_model(pixels), watch)
         inside, outside = looks[TEST].scores(), looks[kind].scores()
-        scores |= {auroc_name(kind, score): auroc(inside[score], outside[score]) for score in SCORES}
-    return CheckpointScores(scores, looks, right, bins, robust)
+        for score in SCORES:
+            if inside[score].isfinite().all() and outside[score].isfinite().all():
+                scores[auroc_name(kind, score)] = auroc(inside[score], outside[score])
+            else:
+                notes.append(f"no AUROC of {score} against {kind}: it is not finite for some images")
+    check_finite(scores, str(job.checkpoint.path))
+    return CheckpointScores(scores, looks, right, bins, clean, robust, notes)
 
 
 def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
@@ -186,8 +212,8 @@ def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
     )
 
 
-def attacked(job: CheckpointJob, watch: Watch) -> list[tuple[EpsResult, Tensor]]:
-    """A result a radius, the smallest first, with the test images that stand."""
+def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[EpsResult, Tensor]]]:
+    """The test images before the attack; a result a radius, the smallest first, with those that stand."""
     chosen = attack_set(job.found, None, targeted=False, seed=job.config.seed)
     clean = look_at_clean(job.logits_of, job.plan, chosen, job.runtime.device, job.batch_size)
     results = attack_images(
@@ -200,7 +226,7 @@ def attacked(job: CheckpointJob, watch: Watch) -> list[tuple[EpsResult, Tensor]]
         batch_size=job.batch_size,
         report=lambda done, total, text: watch("attacking", done, total),
     )
-    return [(result, result.standing(clean, chosen.images.labels)) for result in results]
+    return clean, [(result, result.standing(clean, chosen.images.labels)) for result in results]
 
 
 def draw(job: CheckpointJob, sampler: SampleJob, watch: Watch) -> Tensor:

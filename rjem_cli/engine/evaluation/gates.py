@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from rjem_cli.errors import ConfigError, GateError, did_you_mean
+from rjem_cli.errors import ConfigError, DataError, GateError, did_you_mean
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
@@ -55,6 +55,13 @@ class Gates:
             raise GateError(f"--require {'; '.join(failed)}")
 
 
+def check_finite(scores: Mapping[str, float], name: str) -> None:
+    """Raises DataError for a score that is not finite: it would be no result."""
+    for score, value in scores.items():
+        if not math.isfinite(value):
+            raise DataError(f"{score} of {name} is not finite: what it is made of is not, or too little")
+
+
 def value_of(gate: Gate, scores: Mapping[str, float]) -> str:
     return f"{scores[gate.score]:.6g}" if gate.score in scores else "these images have no such score"
 
@@ -63,7 +70,7 @@ def parse_gates(text: str | None) -> Gates:
     """Raises ConfigError for what is no condition."""
     gates = []
     for part in text.split(",") if text else []:
-        found = re.fullmatch(r"\s*([\w.]+)\s*(<=|>=|<|>)\s*(\S+)\s*", part)
+        found = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=|<|>)\s*(\S+)\s*", part)
         try:
             bound = float(found[3]) if found else math.nan
         except ValueError:

@@ -89,9 +89,13 @@ def made_set(name: str, images: ImageSet, seed: int) -> Tensor:
 
 def other_class(labels_N: Tensor, generator: torch.Generator) -> Tensor:
     """For each image the index of a random one of another class; of any where there is one class only."""
-    weights = (labels_N[:, None] != labels_N).float()
-    weights[weights.sum(dim=1) == 0] = 1
-    return torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    order = labels_N.argsort(stable=True)  # a class is one stretch of this; the others are what follows it, in a circle
+    counts = torch.bincount(labels_N)
+    others = len(labels_N) - counts[labels_N]
+    first_other = counts.cumsum(0)[labels_N]
+    chance = torch.rand(len(labels_N), generator=generator, dtype=torch.float64)
+    steps = (chance * torch.where(others > 0, others, len(labels_N))).long()
+    return order[(first_other + steps) % len(labels_N)]
 
 
 def fitted_to(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:

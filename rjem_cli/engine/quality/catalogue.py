@@ -135,7 +135,7 @@ CATALOGUE: dict[str, Metric] = {
         },
         few_for_diversity,
         score_diversity,
-        lambda case: {"classes": "seen by the judge" if case.choice.is_judge else "of the nearest real image"},
+        lambda case: {},
     ),
     "copies": Metric(
         {

@@ -22,7 +22,7 @@ from rjem_cli.errors import RjemError
 from rjem_cli.paths import features_dir, write_atomically
 
 CHUNK = 200  # images a file
-VERSION = 1  # of the way features are computed and kept
+VERSION = 2  # of the way features are computed and kept
 PROBE = 3  # batches that a speed is measured on; the first ones are slow
 
 Report = Callable[[int], None]  # how many images are done

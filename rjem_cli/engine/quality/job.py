@@ -103,7 +103,9 @@ def read_samples(location: str, stdin: Callable[[], BinaryIO]) -> ImageCollectio
 def reference_of(config: EvalConfig, samples: ImageCollection) -> Reference:
     if config.reference is not None:
         return read_reference(config.reference, config.protocol)
-    return read_reference(default_reference(samples.meta), config.protocol, own_test_data(samples.meta))
+    return read_reference(
+        default_reference(samples.meta, config.protocol), config.protocol, own_test_data(samples.meta)
+    )
 
 
 def checked_plan(case: Case, gates: Gates) -> Plan:

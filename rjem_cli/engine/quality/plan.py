@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rjem_cli.config import METRICS
+from rjem_cli.engine.evaluation.gates import check_finite
 from rjem_cli.engine.quality.case import Case
 from rjem_cli.engine.quality.catalogue import CATALOGUE, score_name
 from rjem_cli.engine.quality.score import PerClass, Scores, Subject
@@ -68,7 +68,5 @@ def score(subject: Subject, plan: Plan, report: Callable[[int, int], None]) -> t
         scores |= {score_name(name, suffix): value for name, value in found.items()}
         per_class |= {score_name(kind, suffix) if kind == "fid" else kind: of for kind, of in of_classes.items()}
     report(len(plan.metrics), len(plan.metrics))
-    for name, value in scores.items():
-        if not math.isfinite(value):
-            raise DataError(f"{name} of {subject.case.samples.name} is not finite: its features are not, or too few")
+    check_finite(scores, subject.case.samples.name)
     return scores, per_class

@@ -46,10 +46,12 @@ def dataset_of(meta: dict[str, Any] | None) -> dict[str, Any]:
     return dataset if isinstance(dataset, dict) else {}
 
 
-def default_reference(meta: dict[str, Any] | None) -> str:
-    """The training images that the samples' meta.json names, else cifar10's."""
+def default_reference(meta: dict[str, Any] | None, protocol: str) -> str:
+    """The training images that the samples' meta.json names, or with the protocol jempp all of them; else cifar10's."""
     dataset = dataset_of(meta)
-    return f"{dataset['data']}:train" if dataset.get("data") else str(dataset.get("name") or "cifar10")
+    if dataset.get("data"):
+        return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}"
+    return str(dataset.get("name") or "cifar10")
 
 
 def own_test_data(meta: dict[str, Any] | None) -> str | None:
@@ -72,7 +74,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
     what is not there, DataError for what cannot be used."""
     name, part = parts_of(text)
     if protocol == "jempp":
-        if part in ("train", "test") and test_data is None:
+        if part in ("train", "test"):
             raise ConfigError(f"--protocol jempp compares with train and test, {text} is one part; leave it away")
         part = "all"
     if name in DATASETS:

@@ -33,6 +33,8 @@ def describe_checkpoint_scores(job: CheckpointJob, found: CheckpointScores, seco
             }
             for result, standing in found.robust
         ],
+        "attacked": int(found.clean.attacked.sum()),
+        "zero_gradient_images": found.clean.zero_images,
         "reliability": [
             {
                 "images": each.images,
@@ -43,7 +45,7 @@ def describe_checkpoint_scores(job: CheckpointJob, found: CheckpointScores, seco
         ],
         "energies": {kind: describe_looks(looks) for kind, looks in found.looks.items()},
         "protocol": describe_protocol(job),
-        "notes": job.notes,
+        "notes": found.notes,
     }
 
 

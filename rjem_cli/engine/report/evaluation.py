@@ -14,7 +14,7 @@ from typing import Any
 from rjem_cli import __version__
 from rjem_cli.config import EvalConfig
 from rjem_cli.engine.evaluation.gates import Gates
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.paths import append_line, claimed_folder, empty_own_folder, expand, results_file, write_atomically
 
 OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
@@ -41,15 +41,27 @@ class Results:
     lines: Path
     folder: Path | None
 
-    def write(self, document: dict[str, Any], pictures: Pictures) -> None:
-        """Raises RjemError where something cannot be written."""
-        append_line(self.lines, json.dumps(document))
+    @contextmanager
+    def write(self, document: dict[str, Any], pictures: Pictures) -> Iterator[None]:
+        """The body shows the results: whether or not they can be written, and after they are, should its reader leave.
+        Raises RjemError where something cannot be written."""
+        failed = None
+        try:
+            self._write(document, pictures)
+        except RjemError as error:
+            failed = error
+        yield
+        if failed is not None:
+            raise failed
+
+    def _write(self, document: dict[str, Any], pictures: Pictures) -> None:
+        append_line(self.lines, json.dumps(document, allow_nan=False))
         if self.folder is None:
             return
         empty_own_folder(self.folder, OUR_NAMES)
-        write_atomically(self.folder / "eval.json", json.dumps(document, indent=2).encode())
         for name, draw in pictures.items():
             write_atomically(self.folder / name, draw())
+        write_atomically(self.folder / "eval.json", json.dumps(document, indent=2, allow_nan=False).encode())
 
 
 @contextmanager

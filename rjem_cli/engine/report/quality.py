@@ -59,7 +59,7 @@ def describe_protocol(job: EvalJob, subject: Subject) -> dict[str, Any]:
             "chosen": case.choice.reason,
         },
         "metrics": {
-            name: {"scores": scores_of(name, job), "settings": CATALOGUE[name].settings(case)}
+            name: {"scores": scores_of(name, job), "settings": settings_of(name, subject)}
             for name in job.inputs.plan.metrics
         },
         "device": job.inputs.runtime.describe(),
@@ -76,6 +76,15 @@ def describe_reference(reference: Reference) -> dict[str, Any]:
         content = reference.statistics.mu.tobytes() + reference.statistics.sigma.tobytes()
         found["statistics_sha256"] = hashlib.sha256(content).hexdigest()
     return found
+
+
+def settings_of(metric: str, subject: Subject) -> dict[str, Any]:
+    settings = CATALOGUE[metric].settings(subject.case)
+    return {**settings, "classes": classes_rule(subject)} if metric == "diversity" else settings
+
+
+def classes_rule(subject: Subject) -> str:
+    return "seen by the judge" if subject.seen_by_judge else "of the nearest real image"
 
 
 def scores_of(metric: str, job: EvalJob) -> dict[str, str]:
@@ -129,8 +138,7 @@ def pictures_of(job: EvalJob, found: SampleScores) -> Pictures:
 
 def class_figure(job: EvalJob, found: SampleScores) -> bytes:
     shares, real_shares = found.per_class["share"], found.per_class["share_real"]
-    classes = CATALOGUE["diversity"].settings(job.inputs.case)["classes"]
-    title = f"{job.inputs.case.samples.name}, classes {classes}"
+    title = f"{job.inputs.case.samples.name}, classes {classes_rule(found.subject)}"
     return class_bars(list(shares), list(shares.values()), list(real_shares.values()), title)
 
 
