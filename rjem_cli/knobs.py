@@ -166,6 +166,11 @@ def coerce_epsilon(name: str, value: Any, several: bool) -> float | tuple[float,
         ) from None
 
 
+def exact(value: float) -> str:
+    """Whole numbers with all their digits, so that no bound looks like what it excludes."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def check_limits(name: str, value: Any, limits: typing.Mapping[str, Any]) -> None:
     """Raise ConfigError unless `value` is finite and inside its declared range or choices."""
     if value is None:
@@ -176,8 +181,8 @@ def check_limits(name: str, value: Any, limits: typing.Mapping[str, Any]) -> Non
     if limits.get("choices") and value not in limits["choices"]:
         raise ConfigError(f"{flag} {value!r} is unknown; {did_you_mean(str(value), limits['choices'])}")
     if limits.get("minimum") is not None and value < limits["minimum"]:
-        raise ConfigError(f"{flag} {value:g} is too small; give {limits['minimum']:g} or more")
+        raise ConfigError(f"{flag} {exact(value)} is too small; give {limits['minimum']} or more")
     if limits.get("above") is not None and value <= limits["above"]:
         raise ConfigError(f"{flag} {value:g} is too small; give more than {limits['above']:g}")
     if limits.get("maximum") is not None and value > limits["maximum"]:
-        raise ConfigError(f"{flag} {value:g} is too large; give {limits['maximum']:g} or less")
+        raise ConfigError(f"{flag} {exact(value)} is too large; give {limits['maximum']} or less")

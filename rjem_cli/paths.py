@@ -274,6 +274,8 @@ def step_of(checkpoint: Path) -> int:
 def find_subject(name: str) -> Path | None:
     """The checkpoint that `name` means, a file or a run; None for images. Raises AbsentError for nothing that is there,
     ConfigError for what is both a run and a place of images."""
+    if not name:
+        raise ConfigError("an empty name is no place of images; give a folder, a file, a run or -")
     if (
         name == STREAM
         or name.rpartition(":")[0] in DATASETS

@@ -188,6 +188,8 @@ def test_gates(rjem, quick_judge, digit_samples):
         (["--reference", "shifted-digits"], 1, "8x8, the judge takes 12x12"),
         (["--protocol", "jempp", "--reference", "digits:test"], 2, "is one part"),
         (["--neighbours", "0"], 2, "1 or more"),
+        (["--seed", "4294967296"], 2, "4294967296 is too large; give 4294967295 or less"),
+        (["--metrics", "all,fid"], 2, "or all alone"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_before_the_work(
@@ -196,6 +198,10 @@ def test_what_cannot_be_meant_is_one_line_before_the_work(
     outcome = rjem("eval", digit_samples, *(["--reference", "digits"] if "--reference" not in flags else []), *flags)
     assert outcome.code == code and message in outcome.error_line()
     assert not any((own_home / name).exists() for name in ("results.jsonl", "features", "judges"))
+
+
+def test_an_empty_name_is_not_the_current_folder(rjem):
+    assert rjem("eval", "").code == 2
 
 
 def test_few_images_are_labelled_and_nothing_is_nan(rjem, quick_judge, digit_samples):
@@ -264,7 +270,7 @@ def test_classes_are_scored_one_by_one(rjem, quick_judge, digit_samples):
     found = evaluated(rjem, digit_samples, "--reference", "digits", "--metrics", "intra_fid", "--allow-few")
     distances = found["per_class"]["fd_judge"]
     assert found["intra_fd_judge"] == pytest.approx(sum(distances.values()) / 10)
-    assert found["protocol"]["metrics"]["intra_fid"]["settings"] == {"classes": 10, "rank": "deficient"}
+    assert found["protocol"]["metrics"]["intra_fid"]["settings"] == {"classes": "10 of 10", "rank": "deficient"}
     refused = rjem("eval", digit_samples, "--reference", "digits", "--metrics", "intra_fid")
     assert refused.code == 1 and "129 are needed" in refused.error_line()
 
@@ -285,7 +291,7 @@ def test_hostile_meta_is_no_traceback(rjem, quick_judge, digit_samples, tmp_path
     with np.load(digit_samples) as arrays:
         np.savez(tmp_path / "x.npz", arr_0=arrays["arr_0"], meta=np.array(json.dumps({"rjem": "1", **meta})))
     outcome = rjem("eval", tmp_path / "x.npz", "--metrics", "fid")
-    assert outcome.code in (2, 3) and outcome.error_line()  # cifar10, or what the meta names, is not there
+    assert outcome.code in (1, 3) and outcome.error_line()  # cifar10, or what the meta names, is not there
     assert rjem("eval", tmp_path / "x.npz", "--metrics", "fid", "--reference", "digits").code == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -104,6 +105,24 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
     assert sum("the reference is statistics" in note for note in by_statistics["notes"]) == 5
     asked = rjem("eval", samples, "--reference", tmp_path / "stats.npz", *flags, "--metrics", "kid")
     assert asked.code == 1 and "the reference is statistics" in asked.error_line()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(2048), "sigma": -np.eye(2048)}, "negative variance"),
+        ({"mu": np.zeros(2048), "sigma": np.triu(np.ones((2048, 2048)))}, "not symmetric"),
+        ({"mu": np.full(2048, 1e200), "sigma": np.eye(2048)}, "no statistics of features"),
+        ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "give finite mu"),
+        ({"mu": np.zeros(2048), "sigma": np.eye(2047)}, r"mu is \(2048,\), sigma \(2047, 2047\)"),
+        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "has 7 features, inception gives 2048"),
+        ({"mean": np.zeros(7)}, "no array mu"),
+    ],
+)
+def test_statistics_that_are_none_are_named(rjem, folders, tmp_path, arrays, message):
+    np.savez(tmp_path / "stats.npz", **arrays)
+    outcome = rjem("eval", folders[0], "--reference", tmp_path / "stats.npz", "--allow-few", "--features", "inception")
+    assert outcome.code in (1, 2) and re.search(message, outcome.error_line()) and "stats.npz" in outcome.error_line()
 
 
 def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file, folders, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ def decode_all(members: Iterable[tuple[str, bytes]], place: str) -> Decoded:
             pool.shutdown(cancel_futures=True)
             raise
     names = [name for name, _ in waiting]
+    twice = next((name for name, other in itertools.pairwise(names) if name == other), None)
+    if twice is not None:
+        raise DataError(f"{place} holds {twice} twice; write it again")
     for name, array in zip(names, arrays):
         if array.shape[:2] != arrays[0].shape[:2]:
             found, wanted = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, arrays[0]))

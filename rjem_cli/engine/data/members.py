@@ -53,7 +53,9 @@ def read_members(path: Path, wanted: Wanted = is_image) -> Iterator[tuple[str, b
         if path.is_dir():
             for file in files_below(path):
                 name = PurePosixPath(file.relative_to(path).as_posix())
-                if wanted(name) and file.is_file():
+                if wanted(name):
+                    if not file.is_file():
+                        raise DataError(f"{path}: {name} is no file that can be read (a broken link?); remove it")
                     check_size(str(path), str(name), file.stat().st_size)
                     yield str(name), file.read_bytes()
         elif zipfile.is_zipfile(path):
@@ -72,34 +74,44 @@ def tar_members(file: BinaryIO, name: str, wanted: Wanted = is_image) -> Iterato
     stream = TarStream(file)
     with archive_errors(name):
         with tarfile.open(fileobj=stream, mode="r|*") as archive:  # type: ignore[call-overload]
+            end = 0
             for member in archive:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if wanted(PurePosixPath(member.name)) and member.isfile():
                     check_size(name, member.name, member.size)
                     content = archive.extractfile(member)
                     assert content is not None
                     yield member.name, content.read()
-        stream.check_end()
+        stream.check_end(end)
 
 
 class TarStream:
-    """A plain tar cut between two members reads without an error; only its missing end, two zero blocks, tells."""
+    """tarfile takes a damaged header, and the end of the file, for the end of the archive. A plain tar ends in two zero
+    blocks or more, and nothing but zeros lies behind its last member."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.tail = file, b""
+        self.file, self.tail, self.length, self.content_end = file, b"", 0, 0
         self.plain: bool | None = None
 
     def read(self, size: int) -> bytes:
         content = self.file.read(size)
         if self.plain is None:
             self.plain = content[257:262] == b"ustar"
-        self.tail = (self.tail + content[-TAR_END:])[-TAR_END:]
+        kept = content.rstrip(b"\0")
+        self.content_end = self.length + len(kept) if kept else self.content_end
+        self.length += len(content)
         return content
 
-    def check_end(self) -> None:
+    def check_end(self, members_end: int) -> None:
+        """`members_end`, where the last member that was read ends. Raises ReadError."""
         while self.read(2**20):
             pass
-        if self.plain and any(self.tail):
+        if not self.plain:
+            return
+        if self.length < members_end + TAR_END:
             raise tarfile.ReadError("the end of the archive is missing")
+        if self.content_end > members_end:
+            raise tarfile.ReadError("something behind its last readable member is damaged")
 
 
 @contextlib.contextmanager

@@ -61,13 +61,17 @@ def few_for_neighbours(case: Case, count: int) -> str | None:
     if case.real_count is None:
         return "the reference is statistics, not images"
     if min(len(case.samples), case.real_count) <= count:
-        return f"{min(len(case.samples), case.real_count)} images are too few; more than {count} are needed"
+        return f"{min(len(case.samples), case.real_count)} images are too few for {count} neighbours"
     return None
 
 
 def few_for_intra_fid(case: Case) -> str | None:
+    if case.samples.labels is None:
+        return f"{case.samples.name} has no classes: no labels, or not one for each image"
+    if case.labels.real is None:
+        return "the reference has no classes"
     if not case.class_counts:
-        return "samples and reference have no classes in common"
+        return "a class of the samples is unknown to the reference"
     name = min(case.class_counts, key=case.class_counts.__getitem__)
     if case.class_counts[name] < case.fewest_for_frechet:
         return f"class {name} has {case.class_counts[name]} images, and {case.fewest_for_frechet} are needed"
@@ -88,7 +92,10 @@ def fid_settings(case: Case) -> dict[str, Any]:
 
 
 def intra_fid_settings(case: Case) -> dict[str, Any]:
-    return {"classes": len(case.class_counts), "rank": case.rank(min(case.class_counts.values()))}
+    return {
+        "classes": f"{len(case.class_counts)} of {len(case.labels.class_names)}",
+        "rank": case.rank(min(case.class_counts.values())),
+    }
 
 
 def kid_settings(case: Case) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def parse_metrics(text: str) -> tuple[str, ...] | None:
     asked = [part.strip() for part in text.split(",")]
     for name in asked:
         if name not in METRICS:
-            raise ConfigError(f"--metrics {name!r} is unknown; {did_you_mean(name, METRICS)}")
+            raise ConfigError(f"--metrics {name!r} is unknown; {did_you_mean(name, METRICS)}, or all alone")
     return tuple(name for name in METRICS if name in asked)
 
 

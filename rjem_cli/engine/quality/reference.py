@@ -17,6 +17,7 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand
 
 PARTS = ("train", "test", "all")
+LARGEST_STATISTIC = 1e12
 STATISTICS_KEYS = ("mu", "sigma")  # of pytorch-fid, TTUR, EDM and ADM alike
 
 
@@ -51,7 +52,10 @@ def default_reference(meta: dict[str, Any] | None, protocol: str) -> str:
     dataset = dataset_of(meta)
     if dataset.get("data"):
         return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}"
-    return str(dataset.get("name") or "cifar10")
+    name = dataset.get("name") or "cifar10"
+    if not isinstance(name, str):
+        raise DataError(f"the samples' meta.json names no data set but {name!r}; say one with --reference")
+    return name
 
 
 def own_test_data(meta: dict[str, Any] | None) -> str | None:
@@ -122,4 +126,9 @@ def read_statistics(path: Path) -> Statistics | None:
     mu, sigma = (np.asarray(arrays[key], dtype=np.float64) for key in STATISTICS_KEYS)
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise DataError(f"{path}: mu is {mu.shape}, sigma {sigma.shape}; give finite mu (D,) and sigma (D, D)")
+    limit = LARGEST_STATISTIC
+    if abs(mu).max() > limit or abs(sigma).max() > limit:
+        raise DataError(f"{path}: mu or sigma are beyond {limit:g}; these are no statistics of features")
+    if not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6) or (sigma.diagonal() < 0).any():
+        raise DataError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
     return Statistics(mu, sigma)

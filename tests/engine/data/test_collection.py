@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -36,6 +37,33 @@ def test_a_stream_that_breaks_off_is_no_set_of_images(tmp_path):
             read_stream(io.BytesIO(content[:cut]), "standard input")
 
 
+@pytest.mark.parametrize("damage", [b"\xff" * 512, bytes(1024)])
+def test_a_tar_damaged_in_its_middle_is_no_smaller_set_of_images(tmp_path, damage):
+    """tarfile takes a bad header for the end."""
+    path = write(FLAT, tmp_path / "x.tar")
+    with tarfile.open(path) as archive:
+        at = archive.getmembers()[7].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + damage + content[at + len(damage) :])
+    with pytest.raises(DataError, match="behind its last readable member is damaged"):
+        read_collection(str(path))
+    path.write_bytes(content + bytes(20 * 512))  # more zeros, as tar pads its blocks
+    assert len(read_collection(str(path))) == 12
+
+
+def test_images_that_are_named_but_not_there_or_there_twice(tmp_path):
+    folder = write(FLAT, tmp_path / "folder")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match="gone.png is no file"):
+        read_collection(str(folder))
+    with tarfile.open(write(FLAT, tmp_path / "x.tar"), "a") as archive:
+        info = tarfile.TarInfo("3.png")
+        info.size = len(FLAT["3.png"])
+        archive.addfile(info, io.BytesIO(FLAT["3.png"]))
+    with pytest.raises(DataError, match="holds 3.png twice"):
+        read_collection(str(tmp_path / "x.tar"))
+
+
 def test_npz_of_any_maker(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     np.savez(tmp_path / "adm.npz", pixels)
@@ -57,6 +85,17 @@ def test_npz_of_any_maker(tmp_path):
 def test_an_npz_of_something_else_is_named(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(DataError, match=message):
+        read_collection(str(tmp_path / "x.npz"))
+
+
+@pytest.mark.parametrize(
+    "shape", ["(5, 32, 32", "(99999999999999999999999, 4, 4, 3)", "(10000000000000, 4, 4, 3)", "0 or"]
+)
+def test_an_npz_with_a_hostile_header_is_named(tmp_path, shape):
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("arr_0.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(100))
+    with pytest.raises(DataError, match="x.npz is no whole"):
         read_collection(str(tmp_path / "x.npz"))
 
 
