@@ -7,6 +7,16 @@ from pathlib import Path
 
 import torch
 
+THEIR_NAMES = {  # rjem's name of a score: torch-fidelity's
+    "isc_mean": "inception_score_mean",
+    "isc_std": "inception_score_std",
+    "fid": "frechet_inception_distance",
+    "kid_mean": "kernel_inception_distance_mean",
+    "kid_std": "kernel_inception_distance_std",
+    "precision": "precision",
+    "recall": "recall",
+}
+
 
 def write_random_inception(path: Path, seed: int = 0) -> Path:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from rjem_cli.errors import AbsentError, ConfigError
 
+Watch = Callable[[str, int, int], None]  # how long work is followed: phase, done, total
+
 
 @dataclass(frozen=True)
 class Runtime:

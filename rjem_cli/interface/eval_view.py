@@ -11,8 +11,8 @@ from rjem_cli.paths import results_file
 if TYPE_CHECKING:
     from rjem_cli.config import EvalConfig
     from rjem_cli.engine.evaluation.checkpoint import CheckpointJob
-    from rjem_cli.engine.quality.choose import Watch
     from rjem_cli.engine.quality.job import EvalJob, Inputs
+    from rjem_cli.engine.runtime import Watch
 
 MOST_CLASSES = 20
 

@@ -19,17 +19,7 @@ from pathlib import Path
 
 from rjem_cli.engine.data.images import spread_indices
 from rjem_cli.engine.data.members import read_members
-from tests.random_inception import write_random_inception
-
-NAMES = {
-    "isc_mean": "inception_score_mean",
-    "isc_std": "inception_score_std",
-    "fid": "frechet_inception_distance",
-    "kid_mean": "kernel_inception_distance_mean",
-    "kid_std": "kernel_inception_distance_std",
-    "precision": "precision",
-    "recall": "recall",
-}
+from tests.random_inception import THEIR_NAMES, write_random_inception
 
 
 def unpack(archive: str, folder: Path, count: int, offset: int = 0) -> Path:
@@ -108,7 +98,7 @@ def main() -> None:
             first = found.setdefault("seconds", {"rjem": seconds})["rjem"]
             print(f"{name}\t{seconds:.1f}\t{2 * options.count / seconds:.1f}\t{seconds / first:.2f}", flush=True)
         print("score\trjem\tfidelity\trelative difference")
-        for name, other in NAMES.items():
+        for name, other in THEIR_NAMES.items():
             a, b = found["rjem"][name], found["fidelity"][other]
             print(f"{name}\t{a:.10g}\t{b:.10g}\t{abs(a - b) / abs(b):.1e}")
 

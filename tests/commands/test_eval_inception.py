@@ -19,7 +19,7 @@ from rjem_cli.engine.quality import weights as weights_module
 from rjem_cli.engine.quality.weights import Published, published_weights, sha256_of, tensors_of
 from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import write
-from tests.random_inception import write_random_inception
+from tests.random_inception import THEIR_NAMES, write_random_inception
 
 COUNT = 24
 
@@ -76,15 +76,7 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
     )
     flags = ("--features", inception_file, "--is-splits", 2)
     ours = evaluated(rjem, samples, "--reference", real, *flags, "--kid-subset-size", COUNT // 2)
-    for name, other in {
-        "isc_mean": "inception_score_mean",
-        "isc_std": "inception_score_std",
-        "fid": "frechet_inception_distance",
-        "kid_mean": "kernel_inception_distance_mean",
-        "kid_std": "kernel_inception_distance_std",
-        "precision": "precision",
-        "recall": "recall",
-    }.items():
+    for name, other in THEIR_NAMES.items():
         assert ours[name] == pytest.approx(theirs[other], rel=1e-5), name
     assert any("not the published Inception weights" in note for note in ours["notes"])
     assert ours["protocol"]["features"]["weights_sha256"] == sha256_of(inception_file.read_bytes())

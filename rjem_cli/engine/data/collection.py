@@ -6,10 +6,10 @@ What is known of the classes comes along: from rjem's labels.csv, from WebDatase
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rjem_cli.engine.data.class_folders import by_split, split_of
 from rjem_cli.engine.data.decode import decode_all, stacked
-from rjem_cli.engine.data.images import ImageSet, spread_indices
+from rjem_cli.engine.data.images import ImageSet, pixels_digest, spread_indices
 from rjem_cli.engine.data.members import OVERVIEWS, is_image, read_members, readable, tar_members
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 
@@ -77,10 +77,7 @@ class ImageCollection:
         return replace(self, pixels=self.pixels[indices], labels=labels, file_names=names)
 
     def digest(self) -> str:
-        """sha256 over shape and pixels, in their order."""
-        content = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-        content.update(self.pixels.contiguous().numpy().data)
-        return content.hexdigest()
+        return pixels_digest(self.pixels)
 
     def class_numbers(self, class_names: Sequence[str]) -> Tensor | None:
         """Labels (N,) as numbers among `class_names`; None where there are none, or one that is not among them."""
@@ -180,19 +177,32 @@ def parsed(text: bytes | str, name: str) -> dict[str, Any] | None:
     return meta if isinstance(meta, dict) and "rjem" in meta else None
 
 
-def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Those of these arrays that an .npz holds; objects, which would be pickles, are refused. Raises DataError."""
+@contextlib.contextmanager
+def opened_npz(path: Path) -> Iterator[Any]:
+    """Its arrays, each read when it is asked for; objects, which would be pickles, are refused. Raises DataError."""
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise ValueError("it is one array without a name, an .npy")
         with archive:
-            return {name: archive[name] for name in names if name in archive}
+            yield archive
     except Exception as error:  # numpy parses headers as Python, and raises many types; all mean the same here
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         if "pickle" in reason.lower():
             reason = "it is none, or holds objects"
         raise DataError(f"{path} is no whole .npz of plain arrays ({reason}); write it again") from None
+
+
+def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Those of these arrays that an .npz holds. Raises DataError."""
+    with opened_npz(path) as archive:
+        return {name: archive[name] for name in names if name in archive}
+
+
+def array_names(path: Path) -> set[str]:
+    """Without reading the arrays. Raises DataError."""
+    with opened_npz(path) as archive:
+        return set(archive.files)
 
 
 def read_npz(path: Path) -> ImageCollection:

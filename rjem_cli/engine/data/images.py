@@ -27,6 +27,13 @@ def to_pixels(x: Tensor) -> Tensor:
     return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
+def pixels_digest(pixels: Tensor) -> str:
+    """sha256 over shape and pixels, in their order."""
+    content = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+    content.update(pixels.contiguous().numpy().data)
+    return content.hexdigest()
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """pixels uint8 (N, C, H, W) and labels int64 (N,), with the classes' names."""

@@ -3,7 +3,6 @@ images of other kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.runtime import Runtime, Watch, start_runtime
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.job import SampleJob
 from rjem_cli.engine.sampling.job import prepare as prepare_samples
@@ -36,8 +35,6 @@ from rjem_cli.paths import expand
 
 BATCH_SIZE = 250
 TEST, SAMPLES = "test images", "samples"
-
-Watch = Callable[[str, int, int], None]  # phase, done, total
 
 
 @dataclass(frozen=True)

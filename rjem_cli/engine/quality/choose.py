@@ -23,15 +23,13 @@ from rjem_cli.engine.quality.extractors import (
 from rjem_cli.engine.quality.judge import JUDGE_FEATURES, train_judge
 from rjem_cli.engine.quality.reference import Reference
 from rjem_cli.engine.quality.weights import INCEPTION, in_cache, published_weights, read_weights
-from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.runtime import Runtime, Watch
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir
 
 NAMED = ("auto", "inception", "dinov2", "judge")
 SMALLEST_SIDE = 32  # pixels; below, Inception sees mostly what the resize made
-
-Watch = Callable[[str, int, int], None]  # phase, done, total
 
 
 class Choice(NamedTuple):

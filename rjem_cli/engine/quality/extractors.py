@@ -19,7 +19,7 @@ from rjem_cli.engine.quality.weights import INCEPTION, sha256_of, tensors_of
 from rjem_cli.errors import AbsentError, DataError
 from rjem_cli.paths import offline
 
-INCEPTION_FEATURES, INCEPTION_SIDE, INCEPTION_RESIZE = 2048, 299, "bilinear as TensorFlow 1, to 299x299"
+INCEPTION_FEATURES, INCEPTION_RESIZE = 2048, "bilinear as TensorFlow 1, to 299x299"
 DINOV2_NAME, DINOV2_FEATURES = "dinov2-vit-l-14", 1024
 BATCH_SIZE = {"cpu": 4}  # measured: on a CPU small batches are fastest, with the same bits as large ones
 GPU_BATCH_SIZE = 100

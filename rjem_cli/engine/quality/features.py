@@ -122,9 +122,8 @@ def images_per_second(
 ) -> float:
     """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
     fastest = math.inf
-    for part in with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(batch_size, CHUNK))[
-        :PROBE
-    ]:
+    first = with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(batch_size, CHUNK))
+    for part in first[:PROBE]:
         started = time.perf_counter()
         compute(part, extractor, device, batch_size, report)
         fastest = min(fastest, (time.perf_counter() - started) / len(part))

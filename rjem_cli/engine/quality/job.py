@@ -14,13 +14,13 @@ from rjem_cli.engine.data.collection import ImageCollection, read_collection, re
 from rjem_cli.engine.evaluation.gates import Gates, parse_gates
 from rjem_cli.engine.quality.case import Case
 from rjem_cli.engine.quality.catalogue import renamed
-from rjem_cli.engine.quality.choose import Watch, build, check_features, check_fits, choose, described
+from rjem_cli.engine.quality.choose import build, check_features, check_fits, choose, described
 from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, Extractor
 from rjem_cli.engine.quality.features import Features, chunks_of, extract, images_per_second, missing_images
 from rjem_cli.engine.quality.plan import Plan, make_plan, parse_metrics, score
 from rjem_cli.engine.quality.reference import Reference, default_reference, names_builtin, own_test_data, read_reference
 from rjem_cli.engine.quality.score import PerClass, Scores, Subject
-from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.runtime import Runtime, Watch, start_runtime
 from rjem_cli.errors import AbsentError, RjemError
 
 Chunks = list[tuple[Path, Tensor]]

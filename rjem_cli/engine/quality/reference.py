@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from rjem_cli.config import DATASETS, DataOptions
-from rjem_cli.engine.data.collection import ImageCollection, load_arrays, read_collection
+from rjem_cli.engine.data.collection import ImageCollection, array_names, load_arrays, read_collection
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import concatenated, load_splits, own_splits
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand
 
 PARTS = ("train", "test", "all")
+IMAGES_KEY = "arr_0"
 LARGEST_STATISTIC = 1e12
 STATISTICS_KEYS = ("mu", "sigma")  # of pytorch-fid, TTUR, EDM and ADM alike
 
@@ -92,7 +93,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
     statistics = read_statistics(path) if path.suffix.lower() == ".npz" else None
     if statistics is not None and protocol == "jempp":
         raise ConfigError(f"--protocol jempp is of train and test images, and {text} is statistics")
-    if statistics is not None and not has_images(path):
+    if statistics is not None and IMAGES_KEY not in array_names(path):
         return Reference(text, statistics=statistics)
     images = read_collection(name)
 
@@ -109,15 +110,11 @@ def of_splits(name: str, splits: Splits, part: str) -> Reference:
     return Reference(name, ImageCollection.of(concatenated(chosen), name), splits=lambda: splits)
 
 
-def has_images(path: Path) -> bool:
-    return "arr_0" in load_arrays(path, ("arr_0",))
-
-
 def read_statistics(path: Path) -> Statistics | None:
     """mu and sigma of an .npz; None for one that has only images. Raises DataError."""
     arrays = load_arrays(path, STATISTICS_KEYS)
     missing = [key for key in STATISTICS_KEYS if key not in arrays]
-    if missing and has_images(path):
+    if missing and IMAGES_KEY in array_names(path):
         return None
     if missing:
         raise DataError(f"{path} has no array {missing[0]} (and no images arr_0); give mu (D,) and sigma (D, D)")

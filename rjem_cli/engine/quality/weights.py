@@ -71,7 +71,7 @@ def published_weights(file: Published, report: Callable[[int, int], None]) -> by
 
 
 def is_whole(content: bytes, file: Published) -> bool:
-    return len(content) == file.size and hashlib.sha256(content).hexdigest() == file.sha256
+    return len(content) == file.size and sha256_of(content) == file.sha256
 
 
 def download(file: Published, report: Callable[[int, int], None]) -> bytes:

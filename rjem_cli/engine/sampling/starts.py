@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +12,7 @@ from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
 from rjem_cli.engine.data.class_folders import read_images
-from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
+from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, read_safetensors, state_path
 from rjem_cli.engine.model.frozen import freeze
@@ -62,17 +61,13 @@ def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, run
         return Start(random_images(at_home(images.pixels, runtime), images.labels))
     if init == "buffer":
         pixels = buffer_images(checkpoint)
-        return Start(random_images(at_home(pixels, runtime)), digest(pixels))
+        return Start(random_images(at_home(pixels, runtime)), pixels_digest(pixels))
     pixels = own_images(init, info)
-    return Start(given_images(at_home(pixels, runtime), seed), digest(pixels), pixels)
+    return Start(given_images(at_home(pixels, runtime), seed), pixels_digest(pixels), pixels)
 
 
 def at_home(pixels: Tensor, runtime: Runtime) -> Tensor:
     return pixels.to(runtime.home_of(pixels.nbytes))
-
-
-def digest(pixels: Tensor) -> str:
-    return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).hexdigest()
 
 
 def with_classes_seen(request: SampleRequest, logits_of: Logits, own: Tensor, device: torch.device) -> SampleRequest:
