@@ -7,12 +7,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rjem_cli.config import DATASETS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
+
+LOCK_PATIENCE = 0.5  # seconds between two calls of `waiting`
 
 
 def home() -> Path:
@@ -208,18 +210,22 @@ def lock_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time may write `path`; the operating system frees the lock of a process that died. Without
-    `wait`, a lock that is held raises RjemError, and the lock's file goes with it."""
+def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One process at a time may write `path`; the operating system frees the lock of a process that died. `waiting` is
+    called again and again until the lock is free, and may raise. Without `wait`, a lock that is held raises RjemError,
+    and the lock's file goes with it."""
     from filelock import FileLock, Timeout
 
     make_dir(path.parent)
     lock = FileLock(lock_path(path))
     with explained("lock", path):
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:  # an OSError too
-            raise RjemError(f"{path} is in use by another process; wait for it, or take another name") from None
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=LOCK_PATIENCE if wait else 0)
+            except Timeout:  # an OSError too
+                if not wait:
+                    raise RjemError(f"{path} is in use by another process; wait for it, or take another name") from None
+                waiting()
     try:
         yield
     finally:

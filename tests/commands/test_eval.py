@@ -218,6 +218,17 @@ def test_jempp_compares_with_train_and_test(rjem, quick_judge, digit_samples):
     assert found["protocol"]["name"] == "jempp" and found["protocol"]["reference"]["count"] == 1797
 
 
+def test_jempp_counts_the_test_images_that_the_samples_model_had(rjem, quick_judge, tmp_path):
+    for name, per_class in (("train", 90), ("test", 60)):
+        write(tree(per_class), tmp_path / name)
+    write(tree(per_class=40), tmp_path / "samples")
+    meta = {"rjem": "1", "dataset": {"data": str(tmp_path / "train"), "test_data": str(tmp_path / "test")}}
+    (tmp_path / "samples" / "meta.json").write_text(json.dumps(meta))
+    flags = (tmp_path / "samples", "--metrics", "prc")
+    standard, jempp = evaluated(rjem, *flags), evaluated(rjem, *flags, "--protocol", "jempp")
+    assert [found["protocol"]["reference"]["count"] for found in (standard, jempp)] == [180, 300]
+
+
 def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, quick_judge, digit_samples):
     flags = (digit_samples, "--reference", "digits", "--metrics", "fid,prc")
     quiet, table = rjem("eval", *flags, "-q"), rjem("eval", *flags)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError
 
 META_NAMES = {"meta.json", "__meta.json__"}
 LABELS_NAME = "labels.csv"
+SHARDED = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,20 @@ def labels_of(
     numbers = [notes.get(name.with_suffix(".cls"), b"").strip() for name in names]
     if any(numbers):
         return complete([int(number) if number.isdigit() and len(number) < 10 else None for number in numbers])
+    if all(is_shard(name) for name in names):
+        return None
     folders = [name.parts[:-1] for name in names]
     classes_seen = {parts[-1] for parts in folders if parts}
     return complete([parts[-1] if parts else None for parts in folders]) if len(classes_seen) > 1 else None
+
+
+def is_shard(name: PurePosixPath) -> bool:
+    """Whether its folder only cuts a long list into thousands, as EDM's 001000/001234.png and 00001/img00001234.png."""
+    found = SHARDED.fullmatch(str(name))
+    if found is None:
+        return False
+    folder, thousands = int(found["folder"]), int(found["number"]) // 1000
+    return folder in (thousands, 1000 * thousands)
 
 
 def complete(labels: list[Any]) -> tuple[Any, ...] | None:

@@ -134,6 +134,7 @@ def build(
             runtime,
             lambda progress: train_watch("training the judge", progress.step, progress.steps),
             stop,
+            lambda: watch("waiting for another process, which trains this judge", 0, 1),
         )
         return None if found is None else judge_extractor(found.checkpoint, found.test_accuracy, ours=True)
     if is_judge_file(choice.kind):

@@ -87,14 +87,19 @@ def trained_before(splits: Splits, device: torch.device) -> Judge | None:
 
 
 def train_judge(
-    splits: Splits, runtime: Runtime, watch: Callable[[Progress], None], should_stop: Callable[[], bool]
+    splits: Splits,
+    runtime: Runtime,
+    watch: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    waiting: Callable[[], None] = lambda: None,
 ) -> Judge | None:
-    """The judge of this data set: from its folder, else trained; one that was stopped goes on. None if `should_stop`
-    became true. Raises DataError for a data set that no classifier can be trained on."""
+    """The judge of this data set: from its folder, else trained; one that was stopped goes on. `waiting` is called
+    while another process trains it, and may raise. None if `should_stop` became true. Raises DataError for a data set
+    that no classifier can be trained on."""
     if len(splits.class_names) < 2:
         raise DataError(f"{splits.name} has one class; a judge needs two or more, so take --features inception")
     folder = judge_folder(splits)
-    with locked(folder):
+    with locked(folder, waiting=waiting):
         judge = trained_before(splits, runtime.device)
         if judge is not None:
             return judge

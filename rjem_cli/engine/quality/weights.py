@@ -49,7 +49,7 @@ def published_weights(file: Published, report: Callable[[int, int], None]) -> by
     remedy where that cannot be."""
     path = paths.weights_dir() / file.file_name
     remedy = f"download {file.url} yourself and give it with --features PATH, or take --features judge"
-    with paths.locked(path):
+    with paths.locked(path, waiting=lambda: report(0, file.size)):
         with contextlib.suppress(OSError):
             content = path.read_bytes()
             if is_whole(content, file):

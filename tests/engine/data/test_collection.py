@@ -29,6 +29,15 @@ def test_flat_and_nested_images_in_one_order(tmp_path, target):
     assert nested.class_numbers(("dog", "bird")) is None
 
 
+def test_folders_that_cut_a_list_into_thousands_are_no_classes(tmp_path):
+    edm_samples = {f"{i - i % 1000:06d}/{i:06d}.png": png(i % 250) for i in (0, 5, 1000, 1999, 12000)}
+    edm_dataset = {f"{i // 1000:05d}/img{i:08d}.png": png(i % 250) for i in (0, 5, 1000, 1999, 12000)}
+    classes = {f"{i % 3:05d}/{i:05d}.png": png(i) for i in range(9)}
+    for name, files, labels in (("a", edm_samples, None), ("b", edm_dataset, None), ("c", classes, 9)):
+        found = read_collection(str(write(files, tmp_path / name)))
+        assert found.labels is None if labels is None else len(found.labels) == labels
+
+
 def test_a_stream_that_breaks_off_is_no_set_of_images(tmp_path):
     content = write(FLAT, tmp_path / "x.tar").read_bytes()
     assert len(read_stream(io.BytesIO(content), "standard input")) == 12
