@@ -129,4 +129,7 @@ class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, DeviceOptions):
     save: str | None = knob(None, "Folder for eval.json and the pictures")
     overwrite: bool = knob(False, "Replace the results of an earlier call in that folder")
     results: str | None = knob(None, "File that gets one line of JSON a call (default: results.jsonl in RJEM_HOME)")
-    require: str | None = knob(None, "Conditions such as 'fid<=45,recall>0.3'; exit code 4 where one does not hold")
+    require: str | None = knob(
+        None,
+        "Conditions such as 'fid<=45,recall>0.3', by the names that --json gives; exit code 4 where one does not hold",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,11 @@ def start_runtime(device_name: str = "auto", precision_name: str = "auto", repro
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cudnn.deterministic = reproducible
     return Runtime(device, precision, device_reason, precision_reason)
+
+
+def scoring_runtime(device_name: str) -> Runtime:
+    """fp32, and only kernels that give the same bits each time: a score in another arithmetic is another score."""
+    return replace(start_runtime(device_name, "fp32", reproducible=True), precision_reason="as all scores are")
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:

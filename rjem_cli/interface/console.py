@@ -4,7 +4,9 @@ plain lines."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +81,7 @@ class Console:
     def say(self, text: str) -> None:
         """Talk, for a person."""
         if not self.quiet and sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
+            print(wrapped(text), file=sys.stderr, flush=True)
 
     def result(self, text: str) -> None:
         """The line that a script needs."""
@@ -119,7 +121,9 @@ class Console:
             return
         from rich.table import Table
 
-        table = Table(*columns, title=title, title_justify="left")
+        table = Table(title=title, title_justify="left")
+        for place, column in enumerate(columns):
+            table.add_column(column, no_wrap=place == 0, overflow="fold")  # a name that is cut is none
         for row in rows:
             table.add_row(*row)
         rich_console(sys.stdout).print(table)
@@ -150,6 +154,14 @@ def is_terminal(stream: Any) -> bool:
     return stream is not None and bool(stream.isatty())
 
 
+def wrapped(text: str) -> str:
+    """On a terminal, lines broken between words; elsewhere the text as it is."""
+    if not is_terminal(sys.stderr):
+        return text
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
 def rich_console(stream: Any) -> RichConsole:
     from rich.console import Console as RichConsole
 
@@ -159,4 +171,4 @@ def rich_console(stream: Any) -> RichConsole:
 def fail(message: str) -> None:
     """A known error: one line on stderr."""
     if sys.stderr is not None:
-        print(f"rjem: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(wrapped(f"rjem: {' '.join(message.split())}"), file=sys.stderr, flush=True)

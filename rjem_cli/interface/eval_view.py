@@ -35,7 +35,9 @@ def announce_inputs(inputs: Inputs, console: Console) -> None:
     console.say(f"device: {inputs.runtime.describe()}")
     console.say(f"features by {case.choice.kind} ({case.choice.reason}); metrics: {', '.join(plan.metrics)}")
     total = len(samples) + (case.real_count or 0)
-    console.say(f"features of {total} images, of those that are not kept yet; {places_of(case.config)}")
+    if inputs.judge_steps:
+        console.say(f"a judge of this reference is trained first, {inputs.judge_steps}, and then kept")
+    console.say(f"{total} images need features, but for those that have them from before; {places_of(case.config)}")
 
 
 def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
@@ -85,14 +87,16 @@ def show_sample_scores(document: dict[str, Any], scores: dict[str, float], conso
     rows = []
     for metric in protocol["metrics"].values():
         how = ", ".join(f"{key} {value}" for key, value in metric["settings"].items())
-        for name, better in metric["scores"].items():
-            if name in scores:
-                rows.append((name, number(scores[name]), better, how))
+        rows += [
+            (name, number(scores[name]), score["better"], ", ".join(filter(None, (score["what"], how))))
+            for name, score in metric["scores"].items()
+            if name in scores
+        ]
     features, reference = protocol["features"], protocol["reference"]
     title = f"{protocol['samples']['count']} samples against {reference['name']} ({reference['count'] or 'statistics'})"
     console.table(title, ("score", "value", "better", "how"), rows)
     if document["per_class"]:
-        console.table("Classes (at most 20, the worst)", *class_table(document["per_class"]))
+        console.table("Classes", *class_table(document["per_class"]))
     console.say(
         f"features: {features['network']}, weights sha256 {features['weights_sha256'][:12]}, "
         f"resize {features['resize']}, {features['arithmetic']} ({features['chosen']})"
@@ -106,14 +110,15 @@ def number(value: float) -> str:
 
 
 def class_table(per_class: dict[str, dict[str, float]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(columns, rows); where there are many classes, those that are sampled least, else those that are furthest."""
+    """(columns, rows); of many classes, those that are sampled least, else those that are furthest."""
     titles = {"share": "share", "share_real": "in the reference"}
     kinds = list(per_class)
     names = list(per_class.get("share_real") or per_class[kinds[0]])
     if len(names) > MOST_CLASSES:
         names = sorted(names, key=lambda name: trouble(per_class, name))[:MOST_CLASSES]
+        titles["class"] = f"class ({MOST_CLASSES} of {len(per_class[kinds[0]])}, the worst first)"
     rows = [(name, *(cell(kind, per_class[kind].get(name)) for kind in kinds)) for name in names]
-    return ("class", *(titles.get(kind, kind) for kind in kinds)), rows
+    return tuple(titles.get(kind, kind) for kind in ("class", *kinds)), rows
 
 
 def trouble(per_class: dict[str, dict[str, float]], name: str) -> float:

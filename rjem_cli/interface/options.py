@@ -32,6 +32,7 @@ PANELS = {
     "ChainOptions": "Chains",
     "RunOptions": "Run",
 }
+OF = {"SampleScoreOptions": "sample", "CheckpointScoreOptions": "checkpoint", "TestOptions": "checkpoint"}  # of eval
 METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "X,..."}
 SHORT_FLAGS = {"count": "-n", "output": "-o"}
 
@@ -108,7 +109,7 @@ class Call(Generic[OptionsT]):
         """Raises ConfigError for a flag of a group that does not go with this subject."""
         for knob in fields(group):
             if knob.name in self.flags:
-                raise ConfigError(f"{flag_name(knob.name)} does not go with {subject}; see --help")
+                raise ConfigError(f"{flag_name(knob.name)} goes with {OF[group.__name__]}s, and {subject} is none")
 
 
 def with_knobs(config_class: type[OptionsT]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -153,7 +154,7 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
         flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
     option = typer.Option(
         *flags,
-        help=describe(knob),
+        help=describe(config_class, knob),
         metavar=metavar(kind, choices),
         rich_help_panel=PANELS.get(owner(config_class, knob.name).__name__, "Options"),
         autocompletion=(lambda: list(choices)) if choices else None,
@@ -169,7 +170,10 @@ def metavar(kind: Any, choices: tuple[str, ...] | None) -> str | None:
     return "|".join(choices) if choices and len(choices) < 4 else METAVARS[typing.get_origin(kind) or kind]
 
 
-def describe(knob: Field[Any]) -> str:
+def describe(config_class: type[Options], knob: Field[Any]) -> str:
+    """Its meaning, choices and default; of a command on two kinds of things, which of them it goes with."""
+    group = owner(config_class, knob.name).__name__
+    subject = f"{OF[group].capitalize()}s: " if group in OF and "SampleScoreOptions" in bases(config_class) else ""
     choices = knob.metadata.get("choices")
     listed = f" ({', '.join(choices)})" if choices and len(choices) >= 4 else ""
     default = (
@@ -177,7 +181,11 @@ def describe(knob: Field[Any]) -> str:
         if knob.default is None
         else f" [{str(knob.default).lower() if isinstance(knob.default, bool) else knob.default}]"
     )
-    return f"{knob.metadata['help']}{listed}.{default}"
+    return f"{subject}{knob.metadata['help']}{listed}.{default}"
+
+
+def bases(config_class: type[Options]) -> set[str]:
+    return {base.__name__ for base in config_class.__mro__}
 
 
 def owner(config_class: type[Options], name: str) -> type:

@@ -172,7 +172,12 @@ def test_gates(rjem, quick_judge, digit_samples):
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        (["--num", "100"], 1, "100 samples are too few for a Frechet distance of 128 features"),
+        (
+            ["--num", "100", "--metrics", "fid"],
+            1,
+            "fid: 100 samples are too few for a Frechet distance of 128 features",
+        ),
+        (["--metrics", "fid", "--num", "100"], 1, "give 129 or more, or add --allow-few"),
         (["--num", "601"], 1, "has 600 images, fewer than --num 601"),
         (["--metrics", "is", "--num", "15"], 1, "too few for 10 splits"),
         (["--metrics", "prc", "--num", "3"], 1, "3 images are too few"),
@@ -180,10 +185,15 @@ def test_gates(rjem, quick_judge, digit_samples):
         (["--features", "incepton"], 2, "did you mean inception"),
         (["--features", "weights.pth"], 3, "no network and no file"),
         (["--features", "/nowhere/weights.pth"], 3, "no network and no file"),
-        (["--features", "inception", "--allow-few"], 3, "RJEM_OFFLINE forbids the download"),
+        (
+            ["--features", "inception", "--allow-few"],
+            3,
+            "RJEM_OFFLINE forbids the download; try again, or download https",
+        ),
         (["--features", "dinov2", "--allow-few"], 3, "RJEM_OFFLINE"),
         (["--reference", "cifra10"], 2, "did you mean cifar10"),
         (["--reference", "/nowhere"], 3, "no data set and no file"),
+        (["--reference", "digits:tset"], 2, "digits has no part 'tset'; did you mean test"),
         (["--reference", "cifar10:test"], 3, "RJEM_OFFLINE forbids the download"),
         (["--reference", "shifted-digits"], 1, "8x8, the judge takes 12x12"),
         (["--protocol", "jempp", "--reference", "digits:test"], 2, "is one part"),
@@ -202,6 +212,37 @@ def test_what_cannot_be_meant_is_one_line_before_the_work(
 
 def test_an_empty_name_is_not_the_current_folder(rjem):
     assert rjem("eval", "").code == 2
+
+
+def test_what_few_images_cannot_give_is_left_out_and_said(rjem, quick_judge, digit_samples):
+    """The quickstart's 100 samples of one class, say."""
+    found = evaluated(rjem, digit_samples, "--reference", "digits", "--num", 100)
+    assert "fd_judge" not in found and found["precision_judge"] >= 0
+    assert any(note.startswith("fid is left out: 100 samples are too few") for note in found["notes"])
+    with np.load(digit_samples) as arrays:
+        threes = arrays["labels"] == 3
+        np.savez(digit_samples.with_name("threes.npz"), arr_0=arrays["arr_0"][threes], labels=arrays["labels"][threes])
+    found = evaluated(rjem, digit_samples.with_name("threes.npz"), "--reference", "digits")
+    assert any(note.startswith("the samples are of 1 of 10 classes") for note in found["notes"])
+
+
+def test_samples_that_name_no_data_set_are_not_compared_with_whatever(rjem, quick_judge, digit_samples):
+    outcome = rjem("eval", digit_samples)
+    assert outcome.code == 1 and "names no data set that it is like; say one with --reference" in outcome.error_line()
+    own = evaluated(rjem, "digits:test", "--metrics", "prc")
+    assert own["protocol"]["reference"]["name"] == "digits:train"
+
+
+def test_a_judge_to_be_trained_is_announced_and_keeps_nothing_but_itself(rjem, quick_judge, digit_samples, own_home):
+    flags = (digit_samples, "--reference", "digits", "--metrics", "prc")
+    assert "a judge of this reference is trained first, WRN-10-2, 30 steps" in rjem("eval", *flags, "--dry-run").err
+    first = evaluated(rjem, *flags)
+    assert not (own_home / "priors").exists()  # a plain classifier needs none
+    judge = first["protocol"]["features"]["path"]
+    handed_over = rjem("eval", *flags, "--features", judge, "--json")
+    again = json.loads(handed_over.out)
+    assert "are kept from before" in handed_over.err and again["precision_judge"] == first["precision_judge"]
+    assert again["protocol"]["features"]["test_accuracy"] == first["protocol"]["features"]["test_accuracy"]
 
 
 def test_few_images_are_labelled_and_nothing_is_nan(rjem, quick_judge, digit_samples):

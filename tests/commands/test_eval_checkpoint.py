@@ -71,8 +71,8 @@ def test_other_images_by_path(rjem, trained, tmp_path):
     ("arguments", "code", "message"),
     [
         (["tinny"], 3, "did you mean tiny"),
-        (["tiny", "--metrics", "fid"], 2, "--metrics does not go with tiny"),
-        (["digits:test", "--ood", "noise"], 2, "--ood does not go with digits:test"),
+        (["tiny", "--metrics", "fid"], 2, "--metrics goes with samples, and tiny is none"),
+        (["digits:test", "--ood", "noise"], 2, "--ood goes with checkpoints, and digits:test is none"),
         (["tiny", "--ood", "noise,"], 2, "has an empty name"),
         (["tiny", "--ood", "nois"], 2, "did you mean noise"),
         (["tiny", "--ood", "svhn"], 3, "RJEM_OFFLINE"),

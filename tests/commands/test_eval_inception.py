@@ -187,14 +187,14 @@ def test_weights_are_fetched_once_and_a_damaged_file_is_fetched_again(server, ow
 )
 def test_a_download_that_is_not_the_published_file_is_not_kept(server, own_home, change):
     server.content = change(server.content)
-    with pytest.raises(AbsentError, match="not the published weights; try again"):
+    with pytest.raises(AbsentError, match="not the published weights"):
         published_weights(server.file, lambda done, total: None)
     assert not (own_home / "weights" / "x.pth").exists()
 
 
-def test_without_a_network_the_remedy_is_said(monkeypatch, own_home):
+def test_without_a_network_the_reason_is_said(monkeypatch, own_home):
     gone = Published("x.pth", "http://127.0.0.1:9/x.pth", 10, "0")
-    with pytest.raises(AbsentError, match="RJEM_OFFLINE forbids the download; unset it, or download"):
+    with pytest.raises(AbsentError, match="RJEM_OFFLINE forbids the download"):
         published_weights(gone, lambda done, total: None)
     monkeypatch.delenv("RJEM_OFFLINE")
     with pytest.raises(AbsentError, match="cannot be downloaded"):
@@ -223,3 +223,18 @@ def test_without_inception_auto_takes_a_judge_and_says_why(rjem, tmp_path, monke
     )
     again = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--allow-few", "--json")
     assert "cannot be downloaded" in json.loads(again.out)["protocol"]["features"]["chosen"]
+
+
+def test_a_call_without_any_score_is_an_error(rjem, folders, inception_file, tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    flags = ("--reference", tmp_path / "stats.npz", "--features", inception_file, "--num", 5, "--is-splits", 9)
+    outcome = rjem("eval", folders[0], *flags)
+    assert outcome.code == 1 and "no score can be had: fid is left out: 5 samples are too few" in outcome.error_line()
+
+
+def test_without_inception_and_without_classes_the_remedy_is_said_once(rjem, folders):
+    samples, real = folders
+    outcome = rjem("eval", samples, "--reference", real, "--metrics", "kid")
+    assert outcome.code == 3
+    assert "a judge cannot stand in" in outcome.error_line() and "has no classes" in outcome.error_line()
+    assert "download https" in outcome.error_line() and "--features judge" not in outcome.error_line()

@@ -37,13 +37,13 @@ def read_part(name: str, folder: Path, train: bool) -> ImageSet:
     except (RuntimeError, OSError):  # torchvision's word for "not there, or its checksum is wrong"
         if paths.offline():
             raise AbsentError(
-                f"{name} is not in {folder} and RJEM_OFFLINE forbids the download; unset it, or give images with --data"
+                f"{name} is not in {folder} and RJEM_OFFLINE forbids the download; unset it, or give images of your own"
             ) from None
     try:
         return to_image_set(open_dataset(name, folder, train, download=True))
     except (RuntimeError, OSError) as error:
         raise AbsentError(
-            f"{name} cannot be downloaded to {folder} ({error}); try again, or give images with --data"
+            f"{name} cannot be downloaded to {folder} ({error}); try again, or give images of your own"
         ) from None
 
 

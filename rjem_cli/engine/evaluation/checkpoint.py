@@ -25,7 +25,7 @@ from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.runtime import Runtime, Watch, start_runtime
+from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.job import SampleJob
 from rjem_cli.engine.sampling.job import prepare as prepare_samples
@@ -94,7 +94,7 @@ def auroc_name(kind: str, score: str) -> str:
 def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
     """Read the checkpoint and all images. Raises ConfigError, AbsentError or DataError."""
     gates = parse_gates(config.require)
-    runtime = start_runtime(config.device, "fp32", reproducible=True)
+    runtime = scoring_runtime(config.device)
     checkpoint = load_checkpoint(path, runtime.device)
     norm, radii = choose_radii(config, checkpoint.info)
     found = choose_images(config, checkpoint.info)

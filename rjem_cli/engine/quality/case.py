@@ -56,6 +56,15 @@ class Case:
         return len(self.samples), None if self.reference.statistics is not None else self.real_count
 
     @cached_property
+    def sampled_classes(self) -> dict[str, int]:
+        """How many samples are of each class of the reference; empty where that is not known."""
+        labels = self.labels
+        if labels.samples is None:
+            return {}
+        counts = torch.bincount(labels.samples, minlength=len(labels.class_names))
+        return dict(zip(labels.class_names, counts.tolist()))
+
+    @cached_property
     def class_counts(self) -> dict[str, int]:
         """Of each class that was sampled, the smaller number of samples or of real images; empty without labels."""
         labels, count = self.labels, len(self.labels.class_names)

@@ -23,11 +23,12 @@ from rjem_cli.engine.quality.score import (
 
 
 class Score(NamedTuple):
-    """What a score is called with features other than Inception's (`{}` is their suffix), and which values are better;
-    empty where that depends on the reference."""
+    """What a score is called with features other than Inception's (`{}` is their suffix), which values are better
+    (empty where that depends on the reference), and what it is where its name does not say."""
 
     other_name: str
     better: str = ""
+    what: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ def few_for_is(case: Case) -> str | None:
 def few_for_fid(case: Case) -> str | None:
     for count, name in zip(case.covariance_counts, ("samples", "reference images")):
         if count is not None and count < case.fewest_for_frechet:
-            remedy = "give more" if case.config.allow_few else "give more, name other --metrics, or add --allow-few"
-            return f"{count} {name} are too few for a Frechet distance of {case.choice.dimensions} features; {remedy}"
+            more = "" if case.config.allow_few else ", or add --allow-few"
+            return (
+                f"{count} {name} are too few for a Frechet distance of {case.choice.dimensions} features; "
+                f"give {case.fewest_for_frechet} or more{more}"
+            )
     return None
 
 
@@ -134,11 +138,11 @@ CATALOGUE: dict[str, Metric] = {
     ),
     "diversity": Metric(
         {
-            "class_entropy": Score("class_entropy{}"),
-            "class_entropy_real": Score("class_entropy{}_real"),
-            "class_agreement": Score("class_agreement{}", "higher"),
-            "within_class_distance": Score("within_class_distance{}"),
-            "within_class_distance_real": Score("within_class_distance{}_real"),
+            "class_entropy": Score("class_entropy{}", "", "nats"),
+            "class_entropy_real": Score("class_entropy{}_real", "", "nats"),
+            "class_agreement": Score("class_agreement{}", "higher", "share seen as what was asked for"),
+            "within_class_distance": Score("within_class_distance{}", "", "mean"),
+            "within_class_distance_real": Score("within_class_distance{}_real", "", "mean"),
         },
         few_for_diversity,
         score_diversity,
@@ -146,14 +150,14 @@ CATALOGUE: dict[str, Metric] = {
     ),
     "copies": Metric(
         {
-            "nearest_distance": Score("nearest_distance{}"),
-            "nearest_distance_real": Score("nearest_distance{}_real"),
-            "near_copies": Score("near_copies{}", "lower"),
-            "exact_copies": Score("exact_copies", "lower"),
+            "nearest_distance": Score("nearest_distance{}", "", "median, to the nearest real image"),
+            "nearest_distance_real": Score("nearest_distance{}_real", "", "median, of a real image to another"),
+            "near_copies": Score("near_copies{}", "lower", "share as near to a real image as 1 in 100 real ones"),
+            "exact_copies": Score("exact_copies", "lower", "number, pixel by pixel"),
         },
         lambda case: few_for_neighbours(case, case.config.coverage_neighbours),
         score_copies,
-        lambda case: {"distances": "medians"},
+        lambda case: {},
     ),
 }
 ALL_SCORES = {name: score for metric in CATALOGUE.values() for name, score in metric.scores.items()}

@@ -20,7 +20,7 @@ from rjem_cli.engine.quality.extractors import (
     inception,
     judge_extractor,
 )
-from rjem_cli.engine.quality.judge import JUDGE_FEATURES, train_judge
+from rjem_cli.engine.quality.judge import JUDGE_FEATURES, noted_accuracy, train_judge
 from rjem_cli.engine.quality.reference import Reference
 from rjem_cli.engine.quality.weights import INCEPTION, in_cache, published_weights, read_weights
 from rjem_cli.engine.runtime import Runtime, Watch
@@ -143,9 +143,12 @@ def build(
 
 
 def own_judge(path: Path, reference: Reference, runtime: Runtime) -> Extractor:
-    """A classifier of the user's, tested on the reference's test split where there is one."""
+    """A classifier of the user's, or a judge of rjem's by its file: with the accuracy that was measured when it was
+    trained, else tested on the reference's test split where there is one."""
     checkpoint = load_checkpoint(path, runtime.device)
-    info, tested = checkpoint.info, None
+    info, tested = checkpoint.info, noted_accuracy(path)
+    if tested is not None:
+        return judge_extractor(checkpoint, tested, ours=True)
     test = test_split(reference)
     if test is not None and (test.test.image_shape, test.class_names) == (info.image_shape, info.class_names):
         tested = accuracy(runtime.logits(freeze(checkpoint.model)), test.test, runtime.device).to_dict()

@@ -17,10 +17,12 @@ from rjem_cli.engine.quality.catalogue import renamed
 from rjem_cli.engine.quality.choose import build, check_features, check_fits, choose, described
 from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, Extractor
 from rjem_cli.engine.quality.features import Features, chunks_of, extract, images_per_second, missing_images
+from rjem_cli.engine.quality.judge import judge_config, trained_before
 from rjem_cli.engine.quality.plan import Plan, make_plan, parse_metrics, score
 from rjem_cli.engine.quality.reference import Reference, default_reference, names_builtin, own_test_data, read_reference
 from rjem_cli.engine.quality.score import PerClass, Scores, Subject
-from rjem_cli.engine.runtime import Runtime, Watch, start_runtime
+from rjem_cli.engine.quality.weights import INCEPTION
+from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.errors import AbsentError, RjemError
 
 Chunks = list[tuple[Path, Tensor]]
@@ -35,6 +37,18 @@ class Inputs:
     plan: Plan
     gates: Gates
     runtime: Runtime
+
+    @property
+    def judge_steps(self) -> str | None:
+        """What training the judge means; None where none is to be trained."""
+        reference = self.case.reference
+        if self.case.choice.kind != "judge" or reference.splits is None:
+            return None
+        splits = reference.splits()
+        if trained_before(splits, self.runtime.device) is not None:
+            return None
+        config = judge_config(splits)
+        return f"WRN-{config.depth}-{config.width}, {config.steps} steps of {config.batch_size} images"
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,12 @@ class EvalJob:
 
     def images_per_second(self, watch: Watch) -> float:
         """Measured here and now, on the first samples."""
-        return images_per_second(
-            self.inputs.case.samples.pixels,
-            self.extractor,
-            self.inputs.runtime.device,
-            self.batch_size,
-            lambda done: watch("measuring the speed", 0, 1),
+        pixels, device = self.inputs.case.samples.pixels, self.inputs.runtime.device
+        rate = images_per_second(
+            pixels, self.extractor, device, self.batch_size, lambda done: watch("measuring the speed", 0, 1)
         )
+        watch("measuring the speed", 1, 1)
+        return rate
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ def read_inputs(config: EvalConfig, location: str, stdin: Callable[[], BinaryIO]
     parse_metrics(config.metrics)
     check_features(config.features)
     gates = parse_gates(config.require)
-    runtime = start_runtime(config.device, "fp32", reproducible=True)
+    runtime = scoring_runtime(config.device)
     everything = read_samples(location, stdin)
     samples = everything.spread(config.num)
     reference = reference_of(config, samples)
@@ -103,9 +116,11 @@ def read_samples(location: str, stdin: Callable[[], BinaryIO]) -> ImageCollectio
 def reference_of(config: EvalConfig, samples: ImageCollection) -> Reference:
     if config.reference is not None:
         return read_reference(config.reference, config.protocol)
-    return read_reference(
-        default_reference(samples.meta, config.protocol), config.protocol, own_test_data(samples.meta)
-    )
+    name = default_reference(samples, config.protocol)
+    try:
+        return read_reference(name, config.protocol, own_test_data(samples.meta))
+    except AbsentError as error:
+        raise AbsentError(f"{error} (the reference, as none was given with --reference)") from None
 
 
 def checked_plan(case: Case, gates: Gates) -> Plan:
@@ -136,15 +151,19 @@ def prepare(
 
 
 def judged_instead(inputs: Inputs, error: AbsentError) -> Inputs:
-    """The same by a judge, if the choice was ours and a judge can do all that was asked for; else raises `error`."""
+    """The same by a judge, if the choice was ours and a judge can do all that was asked for; else raises AbsentError
+    with the remedy."""
     case = inputs.case
-    if case.config.features != "auto":
+    if case.choice.kind != "inception":
         raise error
+    remedy = f"try again, or download {INCEPTION.url} yourself and give it with --features PATH"
+    if case.config.features != "auto":
+        raise AbsentError(f"{error}; {remedy}, or take --features judge") from None
     try:
         case = replace(case, choice=described("judge", f"auto: {error}", case.reference))
         return replace(inputs, case=case, plan=checked_plan(case, inputs.gates))
-    except RjemError:
-        raise error from None
+    except RjemError as obstacle:
+        raise AbsentError(f"{error}, and a judge cannot stand in ({obstacle}); {remedy}") from None
 
 
 def evaluate(job: EvalJob, watch: Watch) -> SampleScores:

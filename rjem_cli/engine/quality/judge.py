@@ -79,10 +79,19 @@ def judge_folder(splits: Splits) -> Path:
 
 def trained_before(splits: Splits, device: torch.device) -> Judge | None:
     """The judge of this data set, if there is one that can be read."""
-    folder = judge_folder(splits)
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, RjemError):
-        found = json.loads((folder / "judge.json").read_bytes())
-        return Judge(load_checkpoint(checkpoints_in(folder)[-1], device), found["test_accuracy"])
+    with contextlib.suppress(IndexError, RjemError):
+        path = checkpoints_in(judge_folder(splits))[-1]
+        accuracy = noted_accuracy(path)
+        return None if accuracy is None else Judge(load_checkpoint(path, device), accuracy)
+    return None
+
+
+def noted_accuracy(path: Path) -> dict[str, Any] | None:
+    """Of a judge's checkpoint: what was measured on the test split when it was trained. None for one of somebody
+    else's."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        noted = json.loads((path.parent.parent / "judge.json").read_bytes())["test_accuracy"]
+        return noted if isinstance(noted["value"], float) and isinstance(noted["of"], int) else None
     return None
 
 
@@ -97,7 +106,7 @@ def train_judge(
     while another process trains it, and may raise. None if `should_stop` became true. Raises DataError for a data set
     that no classifier can be trained on."""
     if len(splits.class_names) < 2:
-        raise DataError(f"{splits.name} has one class; a judge needs two or more, so take --features inception")
+        raise DataError(f"{splits.name} has one class, a judge needs two; give another one's file: --features PATH")
     folder = judge_folder(splits)
     with locked(folder, waiting=waiting):
         judge = trained_before(splits, runtime.device)

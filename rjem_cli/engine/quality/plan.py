@@ -34,18 +34,19 @@ def parse_metrics(text: str) -> tuple[str, ...] | None:
 
 
 def make_plan(case: Case) -> Plan:
-    """Raises DataError where a score that was asked for cannot be had, or the Frechet distance would be of too few
-    images."""
+    """Raises DataError where a metric that was asked for cannot be had, or none can."""
     asked = parse_metrics(case.config.metrics)
     chosen, notes = [], []
     for metric in METRICS if asked is None else asked:
         obstacle = CATALOGUE[metric].obstacle(case)
         if obstacle is None:
             chosen.append(metric)
-        elif asked is not None or metric == "fid":
-            raise DataError(obstacle)
+        elif asked is not None:
+            raise DataError(f"--metrics {metric}: {obstacle}")
         else:
             notes.append(f"{metric} is left out: {obstacle}")
+    if not chosen:
+        raise DataError(f"no score can be had: {'; '.join(notes)}")
     names = [name for metric in chosen for name in CATALOGUE[metric].scores if available(name, case)]
     return Plan(tuple(chosen), tuple(score_name(name, case.choice.suffix) for name in names), tuple(notes))
 

@@ -17,6 +17,7 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand
 
 PARTS = ("train", "test", "all")
+CIFAR_SHAPE = (3, 32, 32)
 IMAGES_KEY = "arr_0"
 LARGEST_STATISTIC = 1e12
 STATISTICS_KEYS = ("mu", "sigma")  # of pytorch-fid, TTUR, EDM and ADM alike
@@ -48,15 +49,20 @@ def dataset_of(meta: dict[str, Any] | None) -> dict[str, Any]:
     return dataset if isinstance(dataset, dict) else {}
 
 
-def default_reference(meta: dict[str, Any] | None, protocol: str) -> str:
-    """The training images that the samples' meta.json names, or with the protocol jempp all of them; else cifar10's."""
-    dataset = dataset_of(meta)
+def default_reference(samples: ImageCollection, protocol: str) -> str:
+    """The training images that the samples' meta.json names, or those of the data set that they are part of, or with
+    the protocol jempp all of them; else cifar10's, for images that look like them. Raises DataError."""
+    if names_builtin(samples.name):
+        return parts_of(samples.name)[0]
+    dataset = dataset_of(samples.meta)
     if dataset.get("data"):
         return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}"
-    name = dataset.get("name") or "cifar10"
-    if not isinstance(name, str):
+    name = dataset.get("name")
+    if name is None and samples.image_shape != CIFAR_SHAPE:
+        raise DataError(f"{samples.name} names no data set that it is like; say one with --reference")
+    if name is not None and not isinstance(name, str):
         raise DataError(f"the samples' meta.json names no data set but {name!r}; say one with --reference")
-    return name
+    return name or "cifar10"
 
 
 def own_test_data(meta: dict[str, Any] | None) -> str | None:
@@ -64,8 +70,11 @@ def own_test_data(meta: dict[str, Any] | None) -> str | None:
 
 
 def parts_of(text: str) -> tuple[str, str]:
-    """`cifar10:test` -> ("cifar10", "test"); the part is empty where none is named."""
+    """`cifar10:test` -> ("cifar10", "test"); the part is empty where none is named. Raises ConfigError for a part that
+    a built-in data set does not have."""
     name, _, part = text.rpartition(":")
+    if name in DATASETS and part not in PARTS:
+        raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
     return (name, part) if name and part in PARTS else (text, "")
 
 

@@ -46,9 +46,8 @@ def in_cache(file: Published) -> bool:
 
 def published_weights(file: Published, report: Callable[[int, int], None]) -> bytes:
     """From the cache, else downloaded; a file there that is damaged is fetched again. Raises AbsentError with the
-    remedy where that cannot be."""
+    reason where that cannot be."""
     path = paths.weights_dir() / file.file_name
-    remedy = f"download {file.url} yourself and give it with --features PATH, or take --features judge"
     with paths.locked(path, waiting=lambda: report(0, file.size)):
         with contextlib.suppress(OSError):
             content = path.read_bytes()
@@ -56,15 +55,13 @@ def published_weights(file: Published, report: Callable[[int, int], None]) -> by
                 return content
         if paths.offline():
             state = "is damaged" if path.exists() else "is not there"
-            raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download; unset it, or {remedy}")
+            raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
         try:
             content = download(file, report)
         except OSError as error:  # URLError, timeouts and connection errors among them
-            raise AbsentError(f"{file.file_name} cannot be downloaded ({error}); try again, or {remedy}") from None
+            raise AbsentError(f"{file.file_name} cannot be downloaded ({error})") from None
         if not is_whole(content, file):
-            raise AbsentError(
-                f"{file.url} gave {len(content)} bytes that are not the published weights; try again, or {remedy}"
-            )
+            raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published weights")
         with contextlib.suppress(RjemError):  # a place that cannot be written keeps no weights, and needs none
             paths.write_atomically(path, content)
         return content

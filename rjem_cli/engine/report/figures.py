@@ -69,15 +69,15 @@ def class_bars(names: Sequence[str], shares: Sequence[float], real_shares: Seque
     axes.bar(places - 0.2, shares, width=0.4, label="samples")
     axes.bar(places + 0.2, real_shares, width=0.4, label="reference", alpha=0.5)
     axes.set_xticks(places, names, rotation=90 if len(names) > 10 else 0, parse_math=False)
-    axes.set(ylabel="share", xlim=(-0.7, len(names) - 0.3))
+    axes.set(xlabel="class", ylabel="share", xlim=(-0.7, len(names) - 0.3))
     axes.set_title(title, parse_math=False)
-    axes.legend(loc="best")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, which may be everywhere
     return png(figure)
 
 
 def reliability_diagram(bins: Sequence[tuple[int, float, float]], title: str) -> bytes:
     """Bins of (images, confidence, accuracy) over equal widths of [0, 1]: accuracy over confidence, the gap between
-    them, and below the share of images in each."""
+    them, and below how many images each is of: a bin of one image says nothing."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.0, 5.5), layout="constrained", dpi=DPI)
@@ -88,15 +88,14 @@ def reliability_diagram(bins: Sequence[tuple[int, float, float]], title: str) ->
     some = counts > 0
     upper.bar(middles[some], accuracy[some], width=width, edgecolor="white", label="accuracy")
     gap = confidence[some] - accuracy[some]
-    upper.bar(
-        middles[some], gap, width=width, bottom=accuracy[some], alpha=0.3, color="tab:red", hatch="//", label="gap"
-    )
+    style = {"color": "none", "edgecolor": "tab:red", "hatch": "//"}
+    upper.bar(middles[some], gap, width=width, bottom=accuracy[some], label="gap", **style)
     upper.plot((0, 1), (0, 1), color="black", linewidth=1, linestyle="--", label="calibrated")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     upper.set_title(title, parse_math=False)
     upper.legend(loc="upper left")
-    lower.bar(middles, counts / counts.sum(), width=width, edgecolor="white")
-    lower.set(xlabel="confidence", ylabel="share", ylim=(0, 1.02))
+    lower.bar(middles, counts, width=width, edgecolor="white")
+    lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, 2 * counts.max()))
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -87,11 +87,14 @@ def classes_rule(subject: Subject) -> str:
     return "seen by the judge" if subject.seen_by_judge else "of the nearest real image"
 
 
-def scores_of(metric: str, job: EvalJob) -> dict[str, str]:
-    """The names of a metric's scores, and which values are better."""
+def scores_of(metric: str, job: EvalJob) -> dict[str, dict[str, str]]:
+    """The names of a metric's scores, which values are better, and what they are."""
     scores = CATALOGUE[metric].scores
-    names = {score_name(name, job.extractor.suffix): score.better for name, score in scores.items()}
-    return {name: better for name, better in names.items() if name in job.inputs.plan.scores}
+    named = {
+        score_name(name, job.extractor.suffix): {"better": score.better, "what": score.what}
+        for name, score in scores.items()
+    }
+    return {name: about for name, about in named.items() if name in job.inputs.plan.scores}
 
 
 def notes_on(job: EvalJob) -> list[str]:
@@ -104,7 +107,12 @@ def notes_on(job: EvalJob) -> list[str]:
         notes.append("samples and reference differ in size: the network's resize is part of the difference")
     for metric in ("fid", "intra_fid"):
         if metric in metrics and CATALOGUE[metric].settings(case)["rank"] == "deficient":
-            notes.append(f"{metric} is of rank-deficient covariances, fewer images than features (--allow-few)")
+            name = score_name(metric, job.extractor.suffix)
+            notes.append(f"{name} is of rank-deficient covariances, fewer images than features (--allow-few)")
+    sampled = [name for name, count in case.sampled_classes.items() if count]
+    if case.sampled_classes and len(sampled) < len(case.labels.class_names):
+        of = f"{len(sampled)} of {len(case.labels.class_names)} classes"
+        notes.append(f"the samples are of {of}, the reference of all: that is part of the difference")
     if "fid" in metrics:
         notes += frechet_notes(case)
     if "kid" in metrics and case.kid_subset_size() in (len(case.samples), case.real_count):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from rjem_cli.engine.evaluation.accuracy import accuracy, evenly_spaced
 from rjem_cli.engine.model.checkpoint import CheckpointInfo, all_finite, save_checkpoint, save_state, state_path
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.model.prior import load_prior
+from rjem_cli.engine.model.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.model.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import preview
@@ -82,10 +83,18 @@ class Trainer:
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
         self.average = averaged(self.model, config.ema_decay)
         self.optimizer = make_optimizer(self.model, config)
-        self.prior = load_prior(splits.train, self.info.data_digest).to(device)
-        size = config.buffer_size if config.px_weight else 1
-        self.buffer = ReplayBuffer.from_prior(self.prior, size, config.reinit_prob, self.generator("buffer"))
+        self.training_images = splits.train
+        self.buffer = self.new_buffer() if config.px_weight else None
         self.metrics = Metrics(run_dir / "metrics.jsonl")
+
+    @cached_property
+    def prior(self) -> ClassGaussianPrior:
+        """Fitted when it is first needed: a plain classifier that draws no samples needs none."""
+        return load_prior(self.training_images, self.info.data_digest).to(self.runtime.device)
+
+    def new_buffer(self) -> ReplayBuffer:
+        config = self.config
+        return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, self.generator("buffer"))
 
     # --- the loop ---
 
@@ -109,8 +118,8 @@ class Trainer:
         batch = self.next_batch()
         frozen = self.runtime.logits(freeze(self.model))
         inputs = [self.attack(frozen, batch)]
-        if self.config.px_weight:
-            inputs += [batch.x_energy, self.negatives(frozen)]
+        if self.buffer is not None:
+            inputs += [batch.x_energy, self.negatives(frozen, self.buffer)]
         logits_adv, *others = self.logits(inputs)
         energies = (energy(others[0]), energy(others[1])) if others else None
         terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
@@ -146,10 +155,10 @@ class Trainer:
             frozen, batch.x, batch.labels, eps=config.adv_eps, steps=config.pgd_steps, step_size=step_size, norm=norm
         )
 
-    def negatives(self, frozen: Logits) -> Tensor:
+    def negatives(self, frozen: Logits, buffer: ReplayBuffer) -> Tensor:
         """x_q: chains from the buffer moved on by SGLD on E(x), and put back."""
         config, noise_generator = self.config, self.generator("sgld", on_device=True)
-        starts, places = self.buffer.draw(self.batch_size, self.generator("draw"))
+        starts, places = buffer.draw(self.batch_size, self.generator("draw"))
         x_q = sgld(
             lambda x: energy(frozen(x)),
             starts,
@@ -159,7 +168,7 @@ class Trainer:
             noise_std=config.noise_std,
             noise=lambda step, x: torch.randn(x.shape, generator=noise_generator, device=x.device),
         )
-        self.buffer.store(places, x_q)
+        buffer.store(places, x_q)
         return x_q
 
     def logits(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -182,7 +191,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.batch_size * clock.steps_per_second(self.step),
         }
-        if self.config.px_weight:
+        if self.buffer is not None:
             frozen, stored = self.runtime.logits(freeze(self.model)), self.buffer.images[: self.batch_size]
             more = {**look_at_chains(frozen, to_model(self.watched.pixels), stored), **more}
         if len(self.val) and (self.step % self.config.sample_every == 0 or self.step == self.steps):
@@ -229,18 +238,22 @@ class Trainer:
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= pack_optimizer(self.optimizer)
         tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
-        return tensors | {"buffer": self.buffer.images, "step": torch.tensor(self.step)}
+        if self.buffer is not None:
+            tensors["buffer"] = self.buffer.images
+        return tensors | {"step": torch.tensor(self.step)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this
         run."""
-        if tensors["buffer"].shape != self.buffer.images.shape:
-            raise ValueError(f"its buffer is {tuple(tensors['buffer'].shape)}, not {tuple(self.buffer.images.shape)}")
+        stored, buffer = tensors.get("buffer"), self.buffer
+        if buffer is not None and stored is not None and stored.shape != buffer.images.shape:
+            raise ValueError(f"its buffer is {tuple(stored.shape)}, not {tuple(buffer.images.shape)}")
         self.model.load_state_dict(below("model.", tensors))
         self.average.load_state_dict(below("average.", tensors))
         unpack_optimizer(self.optimizer, tensors)
         self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
-        self.buffer.images.copy_(tensors["buffer"])
+        if buffer is not None and stored is not None:  # a run that begins with energies now begins with a new one
+            buffer.images.copy_(stored)
         self.step = int(tensors["step"])
 
 
