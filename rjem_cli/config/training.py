@@ -93,6 +93,25 @@ class OptimizerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardOptions(Options):
+    """When training counts as diverged: a value that is not finite at any step, or one beyond its limit in a line of
+    metrics. It then goes back to its last checkpoint with half the learning rate."""
+
+    max_energy_gap: float = knob(1000.0, "Diverged if |E(x) - E(x_q)| is beyond this", above=0)
+    max_cross_entropy: float = knob(
+        3.0, "Diverged if the cross-entropy is beyond this many times that of a guess, ln K", above=0
+    )
+    max_r1: float = knob(1000.0, "Diverged if R1, the mean length of dE/dx on data, is beyond this", above=0)
+    max_saturation: float = knob(
+        0.99, "Diverged if more than this share of the chains' values are at a wall; 1 never", above=0, maximum=1
+    )
+    max_divergences: int = knob(3, "Go back this many times; then exit 5", minimum=0)
+    redraw_share: float = knob(
+        0.5, "Share of the replay buffer that starts again from the prior then", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingOptions(Options):
     """How a finished model samples: its sample grids, and the defaults of `rjem generate` on its checkpoint."""
 
@@ -110,6 +129,8 @@ class RunOptions(Options):
     run: str | None = knob(None, "Name of the run (default: preset and date)")
     log_every: int = knob(20, "Steps between lines of metrics.jsonl", minimum=1)
     checkpoint_every: int = knob(500, "Steps between checkpoints", minimum=1)
+    keep_last: int = knob(2, "Newest checkpoints that are kept", minimum=1)
+    keep_best: bool = knob(True, "Keep the best checkpoint on the validation images too")
     sample_every: int = knob(500, "Steps between sample grids", minimum=1)
     eval_limit: int = knob(
         1000, "Test images that the final table is measured on, spread evenly; 0 means all", minimum=0
@@ -119,6 +140,7 @@ class RunOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     RunOptions,
+    GuardOptions,
     SamplingOptions,
     OptimizerOptions,
     EnergyOptions,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rjem_cli.errors import ConfigError, RjemError
-from rjem_cli.paths import explained
+from rjem_cli.files import explained
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole

@@ -28,6 +28,7 @@ PANELS = {
     "AttackTrainingOptions": "Training attack",
     "EnergyOptions": "Energy and chains",
     "OptimizerOptions": "Optimisation",
+    "GuardOptions": "Divergence",
     "SamplingOptions": "Sampling",
     "ChainOptions": "Chains",
     "RunOptions": "Run",

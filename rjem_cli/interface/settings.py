@@ -17,6 +17,7 @@ from rjem_cli.knobs import OptionsT, flag_name, is_several, parse_epsilon, parse
 from rjem_cli.paths import expand
 
 ENVIRONMENT_PREFIX = "RJEM_"
+LARGEST_CONFIG = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,15 @@ def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
 def file_layer(path: str) -> Layer:
     """A YAML mapping read by safe_load. Raises AbsentError or ConfigError with the file's name."""
     try:
-        text = expand(path).read_text(encoding="utf-8")
+        with expand(path).open("rb") as file:  # a pipe too, `-c <(...)`
+            content = file.read(LARGEST_CONFIG + 1)
+        text = content.decode()
     except FileNotFoundError:
         raise AbsentError(f"config file {path} is not there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
+    if len(content) > LARGEST_CONFIG:
+        raise ConfigError(f"config file {path} has more than {LARGEST_CONFIG} bytes; give one with keys and values")
     return Layer(path, mapping(text, path))
 
 
@@ -140,4 +145,8 @@ def mapping(text: str, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
+    for key, value in values.items():
+        parts = (key, *(value if isinstance(value, list) else (value,)))
+        if any(isinstance(part, (dict, list, tuple, set)) for part in parts):  # by aliases it may have no end
+            raise ConfigError(f"{source}: {key if isinstance(key, str) else 'a key'} must be a plain value")
     return values

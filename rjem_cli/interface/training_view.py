@@ -10,8 +10,10 @@ from rjem_cli.interface.console import Bar, Console
 from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
+    from rjem_cli.engine.data.images import Splits
+    from rjem_cli.engine.runtime import Runtime
+    from rjem_cli.engine.training.progress import Progress
     from rjem_cli.engine.training.run import RunResult
-    from rjem_cli.engine.training.trainer import Progress
 
 ACCURACIES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
 ENERGIES = {"energy_data": "E(x) of data", "energy_buffer": "E(x) of chains", "r1": "R1, |dE/dx| on data"}
@@ -34,7 +36,16 @@ def announce(config: TrainConfig, run_dir: Path, console: Console) -> None:
     console.say(f"writes {run_dir}: config.yaml, metrics.jsonl, checkpoints, samples, summary.json")
 
 
-def show_progress(progress: Progress, bar: Bar) -> None:
+def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
+    sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
+    console.say(f"device: {runtime.describe()}")
+    console.say(f"data: {splits.name}, {sizes}")
+
+
+def show_progress(progress: Progress, bar: Bar, console: Console) -> None:
+    if progress.note:
+        console.say(progress.note)
+        return
     metrics, shown = progress.metrics or {}, {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}
     text = " ".join(f"{label} {metrics[name]:.2f}" for label, name in shown.items() if name in metrics)
     bar.update(progress.phase, progress.step, progress.steps, text or None)

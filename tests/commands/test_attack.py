@@ -11,7 +11,7 @@ from PIL import Image
 
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.model.checkpoint import load_checkpoint
-from rjem_cli.paths import locked
+from rjem_cli.files import locked
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

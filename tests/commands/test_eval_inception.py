@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import json
 import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,10 @@ import torch
 from PIL import Image
 
 from rjem_cli.engine.data.collection import read_collection
+from rjem_cli.engine.data.fetch import sha256_of
 from rjem_cli.engine.quality import weights as weights_module
-from rjem_cli.engine.quality.weights import Published, published_weights, sha256_of, tensors_of
-from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.engine.quality.weights import tensors_of
+from rjem_cli.errors import DataError
 from tests.image_files import write
 from tests.random_inception import THEIR_NAMES, write_random_inception
 
@@ -142,63 +141,6 @@ def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file
         )
         assert outcome.code == 1 and message in outcome.error_line() and f"{name}.pth" in outcome.error_line()
     assert not (tmp_path / "owned").exists()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """Serves what `server.content` is; `server.file` is how the whole file is known."""
-    whole = b"weights" * 1000
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        content = whole
-        asked = 0
-
-        def do_GET(self):
-            type(self).asked += 1
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(self.content)
-
-        def log_message(self, *arguments):
-            pass
-
-    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    Handler.file = Published("x.pth", f"http://127.0.0.1:{listener.server_port}/x.pth", len(whole), sha256_of(whole))
-    monkeypatch.delenv("RJEM_OFFLINE")
-    yield Handler
-    listener.shutdown()
-
-
-def test_weights_are_fetched_once_and_a_damaged_file_is_fetched_again(server, own_home):
-    def fetch():
-        return published_weights(server.file, lambda done, total: None)
-
-    assert fetch() == fetch() == server.content and server.asked == 1
-    kept = own_home / "weights" / "x.pth"
-    kept.write_bytes(server.content[:500])
-    assert fetch() == server.content == kept.read_bytes() and server.asked == 2
-    kept.write_bytes(b"W" + server.content[1:])
-    assert fetch() == server.content == kept.read_bytes() and server.asked == 3
-
-
-@pytest.mark.parametrize(
-    "change", [lambda whole: whole[:-1], lambda whole: whole + b"x", lambda whole: b"W" + whole[1:]]
-)
-def test_a_download_that_is_not_the_published_file_is_not_kept(server, own_home, change):
-    server.content = change(server.content)
-    with pytest.raises(AbsentError, match="not the published weights"):
-        published_weights(server.file, lambda done, total: None)
-    assert not (own_home / "weights" / "x.pth").exists()
-
-
-def test_without_a_network_the_reason_is_said(monkeypatch, own_home):
-    gone = Published("x.pth", "http://127.0.0.1:9/x.pth", 10, "0")
-    with pytest.raises(AbsentError, match="RJEM_OFFLINE forbids the download"):
-        published_weights(gone, lambda done, total: None)
-    monkeypatch.delenv("RJEM_OFFLINE")
-    with pytest.raises(AbsentError, match="cannot be downloaded"):
-        published_weights(gone, lambda done, total: None)
 
 
 def test_tensors_only(tmp_path):

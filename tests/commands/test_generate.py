@@ -19,7 +19,7 @@ from PIL import Image
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.errors import RjemError
-from rjem_cli.paths import locked
+from rjem_cli.files import locked
 
 
 def images(folder: Path) -> dict[str, bytes]:

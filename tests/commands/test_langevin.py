@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rjem_cli.files import locked
 from rjem_cli.interface.chains_view import sparkline
-from rjem_cli.paths import locked
 
 
 def test_chains_leave_data_pictures_and_a_table(rjem, trained, tmp_path):

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "rjem_cli"
 LAYERS = {
     "config": 0,
     "knobs": 0,
+    "files": 0,
     "paths": 0,
     "errors": 0,
     "": 0,
@@ -34,7 +35,7 @@ ENGINE_LAYERS = {
     "quality": 4,
     "report": 5,
 }
-HEAVY = {"torch", "torchvision", "numpy", "sklearn", "safetensors", "PIL", "matplotlib", "torch_fidelity"}
+HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "safetensors", "PIL", "matplotlib", "torch_fidelity"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rjem_cli.paths import explained
+from rjem_cli.files import explained
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> bytes:

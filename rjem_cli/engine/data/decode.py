@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from rjem_cli.errors import DataError
 
 GREY_MODES = {"1", "L", "LA"}
 THREADS = 8  # Pillow decodes without Python's lock
+LARGEST_IMAGE = 4096 * 4096  # pixels; anything larger is no training image
+MOST_OF_MEMORY = 0.4  # of it, for decoded images, which are then copied into one array
 
 
 class Decoded(NamedTuple):
@@ -29,15 +32,8 @@ class Decoded(NamedTuple):
 
 def decode_all(members: Iterable[tuple[str, bytes]], place: str) -> Decoded:
     """Raises DataError for an image that is corrupt or not of the first one's size, with its name."""
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        waiting = [(name, pool.submit(decode, content, f"{place}: {name}")) for name, content in members]
-        waiting.sort(key=lambda item: item[0])
-        try:
-            arrays = [future.result() for _, future in waiting]
-        except DataError:
-            pool.shutdown(cancel_futures=True)
-            raise
-    names = [name for name, _ in waiting]
+    in_order = sorted(decoded_in_turn(members, place), key=lambda item: item[0])
+    names, arrays = [name for name, _ in in_order], [array for _, array in in_order]
     twice = next((name for name, other in itertools.pairwise(names) if name == other), None)
     if twice is not None:
         raise DataError(f"{place} holds {twice} twice; write it again")
@@ -46,6 +42,34 @@ def decode_all(members: Iterable[tuple[str, bytes]], place: str) -> Decoded:
             found, wanted = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, arrays[0]))
             raise DataError(f"{place}: {name} is {found}, the images before it are {wanted}; give images of one size")
     return Decoded(names, arrays)
+
+
+def decoded_in_turn(members: Iterable[tuple[str, bytes]], place: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, pixels) in the order of the members. Few of them wait at a time: an archive may hold more than memory
+    does, and what is wrong with its first image is said before its last one is read. Raises DataError."""
+    threads, size = min(THREADS, os.cpu_count() or 1), 0
+    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for member in itertools.chain(members, itertools.repeat(None)):
+                if member is not None:
+                    waiting.append((member[0], pool.submit(decode, member[1], f"{place}: {member[0]}")))
+                while waiting and (member is None or len(waiting) > 2 * threads):
+                    name, future = waiting.popleft()
+                    array = future.result()
+                    size += array.nbytes
+                    if size > MOST_OF_MEMORY * physical_memory():
+                        raise DataError(f"the images of {place} do not fit into this machine's memory; give fewer")
+                    yield name, array
+                if member is None:
+                    return
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def physical_memory() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def stacked(arrays: list[np.ndarray]) -> Tensor:
@@ -65,6 +89,8 @@ def decode(content: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{name} has more than 8 bits a channel ({image.mode}); convert it to 8 bits")
+            if image.width * image.height > LARGEST_IMAGE:
+                raise DataError(f"{name} is {image.width}x{image.height}, too large for a training image; remove it")
             return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
     except DataError:
         raise

@@ -1,66 +1,131 @@
-"""CIFAR-10, CIFAR-100 and SVHN through torchvision: downloaded once, checked by checksum, under a lock."""
+"""CIFAR-10, CIFAR-100 and SVHN as their authors publish them in files without pickles: CIFAR's binary version, SVHN's
+MATLAB files."""
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from rjem_cli import paths
+from rjem_cli.engine.data.fetch import Published, Report, fetched, is_there, silent
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.errors import AbsentError
 
-DOWNLOADED = ("cifar10", "cifar100", "svhn")
+SIDE = 32  # pixels
 
 
-def read_downloaded(name: str) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
-    folder = paths.datasets_dir() / name
-    with paths.locked(folder):
-        return tuple(read_part(name, folder, train) for train in (True, False))  # type: ignore[return-value]
+class Cifar(NamedTuple):
+    """One archive. A record is `label_bytes`, the last of which is the class, and three planes of 32x32."""
+
+    archive: Published
+    label_bytes: int
+    train: tuple[str, ...]
+    test: str
+    names: str
+
+
+CIFAR = {
+    "cifar10": Cifar(
+        Published(
+            "cifar-10-binary.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            170_052_171,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+        1,
+        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test_batch.bin",
+        "batches.meta.txt",
+    ),
+    "cifar100": Cifar(
+        Published(
+            "cifar-100-binary.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            168_513_733,
+            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        ),
+        2,
+        ("train.bin",),
+        "test.bin",
+        "fine_label_names.txt",
+    ),
+}
+SVHN = (
+    Published(
+        "train_32x32.mat",
+        "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
+        182_040_794,
+        "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+    ),
+    Published(
+        "test_32x32.mat",
+        "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+        64_275_384,
+        "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+    ),
+)
+DOWNLOADED = (*CIFAR, "svhn")
+
+
+def folder_of(name: str) -> Path:
+    return paths.datasets_dir() / name
+
+
+def files_of(name: str) -> tuple[Published, ...]:
+    return (CIFAR[name].archive,) if name in CIFAR else SVHN
 
 
 def is_downloaded(name: str) -> bool:
-    """Whether it is there, whole."""
-    try:
-        open_dataset(name, paths.datasets_dir() / name, train=False, download=False)
-    except (RuntimeError, OSError):
-        return False
-    return True
+    """Whether its files are there; what is in them is checked when they are read."""
+    return all(is_there(file, folder_of(name)) for file in files_of(name))
 
 
-def read_part(name: str, folder: Path, train: bool) -> ImageSet:
+def read_downloaded(name: str, report: Report = silent) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
     try:
-        return to_image_set(open_dataset(name, folder, train, download=False))
-    except (RuntimeError, OSError):  # torchvision's word for "not there, or its checksum is wrong"
-        if paths.offline():
-            raise AbsentError(
-                f"{name} is not in {folder} and RJEM_OFFLINE forbids the download; unset it, or give images of your own"
-            ) from None
-    try:
-        return to_image_set(open_dataset(name, folder, train, download=True))
-    except (RuntimeError, OSError) as error:
+        contents = [fetched(file, folder_of(name), report) for file in files_of(name)]
+    except AbsentError as error:
         raise AbsentError(
-            f"{name} cannot be downloaded to {folder} ({error}); try again, or give images of your own"
+            f"{name} cannot be had: {error}; fetch it elsewhere into {folder_of(name)}, or give images of your own"
         ) from None
+    if name in CIFAR:
+        return read_cifar(contents[0], CIFAR[name])
+    return read_svhn(contents[0]), read_svhn(contents[1])
 
 
-def open_dataset(name: str, folder: Path, train: bool, download: bool) -> Any:
-    from torchvision import datasets
+def read_cifar(archive: bytes, layout: Cifar) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of the binary version, in the order of its files."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        files = {Path(member.name).name: member for member in members if member.isfile()}
 
-    if name == "svhn":
-        return datasets.SVHN(str(folder), split="train" if train else "test", download=download)
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    return kind(str(folder), train=train, download=download)
+        def content(name: str) -> bytes:
+            file = members.extractfile(files[name])
+            assert file is not None
+            return file.read()
+
+        names = tuple(re.sub(r"\s+", "_", name.strip()) for name in content(layout.names).decode().split("\n") if name)
+
+        def part(file_names: tuple[str, ...]) -> ImageSet:
+            width = layout.label_bytes + 3 * SIDE * SIDE
+            records = np.frombuffer(b"".join(content(name) for name in file_names), np.uint8).reshape(-1, width)
+            pixels = records[:, layout.label_bytes :].reshape(-1, 3, SIDE, SIDE)
+            labels = records[:, layout.label_bytes - 1].astype(np.int64)
+            return ImageSet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels), names)
+
+        return part(layout.train), part((layout.test,))
 
 
-def to_image_set(dataset: Any) -> ImageSet:
-    """torchvision stores CIFAR as (N, H, W, C) with `targets` and `classes`, SVHN as (N, C, H, W) with `labels`."""
-    pixels = torch.as_tensor(dataset.data)
-    if pixels.shape[-1] == 3:
-        pixels = pixels.permute(0, 3, 1, 2).contiguous()
-    labels = torch.as_tensor(dataset.targets if hasattr(dataset, "targets") else dataset.labels).long()
-    names = getattr(dataset, "classes", None) or [str(digit) for digit in range(10)]
-    return ImageSet(pixels, labels, tuple(re.sub(r"\s+", "_", name) for name in names))
+def read_svhn(content: bytes) -> ImageSet:
+    """X (H, W, C, N) and y (N, 1), in which 10 is the digit 0."""
+    from scipy.io import loadmat
+
+    arrays = loadmat(io.BytesIO(content))
+    pixels = torch.from_numpy(np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1)))
+    labels = torch.from_numpy(arrays["y"].reshape(-1).astype(np.int64) % 10)
+    return ImageSet(pixels, labels, tuple(str(digit) for digit in range(10)))

@@ -17,7 +17,7 @@ from rjem_cli.errors import DataError
 from rjem_cli.paths import existing_data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-LARGEST_FILE = 256 * 2**20  # bytes; anything larger is no training image
+LARGEST_FILE = 64 * 2**20  # bytes; anything larger is no training image
 # Pictures that rjem leaves among samples, chains and attacked images, and that are none of them
 OVERVIEWS = {
     "grid.png",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rjem_cli.paths import explained
+from rjem_cli.files import explained
 
 GAP = 1  # pixels between images, before enlarging
 PAPER = (255, 255, 255)

@@ -18,7 +18,7 @@ from rjem_cli.engine.data.images import to_model, to_pixels
 from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, write_images
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
-from rjem_cli.paths import make_dir, write_atomically
+from rjem_cli.files import make_dir, write_atomically
 
 EXAMPLES, EXAMPLE_COLUMNS = 25, 5
 COLUMNS = ("file", "index", "label", "class", "target", "predicted_clean", "predicted", "hit", "distance")

@@ -28,8 +28,9 @@ from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, 
 from rjem_cli.engine.evaluation.search import evaluate
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import AbsentError, ConfigError
+from rjem_cli.files import locked, write_atomically
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT
-from rjem_cli.paths import home, locked, write_atomically
+from rjem_cli.paths import home
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 LEAST_CLASSES = 4  # its targeted DLR loss looks at the four largest logits

@@ -3,41 +3,35 @@ from.
 
     step-00000600.safetensors        what samples and is tested; share this one
     step-00000600.state.safetensors  live weights, momentum, averages, replay buffer
-
-No pickle is read or written. Nothing in a file's metadata is executed or used as a path to write to.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from rjem_cli import __version__
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.images import Splits
-from rjem_cli.engine.model.wide_resnet import WideResNet, build_model
-from rjem_cli.errors import AbsentError, DataError, RjemError
-from rjem_cli.paths import write_atomically
+from rjem_cli.engine.model.tensor_file import Description, read_description, read_tensors, write_tensors
+from rjem_cli.engine.model.wide_resnet import WideResNet, build_model, channels_last
+from rjem_cli.errors import DataError, RjemError
 
-FORMAT = "rjem-checkpoint-1"
-METADATA_KEY = "rjem"  # one key: safetensors writes several in no fixed order, and equal runs should give equal files
+FORMAT = "rjem-checkpoint-2"
+LARGEST_SIDE = 4096  # pixels
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a model needs to be used: its config, its classes, its images' shape (C, H, W) and its training data's
-    digest."""
+    digest; `val_accuracy` where it was measured when the checkpoint was due."""
 
     config: TrainConfig
     class_names: tuple[str, ...]
@@ -45,13 +39,14 @@ class CheckpointInfo:
     data_name: str
     data_digest: str
     step: int
+    val_accuracy: float | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, splits: Splits, step: int) -> CheckpointInfo:
         return cls(config, splits.class_names, splits.train.image_shape, splits.name, splits.train.digest(), step)
 
-    def at(self, step: int) -> CheckpointInfo:
-        return replace(self, step=step)
+    def at(self, step: int, val_accuracy: float | None) -> CheckpointInfo:
+        return replace(self, step=step, val_accuracy=val_accuracy)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,8 +54,10 @@ class CheckpointInfo:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CheckpointInfo:
         channels, height, width = (int(size) for size in values["image_shape"])
-        if min(channels, height, width) < 1:
+        if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
             raise ValueError(f"image_shape {[channels, height, width]}")
+        if not re.fullmatch("[0-9a-f]{64}", str(values["data_digest"])):  # it names files
+            raise ValueError("data_digest is no sha256")
         return cls(
             config=TrainConfig.from_dict(values["config"]),
             class_names=tuple(str(name) for name in values["class_names"]),
@@ -68,6 +65,7 @@ class CheckpointInfo:
             data_name=str(values["data_name"]),
             data_digest=str(values["data_digest"]),
             step=int(values["step"]),
+            val_accuracy=None if values["val_accuracy"] is None else float(values["val_accuracy"]),
         )
 
 
@@ -83,20 +81,18 @@ class Checkpoint:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_checkpoint(path: Path, model: torch.nn.Module, info: CheckpointInfo) -> None:
+def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     """Write the network with its config. Raises RjemError, and leaves no part of a file, where that fails."""
-    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "rjem": __version__, "info": info.to_dict()})}
-    write_atomically(path, safetensors.torch.save(plain(model.state_dict()), metadata))
+    write_tensors(path, model.state_dict(), {"format": FORMAT, "rjem": __version__, "info": info.to_dict()})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
-    """Read a network. Raises AbsentError for no file, DataError for one that is not a checkpoint of rjem; pickles are
-    never loaded."""
-    tensors, metadata = read_safetensors(path)
-    info = info_of(path, metadata)
+    """Read a network. Raises AbsentError for no file, DataError for one that is damaged or is not a checkpoint of rjem;
+    pickles are never loaded."""
+    tensors, description = read_tensors(path)
+    info = info_of(path, description)
     try:
-        model = build_model(info.config, info.image_shape[0], len(info.class_names))
-        model.load_state_dict(tensors)
+        model = with_weights(info, tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         raise unfit(path, error) from None
     if not all_finite(tensors.values()):
@@ -104,21 +100,32 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     return Checkpoint(path, model.to(device).eval(), info)
 
 
+def with_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> WideResNet:
+    """Its network with these weights. It is built without memory first, so that no description can ask for more than
+    its file holds. Raises RuntimeError or ValueError for tensors of another network."""
+    if info.config.depth > 6 * len(tensors) + 4:
+        raise ValueError(f"depth {info.config.depth} with {len(tensors)} tensors")
+    with torch.device("meta"):
+        model = build_model(info.config, info.image_shape[0], len(info.class_names))
+    expected = model.state_dict()
+    for name, tensor in tensors.items():
+        if name in expected and tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{name} is {tensor.dtype}")
+    model.load_state_dict(tensors, assign=True)
+    return channels_last(model)
+
+
 def read_info(path: Path) -> CheckpointInfo:
     """The description inside a checkpoint, without its weights. Raises as `load_checkpoint` does."""
-    with opened(path) as file:
-        return info_of(path, file.metadata() or {})
+    return info_of(path, read_description(path))
 
 
-def info_of(path: Path, metadata: dict[str, Any]) -> CheckpointInfo:
-    if METADATA_KEY not in metadata:
-        raise DataError(f"{path} is a safetensors file, but not an rjem checkpoint; give one that rjem train wrote")
+def info_of(path: Path, description: Description) -> CheckpointInfo:
     try:
-        header = json.loads(metadata[METADATA_KEY])
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}, this rjem reads {FORMAT}")
-        return CheckpointInfo.from_dict(header["info"])
-    except (RjemError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        if description["format"] != FORMAT:
+            raise ValueError(f"format {description['format']}, this rjem reads {FORMAT}")
+        return CheckpointInfo.from_dict(description["info"])
+    except (RjemError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise unfit(path, error) from None
 
 
@@ -127,46 +134,9 @@ def unfit(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} does not fit its own description ({reason}); use another checkpoint")
 
 
-def save_state(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, safetensors.torch.save(plain(tensors)))
-
-
 def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".state.safetensors")
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors on the host, metadata). Raises AbsentError or DataError."""
-    with opened(path) as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises AbsentError for no file, DataError for one that cannot be read or is no such file."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        absent = isinstance(error, FileNotFoundError)
-        raise (AbsentError if absent else DataError)(f"cannot read checkpoint {path}: {error.strerror}") from None
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
-        if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
-            raise DataError(
-                f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
-            ) from None
-        raise DataError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
-
-
-def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the host, sharing no memory: what safetensors takes."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

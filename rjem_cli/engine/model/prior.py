@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from rjem_cli.engine.data.images import ImageSet, to_model
+from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import DataError, RjemError
-from rjem_cli.paths import locked, priors_dir, write_atomically
+from rjem_cli.files import locked
+from rjem_cli.paths import priors_dir
 
+FORMAT = "rjem-prior-1"
 JITTER = 1e-4  # added to the covariance's diagonal, as JEM++ does
 
 
@@ -95,11 +96,11 @@ def cached_prior(data_digest: str) -> ClassGaussianPrior | None:
     """The prior fitted earlier to the images with this digest; None if there is none, or none that can be read."""
     path = priors_dir() / f"{data_digest}.safetensors"
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors, _ = read_tensors(path)
         channels, height, width = tensors["image_shape"].tolist()
         factors = tuple(tensors[f"factor.{label}"] for label in range(len(tensors["mean"])))
         return ClassGaussianPrior(tensors["mean"], factors, (channels, height, width))
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (RjemError, KeyError, ValueError):
         return None
 
 
@@ -114,7 +115,7 @@ def load_prior(images: ImageSet, data_digest: str) -> ClassGaussianPrior:
                 prior = fit_prior(images)
                 tensors = {"mean": prior.mean_KD, "image_shape": torch.tensor(prior.image_shape)}
                 tensors |= {f"factor.{label}": factor for label, factor in enumerate(prior.factors)}
-                write_atomically(path, safetensors.torch.save(tensors))
+                write_tensors(path, tensors, {"format": FORMAT})
     except DataError:
         raise
     except RjemError:  # a place that cannot be written, or is full, keeps no prior, and needs none

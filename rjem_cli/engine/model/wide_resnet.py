@@ -78,5 +78,8 @@ def feature_count(options: ModelOptions) -> int:
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
     """A new network on the host, in channels_last layout (faster on CPUs and GPUs alike)."""
-    model = WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
+    return channels_last(WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer))
+
+
+def channels_last(model: WideResNet) -> WideResNet:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rjem_cli.engine.data.collection import ImageCollection
+from rjem_cli.engine.data.fetch import fetched, is_there
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.evaluation.accuracy import accuracy
 from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info
@@ -22,7 +23,7 @@ from rjem_cli.engine.quality.extractors import (
 )
 from rjem_cli.engine.quality.judge import JUDGE_FEATURES, noted_accuracy, train_judge
 from rjem_cli.engine.quality.reference import Reference
-from rjem_cli.engine.quality.weights import INCEPTION, in_cache, published_weights, read_weights
+from rjem_cli.engine.quality.weights import INCEPTION, read_weights
 from rjem_cli.engine.runtime import Runtime, Watch
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
@@ -69,7 +70,7 @@ def choose(asked: str, reference: Reference) -> Choice:
         kind = "grey" if channels == 1 else "coloured"
         why = f"auto: Inception was made for photographs, not for {width}x{height} {kind} images"
         return described("judge", why, reference)
-    if offline() and not in_cache(INCEPTION) and reference.images.labels is not None:
+    if offline() and not is_there(INCEPTION, weights_dir()) and reference.images.labels is not None:
         why = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"
         return described("judge", why, reference)
     return described("inception", "auto: coloured images", reference)
@@ -123,7 +124,7 @@ def build(
     weights that cannot be had, DataError for some that cannot be used."""
     device = runtime.device
     if choice.kind == "inception":
-        content = published_weights(INCEPTION, lambda done, total: watch("fetching weights", done, total))
+        content = fetched(INCEPTION, weights_dir(), lambda done, total: watch("fetching weights", done, total))
         return inception(content, INCEPTION.file_name, device)
     if choice.kind == "dinov2":
         return dinov2(device)

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rjem_cli.engine.data.fetch import sha256_of
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.wide_resnet import feature_count
-from rjem_cli.engine.quality.weights import INCEPTION, sha256_of, tensors_of
+from rjem_cli.engine.quality.weights import INCEPTION, tensors_of
 from rjem_cli.errors import AbsentError, DataError
 from rjem_cli.paths import offline
 

@@ -11,18 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from rjem_cli.engine.data.collection import with_channels
+from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
 from rjem_cli.engine.quality.extractors import Extractor, FeaturePair
 from rjem_cli.errors import RjemError
-from rjem_cli.paths import features_dir, write_atomically
+from rjem_cli.paths import features_dir
 
 CHUNK = 200  # images a file
-VERSION = 2  # of the way features are computed and kept
+VERSION = 3  # of the way features are computed and kept
 PROBE = 3  # batches that a speed is measured on; the first ones are slow
 
 Report = Callable[[int], None]  # how many images are done
@@ -54,9 +53,9 @@ def chunks_of(pixels: Tensor, extractor: Extractor, name: str) -> list[tuple[Pat
 def kept(path: Path, shape: tuple[int, int]) -> FeaturePair | None:
     """None for a chunk that is not there, cannot be read or cannot be right: it is then computed again."""
     try:
-        tensors = safetensors.torch.load_file(path)
+        tensors, _ = read_tensors(path)
         features, logits = tensors["features"], tensors.get("logits")
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (RjemError, KeyError):
         return None
     return (features, logits) if features.shape == shape and is_finite((features, logits)) else None
 
@@ -112,7 +111,7 @@ def keep(path: Path, pair: FeaturePair) -> None:
     features, logits = pair
     tensors = {"features": features} | ({} if logits is None else {"logits": logits})
     try:
-        write_atomically(path, safetensors.torch.save(tensors))
+        write_tensors(path, tensors, {"format": "rjem-features"})
     except RjemError:
         return
 

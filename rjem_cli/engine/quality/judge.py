@@ -23,10 +23,13 @@ from rjem_cli.engine.evaluation.accuracy import accuracy
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.training.run import load_newest_state
-from rjem_cli.engine.training.trainer import Progress, Trainer
+from rjem_cli.engine.training.checkpoints import newest_valid
+from rjem_cli.engine.training.loop import start, train_to_end
+from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
-from rjem_cli.paths import checkpoints_in, judges_dir, locked, write_atomically
+from rjem_cli.files import locked, write_atomically
+from rjem_cli.paths import checkpoints_in, judges_dir
 
 VERSION = 1  # of the recipe below
 WIDTH = 2
@@ -113,7 +116,7 @@ def train_judge(
         if judge is not None:
             return judge
         trainer = begun(splits, runtime, folder, watch)
-        path = trainer.run(should_stop)
+        path = train_to_end(trainer, should_stop)
         if trainer.step < trainer.steps:
             return None
         checkpoint = load_checkpoint(path, runtime.device)
@@ -125,12 +128,12 @@ def train_judge(
 
 def begun(splits: Splits, runtime: Runtime, folder: Path, watch: Callable[[Progress], None]) -> Trainer:
     """The trainer, where an interrupted call left it, or from the start if that cannot be read."""
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(judge_config(splits), splits, runtime, folder, watch)
     if checkpoints_in(folder):
         try:
-            load_newest_state(trainer, folder)
+            start(trainer, newest_valid(folder, trainer.tell))
+            return trainer
         except RjemError:
             shutil.rmtree(folder)
-            return begun(splits, runtime, folder, watch)
+    start(trainer, None)
     return trainer

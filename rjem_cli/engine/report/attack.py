@@ -22,8 +22,9 @@ from rjem_cli.engine.evaluation.job import AttackJob
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.report.figures import epsilon_curve
 from rjem_cli.errors import ConfigError
+from rjem_cli.files import claimed_folder, empty_own_folder, write_atomically
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon
-from rjem_cli.paths import claimed_folder, empty_own_folder, expand, write_atomically
+from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
 

@@ -19,7 +19,7 @@ from rjem_cli.engine.report.figures import energy_plot
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.trajectories import Trajectories, csv_rows, describe_chains
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import claimed_folder, empty_own_folder, write_atomically
+from rjem_cli.files import claimed_folder, empty_own_folder, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
 CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")

@@ -15,7 +15,8 @@ from rjem_cli import __version__
 from rjem_cli.config import EvalConfig
 from rjem_cli.engine.evaluation.gates import Gates
 from rjem_cli.errors import ConfigError, RjemError
-from rjem_cli.paths import append_line, claimed_folder, empty_own_folder, expand, results_file, write_atomically
+from rjem_cli.files import append_line, claimed_folder, empty_own_folder, write_atomically
+from rjem_cli.paths import expand, results_file
 
 OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
 

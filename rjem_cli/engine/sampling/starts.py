@@ -14,9 +14,10 @@ from rjem_cli.engine.chains.starts import given_images, prior_draws, random_imag
 from rjem_cli.engine.data.class_folders import read_images
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, read_safetensors, state_path
+from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, state_path
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
+from rjem_cli.engine.model.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import sample_blocks
 from rjem_cli.engine.sampling.request import SampleRequest
@@ -95,7 +96,7 @@ def buffer_images(checkpoint: Checkpoint) -> Tensor:
     path = state_path(checkpoint.path)
     if not path.exists():
         raise AbsentError(f"{path} is not there, and the buffer is in it; take another --init, or copy it beside")
-    tensors, _ = read_safetensors(path)
+    tensors, _ = read_tensors(path)
     buffer = tensors.get("buffer")
     if buffer is None or tuple(buffer.shape[1:]) != checkpoint.info.image_shape:
         raise AbsentError(f"{path} holds no buffer of such images; take another --init")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rjem_cli.engine.chains.sgld import energy_gradient
 from rjem_cli.engine.model.energy import energy
-from rjem_cli.errors import DivergedError
-from rjem_cli.paths import explained, write_atomically
+from rjem_cli.files import explained, write_atomically
+
+WALL = 0.99  # of [-1, 1]
 
 
 class Metrics:
@@ -23,34 +24,47 @@ class Metrics:
     def __init__(self, path: Path):
         self.path = path
         self.sums: dict[str, Tensor] = {}
-        self.last: dict[str, float] = {}
+        self.last: dict[str, float] = {}  # line, and its step
+        self.last_step = 0
+        self.events: list[dict[str, Any]] = []
 
     def add(self, named: dict[str, Tensor]) -> None:
         """Scalars of one step, on the device."""
         for name, value in {**named, "count": torch.ones_like(named["loss"])}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
-    def write(self, step: int, more: dict[str, float]) -> dict[str, float]:
-        """Append a line with the means and `more`. Raises DivergedError, after writing, when a value is not finite."""
+    def means(self, more: dict[str, float]) -> dict[str, float]:
+        """Of the steps since the last line, and `more`; six digits each. The sums begin anew."""
         names = list(self.sums)
         values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
         count = values.pop("count")
         self.sums = {}
         means = {name: value / count for name, value in values.items()}
-        self.last = {name: float(f"{value:.6g}") for name, value in {**means, **more}.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in self.last.items()}
-        with explained("write", self.path), self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **finite}) + "\n")
-        lost = [name for name, value in finite.items() if value is None]
-        if lost:
-            raise DivergedError(
-                f"training diverged at step {step}: {lost[0]} is not finite; the checkpoints before it are in "
-                f"{self.path.parent / 'checkpoints'}; try a lower --lr or a --max-grad-norm"
-            )
-        return self.last
+        return {name: float(f"{value:.6g}") for name, value in {**means, **more}.items()}
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that will be taken (again), and one that a kill left half written."""
+    def write(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Append a line."""
+        self.last, self.last_step = values, step
+        self.append({"step": step, **values})
+        return values
+
+    def add_event(self, step: int, at: int, what: str, rate_scale: float) -> None:
+        """Append a line of its own: training diverged after step `at`, and went back to `step`."""
+        event = {"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale}
+        self.events.append(event)
+        self.append(event)
+
+    def append(self, line: dict[str, Any]) -> None:
+        with explained("write", self.path), self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def val_accuracy_at(self, step: int) -> float | None:
+        return self.last.get("val_accuracy") if self.last_step == step else None
+
+    def forget_after(self, step: int, events: int) -> None:
+        """Drop the lines of steps that will be taken (again), all but the first `events` events, and what a kill left
+        half written."""
+        self.last, self.last_step, self.events = {}, 0, []
         if not self.path.exists():
             return
         kept = []
@@ -61,15 +75,27 @@ class Metrics:
                 values = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(values, dict) and values.get("step", step + 1) <= step:
-                kept.append(line)
+            if not isinstance(values, dict) or values.get("step", step + 1) > step:
+                continue
+            if "event" in values:
+                if len(self.events) == events:
+                    continue
+                self.events.append(values)
+            else:
                 self.last = {name: value for name, value in values.items() if name != "step"}
+                self.last_step = values["step"]
+            kept.append(line)
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
+def saturation(x: Tensor) -> Tensor:
+    """Share of the values at a wall of the box; not finite where x is not."""
+    return (x.abs() > WALL).float().mean() + 0 * x.sum()
+
+
 def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Tensor) -> dict[str, float]:
-    """Of data x and buffer images, both (B, C, H, W): mean energies, R1 (mean L2 norm of dE/dx on data), and the share
-    of saturated values in the buffer. `logits_of` must be frozen."""
+    """Of data x and buffer images, both (B, C, H, W): mean energies, and R1, the mean L2 norm of dE/dx on data.
+    `logits_of` must be frozen."""
     energy_data_B, gradient = energy_gradient(lambda x: energy(logits_of(x)), x)
     with torch.no_grad():
         energy_buffer_B = energy(logits_of(stored))
@@ -77,7 +103,6 @@ def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Ten
         "energy_data": energy_data_B.mean(),
         "energy_buffer": energy_buffer_B.mean(),
         "r1": gradient.flatten(1).norm(dim=1).mean(),
-        "saturation": (stored.abs() > 0.99).float().mean(),
     }
     return dict(zip(found, torch.stack(list(found.values())).tolist()))
 

@@ -37,6 +37,13 @@ class ReplayBuffer:
             starts[restarted.to(starts.device)] = draw_from_prior(self.prior, len(restarted), generator)
         return starts, places_here
 
+    def redraw(self, share: float, generator: torch.Generator) -> None:
+        """Start this share of the chains again from the prior."""
+        count = round(share * len(self.images))
+        if count:
+            places = torch.randperm(len(self.images), generator=generator)[:count]
+            self.store(places.to(self.images.device), draw_from_prior(self.prior, count, generator))
+
     def store(self, places: Tensor, images: Tensor) -> None:
         self.images[places] = images
 

@@ -15,13 +15,15 @@ from rjem_cli.engine.data.images import Splits, spread_indices
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import read_info, read_safetensors, state_path
+from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.training.trainer import Progress, Trainer
-from rjem_cli.errors import DataError, RjemError
+from rjem_cli.engine.training.loop import start, train_to_end
+from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.trainer import Trainer
+from rjem_cli.errors import DataError
+from rjem_cli.files import locked, write_atomically
 from rjem_cli.knobs import describe_epsilon
-from rjem_cli.paths import checkpoints_in, locked, write_atomically
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
 TEST_PLAN = AttackPlan(steps=15, start="image")
@@ -44,22 +46,23 @@ def run_training(
     runtime: Runtime,
     run_dir: Path,
     *,
-    resume: bool,
+    resume: Path | None,
     watch: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    """Train in `run_dir`; after the last step, measure the model and write summary.json and samples/grid.png.
+    """Train in `run_dir`, from its checkpoint `resume` on where one is given; after the last step, measure the model
+    and write summary.json and samples/grid.png.
 
     Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
     """
     with locked(run_dir, wait=False):
         trainer = Trainer(config, splits, runtime, run_dir, watch)
         if resume:
-            load_newest_state(trainer, run_dir)
-        trainer.metrics.forget_after(trainer.step)
+            check_same_training(resume, trainer.info)
+        start(trainer, resume)
         config_text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(run_dir / "config.yaml", config_text.encode())
-        checkpoint = trainer.run(should_stop)
+        checkpoint = train_to_end(trainer, should_stop)
         if should_stop():
             return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
         summary = {"step": trainer.step, **summarise(trainer, splits, runtime, watch)}
@@ -71,26 +74,13 @@ def run_training(
         return RunResult(checkpoint, True, grid, summary)
 
 
-def load_newest_state(trainer: Trainer, run_dir: Path) -> None:
-    """Go on from the run's newest checkpoint. Raises DataError where its data or setup was another."""
-    newest = checkpoints_in(run_dir)[-1]
-    before, now = read_info(newest), trainer.info
+def check_same_training(checkpoint: Path, now: CheckpointInfo) -> None:
+    """Raises DataError where the checkpoint's data or optimizer was another."""
+    name, before = checkpoint.parent.parent.name, read_info(checkpoint)
     if before.data_digest != now.data_digest:
-        raise DataError(
-            f"{run_dir.name} was trained on other images than {now.data_name} is now; give those with --data"
-        )
+        raise DataError(f"{name} was trained on other images than {now.data_name} is now; give those with --data")
     if before.config.optimizer != now.config.optimizer:
-        raise DataError(f"{run_dir.name} was trained with --optimizer {before.config.optimizer}; resume with that")
-    try:
-        tensors, _ = read_safetensors(state_path(newest))
-    except RjemError as error:
-        raise DataError(f"{error}; to resume from the checkpoint before it, remove {newest}") from None
-    try:
-        trainer.load_state(tensors)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:160]
-        remedy = "resume with the settings it was trained with"
-        raise DataError(f"{state_path(newest)} does not fit this run ({reason}); {remedy}") from None
+        raise DataError(f"{name} was trained with --optimizer {before.config.optimizer}; resume with that")
 
 
 def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callable[[Progress], None]) -> dict[str, Any]:
@@ -117,6 +107,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
         "test_accuracy": describe_accuracy(right, splits),
         "robust_accuracy": {**robust, "attack": f"PGD linf, eps {describe_epsilon(TEST_EPS, 'linf')}, {steps}"},
         "metrics": trainer.metrics.last,
+        "divergences": trainer.metrics.events,
         "device": runtime.describe(),
     }
 

@@ -1,12 +1,12 @@
-"""The loop: images -> x_adv and x_q -> objective -> step -> average -> metrics, pictures, checkpoints.
+"""A run's network and its step: images -> x_adv and x_q -> objective -> step -> average; and its metrics and pictures.
 
 Every random draw comes from a generator seeded by (run seed, purpose, step), so a resumed run draws what the
-uninterrupted one would. The host reads the device only when it logs, saves or draws a picture.
+uninterrupted one would, and no random state need be saved. The host reads the device once a step, for the guard, and
+when it logs, saves or draws a picture.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -24,7 +24,7 @@ from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.data.pictures import png_bytes
 from rjem_cli.engine.evaluation.accuracy import accuracy, evenly_spaced
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, all_finite, save_checkpoint, save_state, state_path
+from rjem_cli.engine.model.checkpoint import CheckpointInfo
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, load_prior
@@ -33,26 +33,18 @@ from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import preview
 from rjem_cli.engine.seeds import derived_generator, derived_seed
 from rjem_cli.engine.training.averaging import averaged, refresh_statistics
-from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains
+from rjem_cli.engine.training.divergence import Guard
+from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains, saturation
 from rjem_cli.engine.training.objective import robust_jem_loss
+from rjem_cli.engine.training.progress import Progress
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 from rjem_cli.engine.training.schedule import learning_rate, steps_per_epoch, total_steps
 from rjem_cli.engine.training.state import below, pack_optimizer, unpack_optimizer
-from rjem_cli.errors import ConfigError, DivergedError
-from rjem_cli.paths import checkpoints_in, write_atomically
+from rjem_cli.errors import ConfigError
+from rjem_cli.files import write_atomically
 
-KEPT_CHECKPOINTS = 2
 VALIDATION_IMAGES = 2000
 PREVIEW_PER_CLASS = 8
-
-
-class Progress(NamedTuple):
-    """What a watcher sees after each step of a phase; `metrics` come with the log lines of training only."""
-
-    phase: str
-    step: int
-    steps: int
-    metrics: dict[str, float] | None = None
 
 
 class Batch(NamedTuple):
@@ -85,6 +77,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.training_images = splits.train
         self.buffer = self.new_buffer() if config.px_weight else None
+        self.guard = Guard(config, len(splits.class_names))
         self.metrics = Metrics(run_dir / "metrics.jsonl")
 
     @cached_property
@@ -96,41 +89,31 @@ class Trainer:
         config = self.config
         return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, self.generator("buffer"))
 
-    # --- the loop ---
-
-    def run(self, should_stop: Callable[[], bool]) -> Path:
-        """Train to the last step, or until `should_stop`; returns the checkpoint saved last. Raises DivergedError."""
-        clock = Clock(self.step)
-        while self.step < self.steps and not should_stop():
-            self.metrics.add(self.train_step())
-            self.step += 1
-            last = self.step == self.steps
-            metrics = self.log(clock) if last or self.step % self.config.log_every == 0 else None
-            self.watch(Progress("training", self.step, self.steps, metrics))
-            if not last and self.step % self.config.checkpoint_every == 0:
-                self.save()
-            if not last and self.step % self.config.sample_every == 0:
-                self.draw_samples(self.run_dir / "samples" / f"step-{self.step:08d}.png", ("energy",))
-        return self.save()
+    # --- a step ---
 
     def train_step(self) -> dict[str, Tensor]:
-        """One update of the weights and of their average; returns the step's scalars, still on the device."""
+        """One update of the weights and of their average; returns the step's scalars, still on the device. Raises
+        Divergence, before anything is updated, where the guard sees one."""
         batch = self.next_batch()
         frozen = self.runtime.logits(freeze(self.model))
-        inputs = [self.attack(frozen, batch)]
+        inputs, looks = [self.attack(frozen, batch)], {}
         if self.buffer is not None:
-            inputs += [batch.x_energy, self.negatives(frozen, self.buffer)]
+            x_q = self.negatives(frozen, self.buffer)
+            inputs += [batch.x_energy, x_q]
+            looks = {"saturation": saturation(x_q)}
         logits_adv, *others = self.logits(inputs)
         energies = (energy(others[0]), energy(others[1])) if others else None
         terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.config)
+            group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        scalars = {"loss": terms.total, **terms.named(), "grad_norm": grad_norm, **looks}
+        self.guard.check_step(scalars)
         self.optimizer.step()
         self.average.update_parameters(self.model)
-        return {"loss": terms.total, **terms.named(), "grad_norm": grad_norm}
+        return scalars
 
     def next_batch(self) -> Batch:
         """The step's images, augmented, noised and clamped to the box that chains and attacks live in."""
@@ -179,6 +162,9 @@ class Trainer:
             return list(logits_of(torch.cat(inputs)).chunk(len(inputs)))
         return [logits_of(x) for x in inputs]
 
+    def tell(self, note: str) -> None:
+        self.watch(Progress("training", self.step, self.steps, note=note))
+
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
         return derived_generator(
             self.config.seed, purpose, self.step, device=self.runtime.device if on_device else "cpu"
@@ -186,17 +172,21 @@ class Trainer:
 
     # --- what a run leaves behind ---
 
-    def log(self, clock: Clock) -> dict[str, float]:
+    def log(self, clock: Clock, measure_val: bool) -> dict[str, float]:
+        """A line of metrics. Raises Divergence where the guard sees one in it."""
         more = {
+            "divergences": float(self.guard.count),
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.batch_size * clock.steps_per_second(self.step),
         }
         if self.buffer is not None:
             frozen, stored = self.runtime.logits(freeze(self.model)), self.buffer.images[: self.batch_size]
             more = {**look_at_chains(frozen, to_model(self.watched.pixels), stored), **more}
-        if len(self.val) and (self.step % self.config.sample_every == 0 or self.step == self.steps):
+        if measure_val and len(self.val):
             more["val_accuracy"] = self.val_accuracy()
-        return self.metrics.write(self.step, more)
+        means = self.metrics.means(more)
+        self.guard.check_means(means)
+        return self.metrics.write(self.step, means)
 
     def sampling_model(self) -> WideResNet:
         """The averaged network with BatchNorm statistics of its own."""
@@ -214,33 +204,17 @@ class Trainer:
         picture = preview(logits_of, self.prior, plans, PREVIEW_PER_CLASS, self.config.seed)
         write_atomically(path, png_bytes(picture))
 
-    # --- checkpoints ---
-
-    def save(self) -> Path:
-        """Write checkpoint and state, then drop all but the newest KEPT_CHECKPOINTS. Raises DivergedError for weights
-        that are not finite."""
-        model = self.sampling_model()
-        if not all_finite(itertools.chain(self.model.state_dict().values(), model.state_dict().values())):
-            raise DivergedError(
-                f"training diverged before step {self.step}: a weight is not finite; "
-                "try a lower --lr or a --max-grad-norm"
-            )
-        path = self.run_dir / "checkpoints" / f"step-{self.step:08d}.safetensors"
-        save_state(state_path(path), self.state())
-        save_checkpoint(path, model, self.info.at(self.step))
-        for old in checkpoints_in(self.run_dir)[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
-            state_path(old).unlink(missing_ok=True)
-        return path
+    # --- what is saved ---
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= pack_optimizer(self.optimizer)
         tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
+        counts = {"step": torch.tensor(self.step), "divergences": torch.tensor(self.guard.count)}
         if self.buffer is not None:
             tensors["buffer"] = self.buffer.images
-        return tensors | {"step": torch.tensor(self.step)}
+        return tensors | counts
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this
@@ -254,7 +228,7 @@ class Trainer:
         self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
         if buffer is not None and stored is not None:  # a run that begins with energies now begins with a new one
             buffer.images.copy_(stored)
-        self.step = int(tensors["step"])
+        self.step, self.guard.count = int(tensors["step"]), int(tensors["divergences"])
 
 
 def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:

@@ -1,14 +1,18 @@
 import json
+import os
 import pickle
+import random
 
 import pytest
 import safetensors.torch
 import torch
 
+from rjem_cli import files
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.model.checkpoint import FORMAT, METADATA_KEY, CheckpointInfo, load_checkpoint, save_checkpoint
+from rjem_cli.engine.model.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
+from rjem_cli.engine.model.tensor_file import METADATA_KEY, encode
 from rjem_cli.engine.model.wide_resnet import build_model
-from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.errors import AbsentError, DataError, RjemError
 
 CONFIG = TrainConfig(depth=10, width=1, adv_eps="8/255")
 INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, step=12)
@@ -46,8 +50,7 @@ def test_a_header_that_begins_like_a_pickle_is_still_a_checkpoint(saved, first_b
 def test_weights_that_are_not_finite_are_refused(saved):
     tensors = safetensors.torch.load_file(saved)
     tensors["head.bias"][0] = float("nan")
-    header = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
-    safetensors.torch.save_file(tensors, saved, {METADATA_KEY: header})
+    saved.write_bytes(encode(tensors, {"format": FORMAT, "info": INFO.to_dict()}))
     with pytest.raises(DataError, match="not finite"):
         load_checkpoint(saved, CPU)
 
@@ -99,14 +102,50 @@ HEADER = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
     "text",
     [
         "{}",
-        "[]",
-        "not json",
+        '{"info": 3}',
         HEADER.replace('"depth": 10', '"depth": 16'),
+        HEADER.replace('"depth": 10', '"depth": 6000000004'),
+        HEADER.replace('"width": 1', '"width": 1000000'),
+        HEADER.replace("[1, 8, 8]", "[1, 8, 1000000000]"),
         HEADER.replace(FORMAT, "rjem-checkpoint-99"),
     ],
 )
 def test_weights_that_do_not_fit_their_description_are_refused(saved, text):
-    tensors = safetensors.torch.load_file(saved)
-    safetensors.torch.save_file(tensors, saved, {METADATA_KEY: text})
+    """Even if their sha256 is right, and before they could take memory that the file has not."""
+    saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text)))
     with pytest.raises(DataError, match="does not fit its own description"):
         load_checkpoint(saved, CPU)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "not json", "{}", '{"sha256": "0", "description": 3}', "[" * 100_000])
+def test_a_description_that_is_none_is_refused(saved, text):
+    safetensors.torch.save_file(safetensors.torch.load_file(saved), saved, {METADATA_KEY: text})
+    for read in (read_info, lambda path: load_checkpoint(path, CPU)):
+        with pytest.raises(DataError, match="description that rjem cannot read"):
+            read(saved)
+
+
+def test_any_flipped_bit_is_found(saved):
+    """In the weights, their names, the config, or the sha256 itself: no checkpoint is used that is not what was
+    saved."""
+    content = saved.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    draws = random.Random(0)
+    places = [draws.randrange(header) for _ in range(60)] + [draws.randrange(header, len(content)) for _ in range(20)]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draws.randrange(8)
+        saved.write_bytes(flipped)
+        try:
+            load_checkpoint(saved, CPU)
+        except DataError:
+            continue
+        assert content[place : place + 1] == b" ", place  # the header's padding says nothing
+
+
+def test_a_file_that_reads_back_otherwise_never_takes_the_old_ones_place(saved, monkeypatch):
+    content = saved.read_bytes()
+    monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
+    with pytest.raises(RjemError, match="reads back otherwise"):
+        save_checkpoint(saved, build_model(CONFIG, 1, 3), INFO.at(13, None))
+    assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]

@@ -1,6 +1,8 @@
 """The loop on 8x8 digits with a network of one block a stage: seconds, and every path of it."""
 
+import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -9,9 +11,12 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.model.checkpoint import load_checkpoint, state_path
 from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.training.checkpoints import newest_valid, read_state
 from rjem_cli.engine.training.run import run_training
+from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
-from rjem_cli.paths import checkpoints_in, locked
+from rjem_cli.files import locked
+from rjem_cli.paths import checkpoints_in
 
 TINY = {
     "dataset": "digits",
@@ -36,20 +41,30 @@ TINY = {
     "device": "cpu",
 }
 
+STARTING = 2  # words of progress before the first step
 
-def train(run_dir, resume=False, stop_at=None, **changes):
+
+def train(run_dir, resume=False, stop_at=None, notes=None, **changes):
+    """(result, the steps that were taken); `stop_at` stops after so many of them."""
     config = TrainConfig(**{**TINY, **changes})
-    steps_seen = []
+    told, notes = [], [] if notes is None else notes
+
+    def watch(progress):
+        if progress.note:
+            notes.append(progress.note)
+        elif progress.phase == "training":
+            told.append(progress.step)
+
     result = run_training(
         config,
         digit_splits(config.val_fraction, shifted=False),
         start_runtime(config.device, config.precision),
         run_dir,
-        resume=resume,
-        watch=lambda progress: steps_seen.append(progress.step) if progress.phase == "training" else None,
-        should_stop=lambda: stop_at is not None and len(steps_seen) >= stop_at,
+        resume=newest_valid(run_dir, notes.append) if resume else None,
+        watch=watch,
+        should_stop=lambda: stop_at is not None and len(told) - STARTING >= stop_at,
     )
-    return result, steps_seen
+    return result, told[STARTING:]
 
 
 def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_path):
@@ -60,7 +75,7 @@ def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_pa
         "step-00000006.safetensors",
     ]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["step"] for line in lines] == [2, 3, 4, 6]
     named = {
         "loss",
         "cross_entropy",
@@ -107,11 +122,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, norm_la
     assert steps == [4, 5, 6]
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
     assert state_path(resumed.checkpoint).read_bytes() == state_path(whole.checkpoint).read_bytes()
-    untimed = [
-        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in text.splitlines()]
-        for text in ((tmp_path / part / "metrics.jsonl").read_text() for part in ("whole", "parts"))
-    ]
-    assert untimed[0] == untimed[1]
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 5])
+def test_from_any_step_and_with_more_steps_than_were_asked_for_first(tmp_path, stop_at):
+    """The rate of the schedules `steps` and `cosine` depends on the number of steps, that of `constant` does not."""
+    changes = {"lr_schedule": "constant"}
+    whole, _ = train(tmp_path / "whole", **changes)
+    train(tmp_path / "parts", stop_at=stop_at, **changes)
+    resumed, _ = train(tmp_path / "parts", resume=True, **changes)
+    train(tmp_path / "longer", steps=stop_at, **changes)
+    longer, _ = train(tmp_path / "longer", resume=True, **changes)
+    for other in (resumed, longer):
+        assert other.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+        assert state_path(other.checkpoint).read_bytes() == state_path(whole.checkpoint).read_bytes()
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -121,11 +147,134 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
+def metrics_of(run_dir):
+    """Lines of metrics.jsonl, without what was measured by a clock."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
 def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     good, _ = train(tmp_path, stop_at=2)
-    with pytest.raises(DivergedError, match="diverged"):
-        train(tmp_path, resume=True, lr=1e30, warmup_steps=0)
-    assert [path.read_bytes() for path in checkpoints_in(tmp_path)] == [good.checkpoint.read_bytes()]
+    before = good.checkpoint.read_bytes(), state_path(good.checkpoint).read_bytes()
+    notes = []
+    with pytest.raises(
+        DivergedError, match=r"diverged at step \d .*for the 4\. time; the last good checkpoint is"
+    ) as error:
+        train(tmp_path, resume=True, lr=1e30, warmup_steps=0, notes=notes)
+    assert str(good.checkpoint) in str(error.value) and len(notes) == 3
+    assert checkpoints_in(tmp_path)[-1] == good.checkpoint
+    assert (good.checkpoint.read_bytes(), state_path(good.checkpoint).read_bytes()) == before
+    assert train(tmp_path, resume=True)[0].finished  # with the old rate it goes on as if nothing had been
+
+
+def poisoned(monkeypatch, sick_calls, poison):
+    """Call `poison` on the trainer just before those of its steps (counted as they are taken, not by their number)."""
+    take, calls = Trainer.train_step, itertools.count()
+
+    def train_step(self):
+        if next(calls) in sick_calls:
+            poison(self)
+        return take(self)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def nan_in_a_weight(trainer):
+    trainer.model.head.weight.data[0, 0] = math.nan
+
+
+def nan_in_the_chains(trainer):
+    trainer.buffer.images[:] = math.nan
+
+
+def nan_in_the_images(trainer):
+    take = trainer.next_batch
+
+    def next_batch():
+        del trainer.next_batch
+        batch = take()
+        batch.x[0, 0, 0, 0] = math.nan
+        return batch
+
+    trainer.next_batch = next_batch
+
+
+@pytest.mark.parametrize("poison", [nan_in_a_weight, nan_in_the_chains, nan_in_the_images])
+def test_every_nan_is_recovered_from_and_named(tmp_path, monkeypatch, poison):
+    """50 at random moments: the run ends where it should, with finite weights, and the metrics name each."""
+    sick_calls = set(torch.randperm(80, generator=torch.Generator().manual_seed(0))[:50].tolist())
+    poisoned(monkeypatch, sick_calls, poison)
+    notes = []
+    result, _ = train(tmp_path, steps=40, checkpoint_every=1, sample_every=100, max_divergences=50, notes=notes)
+    assert result.finished and len(notes) == 50
+    events = [line for line in metrics_of(tmp_path) if "event" in line]
+    assert len(events) == 50 and events == result.summary["divergences"]
+    assert all("is not finite" in event["what"] and event["step"] <= event["at"] for event in events)
+    assert [event["rate_scale"] for event in events[:3]] == [0.5, 0.25, 0.125]
+    assert metrics_of(tmp_path)[-1]["divergences"] == 50
+    load_checkpoint(result.checkpoint, torch.device("cpu"))  # refuses weights that are not finite
+
+
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        ({"max_energy_gap": 1e-9}, "energy_gap"),
+        ({"max_cross_entropy": 1e-3}, "cross_entropy"),
+        ({"max_r1": 1e-6}, "r1"),
+        ({"max_saturation": 1e-9}, "saturation"),
+    ],
+)
+def test_what_runs_away_is_watched(tmp_path, limit, name):
+    notes = []
+    with pytest.raises(DivergedError, match=f"{name} is .*, beyond"):
+        train(tmp_path, max_divergences=1, notes=notes, **limit)
+    assert len(notes) == 1 and "back to step 0 with 0.5 of the learning rate (1 of 1)" in notes[0]
+
+
+def test_after_an_event_the_rate_is_halved_and_chains_start_again(tmp_path, monkeypatch):
+    seen = []
+
+    def look(trainer):
+        seen.append(trainer.buffer.images.clone())
+        nan_in_a_weight(trainer)
+
+    poisoned(monkeypatch, {0}, look)
+    train(tmp_path, redraw_share=0.25, warmup_steps=0, lr_schedule="constant", steps=1, log_every=1)
+    assert metrics_of(tmp_path)[-1]["lr"] == TINY["lr"] / 2
+    start = seen[0]
+    redrawn = read_state(checkpoints_in(tmp_path)[-1])["buffer"]
+    changed = (redrawn != start).flatten(1).any(dim=1).sum()
+    assert 32 // 4 <= changed <= 32 // 4 + TINY["batch_size"]  # the share, and what one step moved
+
+
+def test_a_run_killed_after_an_event_meets_it_again(tmp_path, monkeypatch):
+    """Nothing of an event is on the disk but its line, which is then written anew."""
+
+    def sick_at_step_4(trainer):
+        if trainer.step == 4 and trainer.guard.count == 0:
+            nan_in_a_weight(trainer)
+
+    poisoned(monkeypatch, range(1000), sick_at_step_4)
+    whole, _ = train(tmp_path / "whole")
+    killed = []
+
+    class Killed(BaseException):
+        pass
+
+    def die(trainer):
+        sick_at_step_4(trainer)
+        if trainer.step == 5 and not killed:
+            killed.append(True)
+            raise Killed
+
+    monkeypatch.undo()
+    poisoned(monkeypatch, range(1000), die)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed")
+    assert "event" in (tmp_path / "killed" / "metrics.jsonl").read_text()
+    resumed, _ = train(tmp_path / "killed", resume=True)
+    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +297,7 @@ def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"step": 3, "lo')
     train(tmp_path, resume=True)
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 4, 6]
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 3, 4, 6]
 
 
 def test_a_crop_wider_than_the_image_is_refused(tmp_path):

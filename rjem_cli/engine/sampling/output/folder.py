@@ -19,7 +19,7 @@ from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, s
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import claimed_folder, empty_own_folder, explained, write_atomically
+from rjem_cli.files import claimed_folder, empty_own_folder, explained, write_atomically
 
 OUR_NAMES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
 GRID_SAMPLES = 100

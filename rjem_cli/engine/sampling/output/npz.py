@@ -19,7 +19,7 @@ import torch
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.output.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.paths import explained, replacing
+from rjem_cli.files import explained, replacing
 
 LONGEST_HEADER = 2**20  # bytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from rjem_cli.errors import ConfigError
-from rjem_cli.paths import check_writable, explained, locked, make_dir
+from rjem_cli.files import check_writable, explained, locked, make_dir
 
 FoundT = TypeVar("FoundT")
 

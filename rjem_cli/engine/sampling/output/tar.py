@@ -13,7 +13,7 @@ from rjem_cli.engine.data.pictures import png_bytes, to_image
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.output.partial import PartFile
 from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.paths import explained
+from rjem_cli.files import explained
 
 META_NAME = "__meta.json__"
 LONGEST_META = 2**20  # bytes; a part without a whole sample is no longer

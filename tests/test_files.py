@@ -1,4 +1,4 @@
-"""Locks between processes."""
+"""Locks between processes, and files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import multiprocessing
 
 import pytest
 
-from rjem_cli import paths
+from rjem_cli import files
 
 
 def hold(path, held, free) -> None:
-    with paths.locked(path):
+    with files.locked(path):
         held.set()
         free.wait(30)
 
 
 def test_who_waits_for_a_lock_is_called_meanwhile_and_may_give_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "LOCK_PATIENCE", 0.01)
+    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.01)
     path, context = tmp_path / "x", multiprocessing.get_context("spawn")
     held, free = context.Event(), context.Event()
     holder = context.Process(target=hold, args=(path, held, free))
@@ -26,8 +26,8 @@ def test_who_waits_for_a_lock_is_called_meanwhile_and_may_give_up(tmp_path, monk
     def give_up() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), paths.locked(path, waiting=give_up):
+    with pytest.raises(KeyboardInterrupt), files.locked(path, waiting=give_up):
         raise AssertionError("two processes hold one lock")
-    with paths.locked(path, waiting=free.set):
+    with files.locked(path, waiting=free.set):
         assert free.is_set()
     holder.join()

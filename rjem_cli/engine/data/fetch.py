@@ -1,0 +1,80 @@
+"""Files that everybody has, weights and data sets: downloaded once, under a lock, and known by size and sha256 before
+anything reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from rjem_cli import files, paths
+from rjem_cli.errors import AbsentError, RjemError
+
+BLOCK = 2**20
+TIMEOUT = 30  # seconds without a byte
+
+Report = Callable[[int, int], None]  # bytes so far, and in all
+
+
+class Published(NamedTuple):
+    """Where a file comes from, and how it is known."""
+
+    file_name: str
+    url: str
+    size: int  # bytes
+    sha256: str
+
+
+def silent(done: int, total: int) -> None:
+    """A report that nobody hears."""
+
+
+def is_there(file: Published, folder: Path) -> bool:
+    """By its size alone, which takes no time."""
+    with contextlib.suppress(OSError):
+        return (folder / file.file_name).stat().st_size == file.size
+    return False
+
+
+def fetched(file: Published, folder: Path, report: Report = silent) -> bytes:
+    """Its content, from the folder, else downloaded into it; a file there that is damaged is fetched again. `report`
+    may raise, also while another process downloads it. Raises AbsentError with the reason where it cannot be had."""
+    path = folder / file.file_name
+    with files.locked(path, waiting=lambda: report(0, file.size)):
+        with contextlib.suppress(OSError):
+            content = path.read_bytes()
+            if is_whole(content, file):
+                return content
+        if paths.offline():
+            state = "is damaged" if path.exists() else "is not there"
+            raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
+        try:
+            content = download(file, report)
+        except OSError as error:  # URLError, timeouts and connection errors among them
+            raise AbsentError(f"{file.file_name} cannot be downloaded ({error})") from None
+        if not is_whole(content, file):
+            raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published file")
+        with contextlib.suppress(RjemError):  # a place that cannot be written keeps no file, and needs none
+            files.write_atomically(path, content, read_back=True)
+        return content
+
+
+def is_whole(content: bytes, file: Published) -> bool:
+    return len(content) == file.size and sha256_of(content) == file.sha256
+
+
+def download(file: Published, report: Report) -> bytes:
+    """At most one byte more than there should be."""
+    content = bytearray()
+    with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
+        while len(content) <= file.size and (block := answer.read(min(BLOCK, file.size + 1 - len(content)))):
+            content += block
+            report(len(content), file.size)
+    return bytes(content)
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

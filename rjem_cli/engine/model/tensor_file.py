@@ -1,0 +1,102 @@
+"""Tensors in a safetensors file with a description and a sha256 of both: a flipped bit anywhere is found before
+anything is used. No pickle is read or written, and nothing in a description is executed or used as a path."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.files import write_atomically
+
+METADATA_KEY = "rjem"  # one key: safetensors writes several in no fixed order, and equal runs should give equal files
+
+Description = dict[str, Any]
+
+
+def encode(tensors: dict[str, Tensor], description: Description) -> bytes:
+    """The file's content; equal for equal arguments."""
+    held = {name: plain(tensor) for name, tensor in tensors.items()}
+    signed = {"sha256": digest(held, description), "description": description}
+    return safetensors.torch.save(held, {METADATA_KEY: json.dumps(signed)})
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> None:
+    """Whole or not at all, and read back. Raises RjemError."""
+    write_atomically(path, encode(tensors, description), read_back=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Description]:
+    """(tensors on the host, description). Raises AbsentError for no file, DataError for one that is damaged or that
+    rjem did not write."""
+    with opened(path) as file:
+        names = file.keys()
+        signed = signed_part(file, path)
+        # copies: safetensors gives views of the file, which somebody may yet shorten or change
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+    if signed["sha256"] != digest(tensors, signed["description"]):
+        raise DataError(f"{path} is damaged: its content is not what its sha256 says; use another checkpoint")
+    return tensors, signed["description"]
+
+
+def read_description(path: Path) -> Description:
+    """Without the tensors, so also without the check of their sha256. Raises as `read_tensors` does."""
+    with opened(path) as file:
+        description: Description = signed_part(file, path)["description"]
+        return description
+
+
+def signed_part(file: Any, path: Path) -> dict[str, Any]:
+    metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise DataError(f"{path} is a safetensors file, but not an rjem checkpoint; give one that rjem train wrote")
+    with contextlib.suppress(ValueError, RecursionError):
+        signed = json.loads(metadata[METADATA_KEY])
+        if isinstance(signed, dict) and isinstance(signed.get("description"), dict) and "sha256" in signed:
+            return signed
+    raise DataError(f"{path} has a description that rjem cannot read; use another checkpoint")
+
+
+def digest(tensors: dict[str, Tensor], description: Description) -> str:
+    """Of the description and of every tensor's name, type, shape and bytes."""
+    found = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises AbsentError for no file, DataError for one that cannot be read or is no such file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        raise (AbsentError if absent else DataError)(f"cannot read checkpoint {path}: {error.strerror}") from None
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
+        if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
+            raise DataError(
+                f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
+            ) from None
+        raise DataError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous, on the host, sharing no memory: what safetensors takes."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

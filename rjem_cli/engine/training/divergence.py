@@ -1,0 +1,61 @@
+"""When training runs away: what is watched, and what an event changes.
+
+JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all chains end at the walls of the box. Each
+step is looked at before it is taken, so a sick one never reaches the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import GuardOptions
+
+
+class Divergence(Exception):
+    """What was seen, in words; training goes back to its last checkpoint."""
+
+
+@dataclass
+class Guard:
+    """`count` events so far; each halves the learning rate for the rest of the run."""
+
+    options: GuardOptions
+    num_classes: int
+    count: int = 0
+
+    @property
+    def rate_scale(self) -> float:
+        return 0.5**self.count
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The largest size of what is watched. A network that always says the same has a cross-entropy of ln K at
+        most, so one far above it for long has not learnt less but come apart."""
+        return {
+            "energy_gap": self.options.max_energy_gap,
+            "cross_entropy": self.options.max_cross_entropy * math.log(max(2, self.num_classes)),
+            "r1": self.options.max_r1,
+            "saturation": self.options.max_saturation,
+        }
+
+    def check_step(self, scalars: dict[str, Tensor]) -> None:
+        """Raises Divergence for a scalar of this step that is not finite. The host waits for the device, once in a step
+        of many network passes."""
+        check_finite(dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist())))
+
+    def check_means(self, means: dict[str, float]) -> None:
+        """Raises Divergence for a mean since the last line of metrics that is not finite or beyond its limit."""
+        check_finite(means)
+        for name, limit in self.limits.items():
+            if abs(means.get(name, 0)) > limit:
+                raise Divergence(f"{name} is {means[name]:.4g}, beyond {limit:.4g}")
+
+
+def check_finite(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Divergence(f"{name} is not finite")

@@ -1,0 +1,16 @@
+"""What a watcher of training sees."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Progress(NamedTuple):
+    """After each step of a phase; `metrics` come with the log lines of training only, `note` with what is worth a line
+    of its own."""
+
+    phase: str
+    step: int
+    steps: int
+    metrics: dict[str, float] | None = None
+    note: str | None = None

@@ -1,0 +1,41 @@
+"""A time that a command must not exceed: it saves and stops by itself before."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from rjem_cli.errors import ConfigError
+
+DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+MARGIN = 2.0  # seconds
+
+
+def parse_duration(flag: str, text: str) -> float:
+    """`90s`, `25m`, `1h30m` in seconds. Raises ConfigError."""
+    found = DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    if not hours + minutes + seconds:
+        raise ConfigError(f"{flag} {text!r}: give a time such as 90s, 25m or 1h30m")
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
+class Deadline:
+    """`tick` is called whenever something is done: a step, or a step and a checkpoint."""
+
+    def __init__(self, flag: str, duration: str | None):
+        self.seconds = None if duration is None else parse_duration(flag, duration)
+        self.start, self.longest = time.monotonic(), 0.0
+        self.last: float | None = None
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self.last is not None:
+            self.longest = max(self.longest, now - self.last)
+        self.last = now
+
+    def is_near(self) -> bool:
+        """Whether what took longest so far could not be done twice more: a step, and the last checkpoint."""
+        if self.seconds is None:
+            return False
+        return time.monotonic() - self.start + 2 * self.longest + MARGIN > self.seconds

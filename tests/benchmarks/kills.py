@@ -1,0 +1,89 @@
+"""kill -9 at random moments of a training run, each resumed: do all end with the bytes of the run never killed?
+
+Every run has a RJEM_HOME of its own and the same flags. Once killed it goes on with `--resume`, or begins again where
+it was killed before its first checkpoint. Compared are the final checkpoint, its state and the metrics.
+
+    python tests/benchmarks/kills.py --runs 20 -- --preset quickstart
+    python tests/benchmarks/kills.py --runs 1 --kills 20 -- --preset quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TRAIN = [sys.executable, "-m", "rjem_cli", "train"]
+
+
+def checkpoints(home: Path) -> list[Path]:
+    found = (home / "runs/run/checkpoints").glob("step-*.safetensors")
+    return sorted(path for path in found if "state" not in path.name)
+
+
+def command_of(home: Path, flags: list[str]) -> list[str]:
+    return [*TRAIN, "-q", *(["--resume", "run"] if checkpoints(home) else ["--run", "run", *flags])]
+
+
+def result_of(home: Path) -> tuple[str, ...]:
+    """Digests of the last checkpoint, of its state, and of the metrics but for their speed."""
+    last = checkpoints(home)[-1]
+    lines = [json.loads(line) for line in (home / "runs/run/metrics.jsonl").read_text().splitlines()]
+    metrics = json.dumps([{**line, "images_per_second": 0} for line in lines])
+    contents = (last.read_bytes(), last.with_suffix(".state.safetensors").read_bytes(), metrics.encode())
+    return tuple(hashlib.sha256(content).hexdigest() for content in contents)
+
+
+def killed(home: Path, flags: list[str], seconds: float) -> bool:
+    """Whether the run was still there to be killed after so many seconds."""
+    process = subprocess.Popen(command_of(home, flags), env={**os.environ, "RJEM_HOME": str(home)})
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=1, help="of each run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("flags", nargs="*", help="of rjem train, behind --")
+    options = parser.parse_args()
+    draws, same = random.Random(options.seed), 0
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place, "whole")
+        started = time.perf_counter()
+        subprocess.run(command_of(whole, options.flags), env={**os.environ, "RJEM_HOME": str(whole)}, check=True)
+        seconds, expected = time.perf_counter() - started, result_of(whole)
+        print(f"never killed: {seconds:.0f} s, weights {expected[0][:12]}, state {expected[1][:12]}", flush=True)
+        print("run\tkilled after s\tat checkpoint\tsame weights, state, metrics", flush=True)
+        for run in range(options.runs):
+            home = Path(place, str(run))
+            moments, places = [], []
+            while len(moments) < options.kills:
+                moment = draws.uniform(0, seconds / options.kills)
+                if not killed(home, options.flags, moment):
+                    break
+                moments.append(f"{moment:.1f}")
+                places.append(checkpoints(home)[-1].stem[-5:] if checkpoints(home) else "none")
+            subprocess.run(command_of(home, options.flags), env={**os.environ, "RJEM_HOME": str(home)}, check=True)
+            found = [a == b for a, b in zip(result_of(home), expected)]
+            same += all(found)
+            print(f"{run}\t{' '.join(moments)}\t{' '.join(places)}\t{found}", flush=True)
+    print(f"{same} of {options.runs} runs, each killed {options.kills} times, ended as the one never killed")
+
+
+if __name__ == "__main__":
+    main()

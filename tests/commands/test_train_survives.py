@@ -1,0 +1,112 @@
+"""What happens to real processes: kill -9, a full disk, a folder that cannot be written, two of them at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import TINY_FLAGS
+
+FLAGS = [*TINY_FLAGS, "--steps", "60", "--checkpoint-every", "5", "--sample-every", "20"]
+TRAIN = [sys.executable, "-m", "rjem_cli", "train", "-q"]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "RJEM_HOME": str(home)}
+
+
+def checkpoints(home: Path) -> list[Path]:
+    return sorted((home / "runs/run/checkpoints").glob("step-????????.safetensors"))
+
+
+def result_of(home: Path) -> list[str]:
+    last = checkpoints(home)[-1]
+    lines = [json.loads(line) for line in (home / "runs/run/metrics.jsonl").read_text().splitlines()]
+    metrics = json.dumps([{**line, "images_per_second": 0} for line in lines]).encode()
+    contents = last.read_bytes(), last.with_suffix(".state.safetensors").read_bytes(), metrics
+    return [hashlib.sha256(content).hexdigest() for content in contents]
+
+
+def train(home: Path, *flags: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TRAIN, *flags], env=environment(home), capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(whole, "--run", "run", *FLAGS).returncode == 0
+    draws = random.Random(0)
+    for _ in range(3):
+        flags = ["--resume", "run"] if checkpoints(killed) else ["--run", "run", *FLAGS]
+        known = checkpoints(killed)
+        process = subprocess.Popen([*TRAIN, *flags], env=environment(killed), stderr=subprocess.DEVNULL)
+        while process.poll() is None and checkpoints(killed)[-1:] == known[-1:]:
+            time.sleep(0.01)  # it has begun to move: no kill of the imports alone
+        time.sleep(draws.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert train(killed, "--resume", "run").returncode == 0
+    assert result_of(killed) == result_of(whole)
+
+
+def small_files(most: int):
+    """What a child does before it begins: no file of its may grow beyond `most` bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_where_no_checkpoint_fits_nothing_is_trained(tmp_path):
+    done = train(tmp_path, "--run", "run", *FLAGS, preexec_fn=small_files(100_000))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "step-00000000" in done.stderr and "File too large" in done.stderr
+    assert not [path for path in tmp_path.rglob("*.safetensors*") if path.suffix != ".lock"]
+
+
+def test_a_disk_that_fills_up_keeps_the_valid_checkpoint(tmp_path):
+    assert train(tmp_path, "--run", "run", *FLAGS).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors") if "priors" not in path.parts}
+    done = train(tmp_path, "--resume", "run", "--steps", "61", preexec_fn=small_files(100_000))
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "File too large" in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert train(tmp_path, "--resume", "run", "--steps", "61").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    assert train(tmp_path, "--run", "run", *FLAGS).returncode == 0
+    folder = tmp_path / "runs/run/checkpoints"
+    folder.chmod(0o500)
+    done = train(tmp_path, "--resume", "run", "--steps", "61")
+    folder.chmod(0o700)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and str(folder) in done.stderr
+
+
+def test_two_trainings_in_one_folder(tmp_path):
+    assert train(tmp_path, "--run", "run", *FLAGS).returncode == 0
+    command = [*TRAIN, "--resume", "run", "--steps", "100000"]
+    with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL) as first:
+        while len(checkpoints(tmp_path)) and checkpoints(tmp_path)[-1].name <= "step-00000060.safetensors":
+            time.sleep(0.05)
+        second = train(tmp_path, "--resume", "run", "--steps", "100000")
+        assert second.returncode == 1 and "in use by another process" in second.stderr
+        assert second.stderr.count("\n") == 1 and first.poll() is None
+        first.send_signal(signal.SIGTERM)
+    assert first.returncode == 143
+    assert train(tmp_path, "--resume", "run", "--steps", "62", "--dry-run").returncode == 0
+
+
+def test_files_follow_the_umask(tmp_path):
+    done = train(tmp_path, "--run", "run", *TINY_FLAGS, preexec_fn=lambda: os.umask(0o027))
+    assert done.returncode == 0
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert modes <= {0o640}
