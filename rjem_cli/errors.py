@@ -35,7 +35,7 @@ class GateError(RjemError):
 
 
 class DivergedError(RjemError):
-    """Training left the finite numbers; the last good checkpoint stays in place."""
+    """Training ran away again and again; the last good checkpoint stays in place."""
 
     exit_code = 5
 

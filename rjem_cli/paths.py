@@ -71,6 +71,10 @@ def offline() -> bool:
     return os.environ.get("RJEM_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:08d}.safetensors"
+
+
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     found = (run_dir / "checkpoints").glob("step-*.safetensors")

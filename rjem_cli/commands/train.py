@@ -18,7 +18,7 @@ from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import how_to_go_on, newest_checkpoint, run_layer
 from rjem_cli.interface.settings import preset_layer, preset_names
 from rjem_cli.interface.signals import stop_on_signals
-from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result
+from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result, show_stopped
 
 if TYPE_CHECKING:
     from rjem_cli.engine.training.progress import Progress
@@ -111,11 +111,11 @@ def train(
     if result and result.finished:
         show_result(result, console)
         return
-    place = f"at step {result.summary['step']} of {result.summary['steps']}" if result else BEFORE_ITS_TABLE
+    step, steps = (result.summary["step"], result.summary["steps"]) if result else (0, 0)
+    place = f"at step {step} of {steps}" if step < steps else BEFORE_ITS_TABLE
     if stop.signal_number is not None:
         raise InterruptedRunError(f"stopped {place}; {how_to_go_on(run_dir)}", stop.signal_number)
-    console.say(f"--max-time {max_time}: stopped {place}; {how_to_go_on(run_dir)}")
-    console.result(str(paths.checkpoints_in(run_dir)[-1]))
+    show_stopped(paths.checkpoints_in(run_dir)[-1], f"--max-time {max_time}: stopped {place}", run_dir, console)
 
 
 class BeforeItsTable(Exception):

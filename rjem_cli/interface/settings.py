@@ -137,16 +137,23 @@ def preset_layer(name: str) -> Layer:
 
 def mapping(text: str, source: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        check_plain(yaml.compose(text, yaml.SafeLoader), source)
+        values: dict[str, Any] = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{source} is not YAML ({reason})") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
-    for key, value in values.items():
-        parts = (key, *(value if isinstance(value, list) else (value,)))
-        if any(isinstance(part, (dict, list, tuple, set)) for part in parts):  # by aliases it may have no end
-            raise ConfigError(f"{source}: {key if isinstance(key, str) else 'a key'} must be a plain value")
     return values
+
+
+def check_plain(node: yaml.Node | None, source: str) -> None:
+    """Keys, each with a value or a list of values: what nests can grow without end by aliases and merges, once it is
+    built. Raises ConfigError."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
+    for key, value in node.value:
+        parts = (key, *(value.value if isinstance(value, yaml.SequenceNode) else (value,)))
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a key"
+            raise ConfigError(f"{source}: {name} must be a plain value")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.interface.console import Bar, Console
+from rjem_cli.interface.resuming import how_to_go_on
 from rjem_cli.knobs import describe_epsilon
+from rjem_cli.paths import step_of
 
 if TYPE_CHECKING:
     from rjem_cli.engine.data.images import Splits
@@ -59,9 +61,21 @@ def show_result(result: RunResult, console: Console) -> None:
     rows = [accuracy_row(label, result.summary[name]) for name, label in ACCURACIES.items()]
     metrics = result.summary["metrics"]
     rows += [(label, f"{metrics[name]:.3f}", "", "last step") for name, label in ENERGIES.items() if name in metrics]
+    events = result.summary["divergences"]
+    seen = "; ".join(f"step {event['at']}: {event['what']}" for event in events)
+    rows.append(("divergences", str(len(events)), "", seen))
     console.table("What was trained", COLUMNS, rows)
     console.say(f"samples: {result.grid}")
     console.result(str(result.checkpoint))
+
+
+def show_stopped(checkpoint: Path, why: str, run_dir: Path, console: Console) -> None:
+    """A run that stopped by itself before its end, as it was asked to."""
+    console.say(f"{why}; {how_to_go_on(run_dir)}")
+    if console.as_json:
+        console.document({"checkpoint": str(checkpoint), "finished": False, "step": step_of(checkpoint)})
+    else:
+        console.result(str(checkpoint))
 
 
 def accuracy_row(label: str, score: dict[str, Any]) -> tuple[str, str, str, str]:

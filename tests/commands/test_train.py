@@ -192,8 +192,9 @@ def test_a_run_stops_by_itself_before_its_time_is_over(rjem, own_home):
     assert checkpoint.is_file() and checkpoint.parent.parent == own_home / "runs/long"
     last = outcome.err.splitlines()[-1]
     assert last.startswith("--max-time 6s: stopped at step") and last.endswith("rjem train --resume long")
-    more = rjem("train", "--resume", "long", "--steps", 100000, "--max-time", "6s")
-    assert more.code == 0 and Path(more.out.splitlines()[-1]) > checkpoint
+    more = rjem("train", "--resume", "long", "--steps", 100000, "--max-time", "6s", "--json")
+    document = json.loads(more.out)
+    assert more.code == 0 and Path(document["checkpoint"]) > checkpoint and document["finished"] is False
     for text in ("", "0s", "5", "tomorrow", "1m2h", "-5s", "9" * 30 + "h"):
         refused = rjem("train", "--max-time", text)
         assert refused.code == 2 and f"--max-time {text!r}: give a time such as 90s" in refused.error_line()

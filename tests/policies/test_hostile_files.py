@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import os
 import sys
@@ -35,6 +36,7 @@ MANY = settings(
     derandomize="RJEM_FUZZ" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
+LETTERS = "abcdefghi"
 MOST_MEMORY = 2**30  # bytes beyond those of the network libraries
 INFO = CheckpointInfo(TrainConfig(depth=10, width=1), ("a", "b"), (1, 8, 8), "tiny", "0" * 64, step=12)
 JSON = st.recursive(
@@ -82,7 +84,8 @@ def known(action, *arguments) -> None:
 @MANY
 @given(st.dictionaries(KEYS, JSON, max_size=6), st.binary(max_size=40))
 def test_any_yaml_is_a_config_or_one_line(tmp_path_factory, values, noise):
-    folder = tmp_path_factory.mktemp("config")
+    folder = tmp_path_factory.mktemp("config") / "in"
+    folder.mkdir()
     for content in (yaml.safe_dump(values, allow_unicode=True).encode(errors="replace"), noise):
         (folder / "x.yaml").write_bytes(content)
         with watched(folder):
@@ -93,20 +96,34 @@ def test_any_yaml_is_a_config_or_one_line(tmp_path_factory, values, noise):
     "text",
     [
         "a: &a [x, x, x, x, x, x, x, x, x]\n"
-        + "".join(f"{new}: &{new} [{', '.join(9 * ['*' + old])}]\n" for old, new in zip("abcdefgh", "bcdefghi"))
+        + "".join(f"{new}: &{new} [{', '.join(9 * ['*' + old])}]\n" for old, new in itertools.pairwise(LETTERS))
         + "lr: *i",
+        "a: &a {x: 1}\n"
+        + "".join(
+            f"{new}: &{new} {{<<: [{', '.join(9 * ['*' + old])}]}}\n" for old, new in zip("abcdefgh", "bcdefghi")
+        ),
         "lr: &a [*a]",
         "? [a, b]\n: 1",
         "!!python/object/apply:os.system ['touch owned']",
         "lr: !!python/name:os.system",
         "x" * (2**20 + 1),
     ],
-    ids=["aliases that explode", "a list in itself", "a list as key", "code", "a name", "a megabyte"],
+    ids=[
+        "aliases that explode",
+        "merges that explode",
+        "a list in itself",
+        "a list as key",
+        "code",
+        "a name",
+        "a megabyte",
+    ],
 )
 def test_hostile_yaml(tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.yaml").write_text(text)
-    with watched(tmp_path), pytest.raises(RjemError):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("x.yaml").write_text(text)
+    with watched(folder), pytest.raises(RjemError):
         settle(TrainConfig, [file_layer("x.yaml")])
 
 
@@ -144,7 +161,7 @@ def test_any_description_is_a_checkpoint_or_one_line(checkpoint, data):
             part[data.draw(st.sampled_from(sorted(part)))] = data.draw(JSON | numbers)
         if not isinstance(description.get("info"), dict) or not isinstance(description["info"].get("config"), dict):
             break
-    path.write_bytes(encode(tensors, description))
+    path.write_bytes(encode(tensors, description)[0])
     with watched(path.parent):
         known(load_checkpoint, path, torch.device("cpu"))
 
@@ -209,6 +226,16 @@ def bomb_of_many(folder: Path) -> Path:
     return path
 
 
+def bomb_of_a_header(folder: Path) -> Path:
+    """A member's name of a gigabyte."""
+    path = folder / "in" / "x.tar.xz"
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**30
+    with tarfile.open(path, "w:xz", preset=0) as archive, Path("/dev/zero").open("rb") as zeros:
+        archive.addfile(info, zeros)
+    return path
+
+
 def bomb_of_a_lie(folder: Path) -> Path:
     """A member that says it has more bytes than any disk."""
     path = write({"cat/1.png": IMAGE}, folder / "in" / "x.tar")
@@ -219,7 +246,7 @@ def bomb_of_a_lie(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc, and reads /dev/zero")
-@pytest.mark.parametrize("bomb", [bomb_of_one, bomb_of_many, bomb_of_a_lie])
+@pytest.mark.parametrize("bomb", [bomb_of_one, bomb_of_many, bomb_of_a_header, bomb_of_a_lie])
 def test_bombs_are_refused(tmp_path, bomb):
     (tmp_path / "in").mkdir()
     path = bomb(tmp_path)

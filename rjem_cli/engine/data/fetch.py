@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def fetched(file: Published, folder: Path, report: Report = silent) -> bytes:
             raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
         try:
             content = download(file, report)
-        except OSError as error:  # URLError, timeouts and connection errors among them
+        except (OSError, HTTPException) as error:  # URLError, timeouts and connection errors among the former
             raise AbsentError(f"{file.file_name} cannot be downloaded ({error})") from None
         if not is_whole(content, file):
             raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published file")

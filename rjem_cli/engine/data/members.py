@@ -29,6 +29,14 @@ OVERVIEWS = {
     "nearest.png",
     "classes.png",
 }
+LARGEST_HEADER = 2**16  # bytes
+READ_WHOLE = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
 TAR_END = 2 * tarfile.BLOCKSIZE
 
 Wanted = Callable[[PurePosixPath], bool]
@@ -73,7 +81,7 @@ def tar_members(file: BinaryIO, name: str, wanted: Wanted = is_image) -> Iterato
     """(name, content) of every file that is wanted in a tar, plain or compressed, on a stream. Raises DataError."""
     stream = TarStream(file)
     with archive_errors(name):
-        with tarfile.open(fileobj=stream, mode="r|*") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=CheckedHeader) as archive:  # type: ignore[call-overload]
             end = 0
             for member in archive:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -83,6 +91,17 @@ def tar_members(file: BinaryIO, name: str, wanted: Wanted = is_image) -> Iterato
                     assert content is not None
                     yield member.name, content.read()
         stream.check_end(end)
+
+
+class CheckedHeader(tarfile.TarInfo):
+    """A member whose header is no bomb: long names and pax headers are read whole before anybody can look at them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> CheckedHeader:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in READ_WHOLE and header.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 class TarStream:

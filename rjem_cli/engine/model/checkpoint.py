@@ -31,7 +31,7 @@ LARGEST_SIDE = 4096  # pixels
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a model needs to be used: its config, its classes, its images' shape (C, H, W) and its training data's
-    digest; `val_accuracy` where it was measured when the checkpoint was due."""
+    digest; `val_accuracy` where it was measured when the checkpoint was due; what its state is known by."""
 
     config: TrainConfig
     class_names: tuple[str, ...]
@@ -40,6 +40,7 @@ class CheckpointInfo:
     data_digest: str
     step: int
     val_accuracy: float | None = None
+    state_sha256: str | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, splits: Splits, step: int) -> CheckpointInfo:
@@ -66,6 +67,7 @@ class CheckpointInfo:
             data_digest=str(values["data_digest"]),
             step=int(values["step"]),
             val_accuracy=None if values["val_accuracy"] is None else float(values["val_accuracy"]),
+            state_sha256=None if values["state_sha256"] is None else str(values["state_sha256"]),
         )
 
 

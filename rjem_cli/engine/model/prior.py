@@ -96,7 +96,9 @@ def cached_prior(data_digest: str) -> ClassGaussianPrior | None:
     """The prior fitted earlier to the images with this digest; None if there is none, or none that can be read."""
     path = priors_dir() / f"{data_digest}.safetensors"
     try:
-        tensors, _ = read_tensors(path)
+        tensors, description = read_tensors(path)
+        if description != {"format": FORMAT}:
+            return None
         channels, height, width = tensors["image_shape"].tolist()
         factors = tuple(tensors[f"factor.{label}"] for label in range(len(tensors["mean"])))
         return ClassGaussianPrior(tensors["mean"], factors, (channels, height, width))

@@ -24,16 +24,19 @@ METADATA_KEY = "rjem"  # one key: safetensors writes several in no fixed order, 
 Description = dict[str, Any]
 
 
-def encode(tensors: dict[str, Tensor], description: Description) -> bytes:
-    """The file's content; equal for equal arguments."""
+def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes, str]:
+    """(the file's content, its sha256 of what it holds); equal for equal arguments."""
     held = {name: plain(tensor) for name, tensor in tensors.items()}
-    signed = {"sha256": digest(held, description), "description": description}
-    return safetensors.torch.save(held, {METADATA_KEY: json.dumps(signed)})
+    sha256 = digest(held, description)
+    signed = {"sha256": sha256, "description": description}
+    return safetensors.torch.save(held, {METADATA_KEY: json.dumps(signed)}), sha256
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> None:
-    """Whole or not at all, and read back. Raises RjemError."""
-    write_atomically(path, encode(tensors, description), read_back=True)
+def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> str:
+    """Whole or not at all, and read back; gives the sha256 of what it holds. Raises RjemError."""
+    content, sha256 = encode(tensors, description)
+    write_atomically(path, content, read_back=True)
+    return sha256
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Description]:

@@ -2,57 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info, save_checkpoint, state_path
-from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
+from rjem_cli.engine.model.checkpoint import CheckpointInfo, load_checkpoint, read_info, save_checkpoint, state_path
+from rjem_cli.engine.model.tensor_file import digest, read_tensors, write_tensors
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
 from rjem_cli.paths import checkpoints_in, step_of
 
 STATE_FORMAT = "rjem-state-1"
 HEADERS = 2**20  # bytes that two files need besides their tensors, at most
-DAMAGED = ".damaged"
+ASIDE = ".aside"
 
 
 def save_pair(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
-    """The state first: a checkpoint that is there has its state. Raises RjemError where that fails; earlier checkpoints
-    stay as they are."""
+    """The state first, whose sha256 the checkpoint then names: a checkpoint that is there has its state. Raises
+    RjemError where that fails; earlier checkpoints stay as they are."""
     tensors = [*state.values(), *model.state_dict().values()]
     check_space(make_dir(path.parent), sum(tensor.nbytes for tensor in tensors) + HEADERS, f"checkpoint {path.name}")
-    write_tensors(state_path(path), state, {"format": STATE_FORMAT, "step": info.step})
-    save_checkpoint(path, model, info)
+    try:
+        state_sha256 = write_tensors(state_path(path), state, {"format": STATE_FORMAT, "step": info.step})
+        save_checkpoint(path, model, replace(info, state_sha256=state_sha256))
+    except RjemError:
+        if not path.exists():  # the room is needed for the next attempt
+            with contextlib.suppress(OSError):
+                state_path(path).unlink(missing_ok=True)
+        raise
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """What a run goes on from, of the checkpoint at `path`. Raises AbsentError or DataError."""
     tensors, description = read_tensors(state_path(path))
-    if description != {"format": STATE_FORMAT, "step": step_of(path)}:
-        raise DataError(f"{state_path(path)} is the state of another checkpoint or format")
+    if digest(tensors, description) != read_info(path).state_sha256:
+        raise DataError(f"{state_path(path)} is the state of another checkpoint")
     return tensors
 
 
-def newest_valid(run_dir: Path, tell: Callable[[str], None]) -> Path:
-    """The newest checkpoint that is whole, with its state; `tell` hears of those that are not. Raises DataError if
-    there is none."""
+def newest_whole(run_dir: Path, every: int = 1) -> tuple[Path | None, dict[Path, RjemError]]:
+    """The newest checkpoint that is whole, with its state, and what is wrong with those after it; among the steps that
+    `every` divides."""
+    damaged = {}
     for path in reversed(checkpoints_in(run_dir)):
+        if step_of(path) % every:
+            continue
         try:
-            read_tensors(path)
+            load_checkpoint(path, torch.device("cpu"))
             read_state(path)
         except RjemError as error:
-            tell(f"passed over: {error}")
+            damaged[path] = error
         else:
-            return path
-    raise DataError(f"{run_dir} has no checkpoint that is whole; train again")
+            return path, damaged
+    return None, damaged
 
 
-def drop_old(run_dir: Path, keep_last: int, keep_best: bool) -> None:
-    """All but the newest `keep_last`, and but the best on the validation images."""
+def newest_valid(run_dir: Path, tell: Callable[[str], None]) -> Path:
+    """The newest checkpoint that is whole; `tell` hears of those that are not. Raises DataError if there is none."""
+    path, damaged = newest_whole(run_dir)
+    for error in damaged.values():
+        tell(f"passed over: {error}")
+    if path is None:
+        raise DataError(f"{run_dir} has no checkpoint that is whole; train again under another name")
+    return path
+
+
+def set_aside(path: Path, tell: Callable[[str], None]) -> None:
+    """Out of the way, but not removed: what is damaged for a run may yet be of use. Raises RjemError."""
+    with explained("rename", path):
+        for file in (path, state_path(path)):
+            if file.exists():
+                names = (file.with_name(f"{file.name}{ASIDE}{number or ''}") for number in itertools.count())
+                new = next(name for name in names if not name.exists())
+                file.rename(new)
+                tell(f"set aside: {new}")
+
+
+def drop_old(run_dir: Path, keep_last: int, keep_best: bool, every: int) -> None:
+    """All but the newest `keep_last`, the newest of a step that `every` divides, to which a divergence goes back, and
+    the best on the validation images."""
     paths = checkpoints_in(run_dir)
-    kept = set(paths[-keep_last:])
+    kept = {*paths[-keep_last:], *[path for path in paths if step_of(path) % every == 0][-1:]}
     if keep_best and (best := best_of(paths)):
         kept.add(best)
     with explained("clear", run_dir):
@@ -75,13 +110,10 @@ def best_of(paths: list[Path]) -> Path | None:
     return max(found)[1] if found else None
 
 
-def clean(run_dir: Path, newest: Path | None) -> None:
-    """Set the damaged checkpoints behind `newest` aside, and remove what a kill left half done."""
+def clean(run_dir: Path) -> None:
+    """Remove what a kill left half done: temporary files, and states whose checkpoint was not written."""
     folder = run_dir / "checkpoints"
     with explained("clear", folder):
-        for path in checkpoints_in(run_dir):
-            if newest is not None and step_of(path) > step_of(newest):
-                path.rename(path.with_name(path.name + DAMAGED))
         for path in folder.glob(".step-*.safetensors.*"):
             path.unlink()
         for state in folder.glob("step-*.state.safetensors"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rjem_cli.config import GuardOptions
+from rjem_cli.config import TrainConfig
 
 
 class Divergence(Exception):
@@ -21,10 +21,12 @@ class Divergence(Exception):
 
 @dataclass
 class Guard:
-    """`count` events so far; each halves the learning rate for the rest of the run."""
+    """`count` events so far; each halves the learning rate for the rest of the run. `data_saturation`: the share of the
+    training images' values at a wall."""
 
-    options: GuardOptions
+    options: TrainConfig
     num_classes: int
+    data_saturation: float = 0.0
     count: int = 0
 
     @property
@@ -34,12 +36,16 @@ class Guard:
     @property
     def limits(self) -> dict[str, float]:
         """The largest size of what is watched. A network that always says the same has a cross-entropy of ln K at
-        most, so one far above it for long has not learnt less but come apart."""
+        most, so one far above it for long has not learnt less but come apart, if the cross-entropy is trained at all.
+        Chains may end at the walls where the images lie there."""
+        options = self.options
         return {
-            "energy_gap": self.options.max_energy_gap,
-            "cross_entropy": self.options.max_cross_entropy * math.log(max(2, self.num_classes)),
-            "r1": self.options.max_r1,
-            "saturation": self.options.max_saturation,
+            "energy_gap": options.max_energy_gap,
+            "cross_entropy": options.max_cross_entropy * math.log(max(2, self.num_classes))
+            if options.ce_weight
+            else math.inf,
+            "r1": options.max_r1,
+            "saturation": options.max_saturation if self.data_saturation < options.max_saturation else 1.0,
         }
 
     def check_step(self, scalars: dict[str, Tensor]) -> None:

@@ -7,23 +7,37 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rjem_cli.engine.model.checkpoint import all_finite
-from rjem_cli.engine.training.checkpoints import clean, drop_old, newest_valid, read_state, save_pair
+from rjem_cli.engine.training.checkpoints import (
+    clean,
+    drop_old,
+    newest_valid,
+    newest_whole,
+    read_state,
+    save_pair,
+    set_aside,
+)
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.progress import Progress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, DivergedError, RjemError
 from rjem_cli.files import make_dir
-from rjem_cli.paths import checkpoints_in, step_of
+from rjem_cli.paths import checkpoint_path, step_of
 
 
 def start(trainer: Trainer, resume: Path | None) -> None:
-    """Put the trainer where `resume`, a checkpoint of its run, left it; else save the first one, so that there is
-    always one to go back to, and what cannot be written is known at once. Raises DataError for a state that does not
-    fit, RjemError for a place that cannot be written."""
+    """Put the trainer where `resume`, the newest whole checkpoint of its run, left it; else save the first one, so that
+    there is always one to go back to, and what cannot be written is known at once. The run's folder must be locked.
+    Raises DataError for a state that does not fit, RjemError for a place that cannot be written and for a run that
+    another process took on meanwhile."""
     trainer.watch(Progress("training", 0 if resume is None else step_of(resume), trainer.steps))
     make_dir(trainer.run_dir / "checkpoints")
-    clean(trainer.run_dir, resume)
+    newest, damaged = newest_whole(trainer.run_dir)
+    if newest != resume:
+        raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
+    for path in damaged:
+        set_aside(path, trainer.tell)
+    clean(trainer.run_dir)
     if resume is None:
         save(trainer)
     else:
@@ -42,7 +56,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
             recover(trainer, event)
             clock = Clock(trainer.step)
     try:
-        return path_of(trainer) if path_of(trainer) in checkpoints_in(trainer.run_dir) else save(trainer)
+        return path_of(trainer) if trainer.saved_step == trainer.step else save(trainer)
     except Divergence:  # stopped just where it diverged: the checkpoint before this step is what is good
         return newest_valid(trainer.run_dir, trainer.tell)
 
@@ -64,15 +78,20 @@ def advance(trainer: Trainer, clock: Clock) -> None:
 
 
 def recover(trainer: Trainer, event: Divergence) -> None:
-    """Back to the last valid checkpoint, with half the learning rate and a share of the chains started again. That
-    checkpoint stays as it is: a run that is killed now meets this event again. Raises DivergedError after
-    max_divergences such events."""
-    at, guard = trainer.step, trainer.guard
-    path = newest_valid(trainer.run_dir, trainer.tell)
-    if guard.count >= trainer.config.max_divergences:
+    """Back to the last checkpoint that was due, with half the learning rate and a share of the chains started again.
+    That checkpoint stays as it is: a run that is killed now meets this event again. One that a stop saved between two
+    is passed over, for the run that was not stopped has none there. Raises DivergedError after max_divergences such
+    events."""
+    at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
+    path, damaged = newest_whole(trainer.run_dir, trainer.config.checkpoint_every)
+    for other in damaged:
+        set_aside(other, trainer.tell)
+    path = path or newest_valid(trainer.run_dir, trainer.tell)  # where --checkpoint-every is another than it was
+    if guard.count >= most:
+        trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         raise DivergedError(
-            f"training diverged at step {at} ({event}), for the {guard.count + 1}. time; the last good checkpoint is "
-            f"{path}; try a lower --lr or a --max-grad-norm"
+            f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
+            f"{path}; try a lower --lr, or set --max-grad-norm"
         )
     count = guard.count + 1  # the checkpoint may be of before an earlier event
     go_back(trainer, path)
@@ -83,7 +102,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     trainer.metrics.add_event(trainer.step, at, str(event), guard.rate_scale)
     trainer.tell(
         f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.rate_scale:g} of the learning rate "
-        f"({guard.count} of {trainer.config.max_divergences})"
+        f"({guard.count} of {most})"
     )
 
 
@@ -95,6 +114,7 @@ def go_back(trainer: Trainer, path: Path) -> None:
         reason = str(error).splitlines()[0][:160]
         remedy = "resume with the settings it was trained with"
         raise DataError(f"the state of {path} does not fit this run ({reason}); {remedy}") from None
+    trainer.saved_step = trainer.step
 
 
 def save_or_tell(trainer: Trainer, must: bool) -> None:
@@ -116,9 +136,10 @@ def save(trainer: Trainer) -> Path:
     path = path_of(trainer)
     info = trainer.info.at(trainer.step, trainer.metrics.val_accuracy_at(trainer.step))
     save_pair(path, model, info, trainer.state())
-    drop_old(trainer.run_dir, config.keep_last, config.keep_best)
+    trainer.saved_step = trainer.step
+    drop_old(trainer.run_dir, config.keep_last, config.keep_best, config.checkpoint_every)
     return path
 
 
 def path_of(trainer: Trainer) -> Path:
-    return trainer.run_dir / "checkpoints" / f"step-{trainer.step:08d}.safetensors"
+    return checkpoint_path(trainer.run_dir, trainer.step)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: means since the last line, summed on the device so that training never waits for the host."""
+"""metrics.jsonl: means since the last line, summed on the device, and a line for each divergence."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class Metrics:
         self.append({"step": step, **values})
         return values
 
-    def add_event(self, step: int, at: int, what: str, rate_scale: float) -> None:
-        """Append a line of its own: training diverged after step `at`, and went back to `step`."""
+    def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
+        """Append a line of its own: training diverged after step `at`, and went back to `step`; without a rate it ended
+        there."""
         event = {"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale}
         self.events.append(event)
         self.append(event)
@@ -89,8 +90,8 @@ class Metrics:
 
 
 def saturation(x: Tensor) -> Tensor:
-    """Share of the values at a wall of the box; not finite where x is not."""
-    return (x.abs() > WALL).float().mean() + 0 * x.sum()
+    """Share of the values at a wall of the box."""
+    return (x.abs() > WALL).float().mean()
 
 
 def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Tensor) -> dict[str, float]:

@@ -18,12 +18,14 @@ from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.training.checkpoints import best_of
 from rjem_cli.engine.training.loop import start, train_to_end
 from rjem_cli.engine.training.progress import Progress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError
 from rjem_cli.files import locked, write_atomically
 from rjem_cli.knobs import describe_epsilon
+from rjem_cli.paths import checkpoints_in
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
 TEST_PLAN = AttackPlan(steps=15, start="image")
@@ -107,6 +109,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
         "test_accuracy": describe_accuracy(right, splits),
         "robust_accuracy": {**robust, "attack": f"PGD linf, eps {describe_epsilon(TEST_EPS, 'linf')}, {steps}"},
         "metrics": trainer.metrics.last,
+        "best_checkpoint": str(best) if (best := best_of(checkpoints_in(trainer.run_dir))) else None,
         "divergences": trainer.metrics.events,
         "device": runtime.describe(),
     }

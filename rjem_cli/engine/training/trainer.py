@@ -71,13 +71,14 @@ class Trainer:
         self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and R1
         self.steps = total_steps(config, len(self.images))
         self.step = 0
+        self.saved_step: int | None = None
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
         self.average = averaged(self.model, config.ema_decay)
         self.optimizer = make_optimizer(self.model, config)
         self.training_images = splits.train
         self.buffer = self.new_buffer() if config.px_weight else None
-        self.guard = Guard(config, len(splits.class_names))
+        self.guard = Guard(config, len(splits.class_names), saturation(to_model(self.watched.pixels)).item())
         self.metrics = Metrics(run_dir / "metrics.jsonl")
 
     @cached_property
@@ -93,14 +94,14 @@ class Trainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """One update of the weights and of their average; returns the step's scalars, still on the device. Raises
-        Divergence, before anything is updated, where the guard sees one."""
+        Divergence, before any weight is updated, where the guard sees one."""
         batch = self.next_batch()
         frozen = self.runtime.logits(freeze(self.model))
         inputs, looks = [self.attack(frozen, batch)], {}
         if self.buffer is not None:
             x_q = self.negatives(frozen, self.buffer)
             inputs += [batch.x_energy, x_q]
-            looks = {"saturation": saturation(x_q)}
+            looks = {"sample_mean": x_q.mean(), "saturation": saturation(x_q)}
         logits_adv, *others = self.logits(inputs)
         energies = (energy(others[0]), energy(others[1])) if others else None
         terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
@@ -226,8 +227,10 @@ class Trainer:
         self.average.load_state_dict(below("average.", tensors))
         unpack_optimizer(self.optimizer, tensors)
         self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
-        if buffer is not None and stored is not None:  # a run that begins with energies now begins with a new one
+        if buffer is not None and stored is not None:
             buffer.images.copy_(stored)
+        elif buffer is not None:  # a run that begins with energies now begins with new chains
+            self.buffer = self.new_buffer()
         self.step, self.guard.count = int(tensors["step"]), int(tensors["divergences"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import multiprocessing
 import threading
+import time
 
 import pytest
 
@@ -24,6 +25,7 @@ def server(monkeypatch):
 
         def do_GET(self):
             type(self).asked += 1
+            time.sleep(0.3)  # long enough for others to ask too, if nothing holds them back
             self.send_response(200)
             self.end_headers()
             self.wfile.write(self.content)

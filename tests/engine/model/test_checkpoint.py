@@ -50,7 +50,7 @@ def test_a_header_that_begins_like_a_pickle_is_still_a_checkpoint(saved, first_b
 def test_weights_that_are_not_finite_are_refused(saved):
     tensors = safetensors.torch.load_file(saved)
     tensors["head.bias"][0] = float("nan")
-    saved.write_bytes(encode(tensors, {"format": FORMAT, "info": INFO.to_dict()}))
+    saved.write_bytes(encode(tensors, {"format": FORMAT, "info": INFO.to_dict()})[0])
     with pytest.raises(DataError, match="not finite"):
         load_checkpoint(saved, CPU)
 
@@ -112,7 +112,7 @@ HEADER = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
 )
 def test_weights_that_do_not_fit_their_description_are_refused(saved, text):
     """Even if their sha256 is right, and before they could take memory that the file has not."""
-    saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text)))
+    saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text))[0])
     with pytest.raises(DataError, match="does not fit its own description"):
         load_checkpoint(saved, CPU)
 

@@ -7,7 +7,7 @@ import torch
 
 from rjem_cli import files
 from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
-from rjem_cli.engine.training.checkpoints import DAMAGED, newest_valid
+from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in
 from tests.engine.training.test_trainer import metrics_of, train
@@ -41,11 +41,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, damage, part):
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     if newest.name in {path.name for path in checkpoints_in(tmp_path / "run")}:
         pytest.fail("the damaged checkpoint is still in the way")
-    if damage not in (flip, truncate, empty) and part == "checkpoint":
-        assert not notes  # a checkpoint that is gone is none
-    else:
-        assert len(notes) == 1 and notes[0].startswith("passed over: ") and "step-00000005" in notes[0]
-        assert newest.with_name(newest.name + DAMAGED).exists()  # set aside, not removed
+    if not newest.with_name(newest.name + ASIDE).exists():
+        assert part == "checkpoint" and not notes  # a checkpoint that is gone is none
+        return
+    passed_over, *aside = notes
+    assert passed_over.startswith("passed over: ") and "step-00000005" in passed_over
+    assert aside and all(note.startswith("set aside: ") for note in aside)  # not removed
+    remains = {path.name for path in newest.parent.iterdir() if ASIDE in path.name}
+    assert newest.name + ASIDE in remains and len(remains) == len(aside)
 
 
 def test_a_run_without_a_whole_checkpoint_is_named(tmp_path):
@@ -76,7 +79,7 @@ def test_what_a_kill_left_half_done_is_removed(tmp_path):
         (folder / name).write_bytes(b"half")
     (folder / "mine.txt").write_text("mine")
     train(tmp_path, resume=True)
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.suffix != ".lock"}
     pairs = {f"step-0000000{step}{kind}.safetensors" for step in (3, 6) for kind in ("", ".state")}
     assert names == pairs | {"mine.txt"}
 

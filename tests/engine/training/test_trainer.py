@@ -154,11 +154,11 @@ def metrics_of(run_dir):
 
 
 def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
-    good, _ = train(tmp_path, stop_at=2)
+    good, _ = train(tmp_path, stop_at=3)
     before = good.checkpoint.read_bytes(), state_path(good.checkpoint).read_bytes()
     notes = []
     with pytest.raises(
-        DivergedError, match=r"diverged at step \d .*for the 4\. time; the last good checkpoint is"
+        DivergedError, match=r"diverged at step \d .*after 3 times of going back; the last good checkpoint is"
     ) as error:
         train(tmp_path, resume=True, lr=1e30, warmup_steps=0, notes=notes)
     assert str(good.checkpoint) in str(error.value) and len(notes) == 3
@@ -199,19 +199,21 @@ def nan_in_the_images(trainer):
     trainer.next_batch = next_batch
 
 
-@pytest.mark.parametrize("poison", [nan_in_a_weight, nan_in_the_chains, nan_in_the_images])
-def test_every_nan_is_recovered_from_and_named(tmp_path, monkeypatch, poison):
-    """50 at random moments: the run ends where it should, with finite weights, and the metrics name each."""
-    sick_calls = set(torch.randperm(80, generator=torch.Generator().manual_seed(0))[:50].tolist())
+@pytest.mark.parametrize(("poison", "count"), [(nan_in_a_weight, 50), (nan_in_the_chains, 5), (nan_in_the_images, 5)])
+def test_every_nan_is_recovered_from_and_named(tmp_path, monkeypatch, poison, count):
+    """At random moments: the run ends where it should, with finite weights, and the metrics name each."""
+    steps = count + 5
+    sick_calls = set(torch.randperm(2 * count, generator=torch.Generator().manual_seed(0)).tolist()[:count])
     poisoned(monkeypatch, sick_calls, poison)
     notes = []
-    result, _ = train(tmp_path, steps=40, checkpoint_every=1, sample_every=100, max_divergences=50, notes=notes)
-    assert result.finished and len(notes) == 50
+    options = {"checkpoint_every": 1, "sample_every": 100, "max_divergences": count}
+    result, _ = train(tmp_path, steps=steps, notes=notes, **options)
+    assert result.finished and len(notes) == count
     events = [line for line in metrics_of(tmp_path) if "event" in line]
-    assert len(events) == 50 and events == result.summary["divergences"]
+    assert len(events) == count and events == result.summary["divergences"]
     assert all("is not finite" in event["what"] and event["step"] <= event["at"] for event in events)
     assert [event["rate_scale"] for event in events[:3]] == [0.5, 0.25, 0.125]
-    assert metrics_of(tmp_path)[-1]["divergences"] == 50
+    assert metrics_of(tmp_path)[-1]["divergences"] == count
     load_checkpoint(result.checkpoint, torch.device("cpu"))  # refuses weights that are not finite
 
 
@@ -221,7 +223,7 @@ def test_every_nan_is_recovered_from_and_named(tmp_path, monkeypatch, poison):
         ({"max_energy_gap": 1e-9}, "energy_gap"),
         ({"max_cross_entropy": 1e-3}, "cross_entropy"),
         ({"max_r1": 1e-6}, "r1"),
-        ({"max_saturation": 1e-9}, "saturation"),
+        ({"max_saturation": 0.9, "sgld_step_size": 1e6}, "saturation"),
     ],
 )
 def test_what_runs_away_is_watched(tmp_path, limit, name):
@@ -245,6 +247,41 @@ def test_after_an_event_the_rate_is_halved_and_chains_start_again(tmp_path, monk
     redrawn = read_state(checkpoints_in(tmp_path)[-1])["buffer"]
     changed = (redrawn != start).flatten(1).any(dim=1).sum()
     assert 32 // 4 <= changed <= 32 // 4 + TINY["batch_size"]  # the share, and what one step moved
+
+
+@pytest.mark.parametrize("stop_at", [4, 5])
+def test_a_run_stopped_before_an_event_goes_back_as_far_as_one_that_was_not(tmp_path, monkeypatch, stop_at):
+    """The stop saves a checkpoint that the other run has not."""
+
+    def sick_at_step_5(trainer):
+        if trainer.step == 5 and trainer.guard.count == 0:
+            nan_in_a_weight(trainer)
+
+    poisoned(monkeypatch, range(1000), sick_at_step_5)
+    whole, _ = train(tmp_path / "whole", keep_last=1)
+    train(tmp_path / "stopped", stop_at=stop_at, keep_last=1)
+    resumed, _ = train(tmp_path / "stopped", resume=True, keep_last=1)
+    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+    assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
+
+
+def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, monkeypatch):
+    train(tmp_path, stop_at=2, px_weight=0)
+    poisoned(monkeypatch, {0}, nan_in_the_chains)
+    notes = []
+    result, _ = train(tmp_path, resume=True, notes=notes)
+    assert result.finished and len(notes) == 1
+
+
+def test_what_is_not_trained_or_lies_in_the_images_is_no_divergence():
+    from rjem_cli.engine.training.divergence import Divergence, Guard
+
+    sick = {"cross_entropy": 50.0, "saturation": 0.995}
+    config = TrainConfig(ce_weight=0)
+    Guard(config, 10, data_saturation=0.99).check_means(sick)
+    for guard, name in ((Guard(config, 10, 0.5), "saturation"), (Guard(TrainConfig(), 10, 0.99), "cross_entropy")):
+        with pytest.raises(Divergence, match=name):
+            guard.check_means(sick)
 
 
 def test_a_run_killed_after_an_event_meets_it_again(tmp_path, monkeypatch):
