@@ -78,7 +78,7 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
     found = (run_dir / "checkpoints").glob("step-*.safetensors")
-    return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
+    return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal() and path.is_file())
 
 
 def run_names() -> list[str]:
@@ -90,7 +90,7 @@ def find_run(name: str) -> Path | None:
     """The folder of a run given by name or by path; None if there is none with a checkpoint."""
     for folder in (runs_dir() / name, Path(name)):
         if checkpoints_in(folder):
-            return folder
+            return folder.resolve()  # one run has one name, for its lock too
     return None
 
 

@@ -24,5 +24,5 @@ def run_layer(checkpoint: Path) -> Layer:
 
 
 def how_to_go_on(run_dir: Path) -> str:
-    name = run_dir.name if run_dir.parent == paths.runs_dir() else str(run_dir)
+    name = run_dir.name if run_dir.parent in (paths.runs_dir(), paths.runs_dir().resolve()) else str(run_dir)
     return f"go on with: rjem train --resume {name}"

@@ -24,7 +24,7 @@ from rjem_cli.engine.model.tensor_file import Description, read_description, rea
 from rjem_cli.engine.model.wide_resnet import WideResNet, build_model, channels_last
 from rjem_cli.errors import DataError, RjemError
 
-FORMAT = "rjem-checkpoint-2"
+FORMAT = "rjem-checkpoint-3"
 LARGEST_SIDE = 4096  # pixels
 
 
@@ -57,6 +57,7 @@ class CheckpointInfo:
         channels, height, width = (int(size) for size in values["image_shape"])
         if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
             raise ValueError(f"image_shape {[channels, height, width]}")
+        "".join(str(name) for name in values["class_names"]).encode()  # a ValueError for what no file can hold
         if not re.fullmatch("[0-9a-f]{64}", str(values["data_digest"])):  # it names files
             raise ValueError("data_digest is no sha256")
         return cls(

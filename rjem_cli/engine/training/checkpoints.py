@@ -45,12 +45,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def newest_whole(run_dir: Path, every: int = 1) -> tuple[Path | None, dict[Path, RjemError]]:
-    """The newest checkpoint that is whole, with its state, and what is wrong with those after it; among the steps that
-    `every` divides."""
+def is_due(path: Path) -> bool:
+    """Whether its run saved it on its way, and not because it was stopped there."""
+    try:
+        return step_of(path) % read_info(path).config.checkpoint_every == 0
+    except RjemError:
+        return False
+
+
+def newest_whole(run_dir: Path, due: bool = False) -> tuple[Path | None, dict[Path, RjemError]]:
+    """The newest checkpoint that is whole, with its state, and what is wrong with those after it; with `due`, among
+    those that were due."""
     damaged = {}
     for path in reversed(checkpoints_in(run_dir)):
-        if step_of(path) % every:
+        if due and not is_due(path):
             continue
         try:
             load_checkpoint(path, torch.device("cpu"))
@@ -83,11 +91,11 @@ def set_aside(path: Path, tell: Callable[[str], None]) -> None:
                 tell(f"set aside: {new}")
 
 
-def drop_old(run_dir: Path, keep_last: int, keep_best: bool, every: int) -> None:
-    """All but the newest `keep_last`, the newest of a step that `every` divides, to which a divergence goes back, and
+def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:
+    """All but the one just saved, the newest `keep_last`, the newest that was due, to which a divergence goes back, and
     the best on the validation images."""
     paths = checkpoints_in(run_dir)
-    kept = {*paths[-keep_last:], *[path for path in paths if step_of(path) % every == 0][-1:]}
+    kept = {saved, *paths[-keep_last:], *itertools.islice(filter(is_due, reversed(paths)), 1)}
     if keep_best and (best := best_of(paths)):
         kept.add(best)
     with explained("clear", run_dir):
@@ -108,6 +116,15 @@ def best_of(paths: list[Path]) -> Path | None:
         if accuracy is not None:
             found.append((accuracy, path))
     return max(found)[1] if found else None
+
+
+def drop_after(run_dir: Path, path: Path) -> None:
+    """Those that stops saved on the way to a divergence; the run takes that way again, and otherwise."""
+    with explained("clear", run_dir):
+        for other in checkpoints_in(run_dir):
+            if step_of(other) > step_of(path):
+                other.unlink(missing_ok=True)
+                state_path(other).unlink(missing_ok=True)
 
 
 def clean(run_dir: Path) -> None:

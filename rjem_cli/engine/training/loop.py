@@ -9,6 +9,7 @@ from pathlib import Path
 from rjem_cli.engine.model.checkpoint import all_finite
 from rjem_cli.engine.training.checkpoints import (
     clean,
+    drop_after,
     drop_old,
     newest_valid,
     newest_whole,
@@ -74,7 +75,10 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     if saving:
         save_or_tell(trainer, must=last)
     if not last and trainer.step % config.sample_every == 0:
-        trainer.draw_samples(trainer.run_dir / "samples" / f"step-{trainer.step:08d}.png", ("energy",))
+        try:
+            trainer.draw_samples(trainer.run_dir / "samples" / f"step-{trainer.step:08d}.png", ("energy",))
+        except RjemError as error:  # a full disk, say; a picture is no reason to stop
+            trainer.tell(str(error))
 
 
 def recover(trainer: Trainer, event: Divergence) -> None:
@@ -83,16 +87,17 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     is passed over, for the run that was not stopped has none there. Raises DivergedError after max_divergences such
     events."""
     at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
-    path, damaged = newest_whole(trainer.run_dir, trainer.config.checkpoint_every)
+    path, damaged = newest_whole(trainer.run_dir, due=True)
     for other in damaged:
         set_aside(other, trainer.tell)
-    path = path or newest_valid(trainer.run_dir, trainer.tell)  # where --checkpoint-every is another than it was
+    path = path or newest_valid(trainer.run_dir, trainer.tell)
     if guard.count >= most:
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         raise DivergedError(
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr, or set --max-grad-norm"
         )
+    drop_after(trainer.run_dir, path)
     count = guard.count + 1  # the checkpoint may be of before an earlier event
     go_back(trainer, path)
     guard.count = count
@@ -114,6 +119,8 @@ def go_back(trainer: Trainer, path: Path) -> None:
         reason = str(error).splitlines()[0][:160]
         remedy = "resume with the settings it was trained with"
         raise DataError(f"the state of {path} does not fit this run ({reason}); {remedy}") from None
+    if trainer.step != step_of(path):
+        raise DataError(f"the state of {path} is of step {trainer.step}; remove it")
     trainer.saved_step = trainer.step
 
 
@@ -137,7 +144,7 @@ def save(trainer: Trainer) -> Path:
     info = trainer.info.at(trainer.step, trainer.metrics.val_accuracy_at(trainer.step))
     save_pair(path, model, info, trainer.state())
     trainer.saved_step = trainer.step
-    drop_old(trainer.run_dir, config.keep_last, config.keep_best, config.checkpoint_every)
+    drop_old(trainer.run_dir, path, config.keep_last, config.keep_best)
     return path
 
 

@@ -74,16 +74,17 @@ class Metrics:
         for line in lines:
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if not isinstance(values, dict) or values.get("step", step + 1) > step:
+            if not isinstance(values, dict) or not isinstance(values.get("step"), int) or values["step"] > step:
                 continue
             if "event" in values:
                 if len(self.events) == events:
                     continue
                 self.events.append(values)
             else:
-                self.last = {name: value for name, value in values.items() if name != "step"}
+                numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+                self.last = {name: float(value) for name, value in numbers.items() if name != "step"}
                 self.last_step = values["step"]
             kept.append(line)
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())

@@ -231,7 +231,7 @@ class Trainer:
             buffer.images.copy_(stored)
         elif buffer is not None:  # a run that begins with energies now begins with new chains
             self.buffer = self.new_buffer()
-        self.step, self.guard.count = int(tensors["step"]), int(tensors["divergences"])
+        self.step, self.guard.count = int(tensors["step"]), max(0, int(tensors["divergences"]))
 
 
 def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:

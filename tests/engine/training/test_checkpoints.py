@@ -78,10 +78,12 @@ def test_what_a_kill_left_half_done_is_removed(tmp_path):
     ):
         (folder / name).write_bytes(b"half")
     (folder / "mine.txt").write_text("mine")
+    (folder / "step-99999999.safetensors").symlink_to("/nowhere")
+    (folder / "step-00000001.safetensors").mkdir()
     train(tmp_path, resume=True)
     names = {path.name for path in folder.iterdir() if path.suffix != ".lock"}
     pairs = {f"step-0000000{step}{kind}.safetensors" for step in (3, 6) for kind in ("", ".state")}
-    assert names == pairs | {"mine.txt"}
+    assert names == pairs | {"mine.txt", "step-99999999.safetensors", "step-00000001.safetensors"}
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, monkeypatch):

@@ -265,6 +265,21 @@ def test_a_run_stopped_before_an_event_goes_back_as_far_as_one_that_was_not(tmp_
     assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
 
 
+def test_a_stop_after_an_event_is_where_the_run_goes_on(tmp_path, monkeypatch):
+    """Not at the checkpoint that an earlier stop saved on the way to the event."""
+    train(tmp_path, stop_at=5)
+
+    def sick(trainer):
+        if trainer.guard.count == 0:
+            nan_in_a_weight(trainer)
+
+    poisoned(monkeypatch, {0}, sick)
+    stopped, _ = train(tmp_path, resume=True, stop_at=1, keep_last=1, checkpoint_every=2)
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path)] == ["00000004"]
+    assert stopped.checkpoint == checkpoints_in(tmp_path)[-1]
+    assert int(read_state(stopped.checkpoint)["divergences"]) == 1
+
+
 def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, monkeypatch):
     train(tmp_path, stop_at=2, px_weight=0)
     poisoned(monkeypatch, {0}, nan_in_the_chains)
@@ -332,7 +347,8 @@ def test_a_resume_with_another_setup_is_refused(tmp_path, change, message):
 def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     train(tmp_path, stop_at=2)
     metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"step": 3, "lo')
+    odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "r1": {}}', '{"step": 3, "lo']
+    metrics.write_text(metrics.read_text() + "\n".join(odd))
     train(tmp_path, resume=True)
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 3, 4, 6]
 
