@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic
 
 import typer
 
+from rjem_cli.config import SampleScoreOptions
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.settings import Layer, settle_command
@@ -174,7 +175,7 @@ def metavar(kind: Any, choices: tuple[str, ...] | None) -> str | None:
 def describe(config_class: type[Options], knob: Field[Any]) -> str:
     """Its meaning, choices and default; of a command on two kinds of things, which of them it goes with."""
     group = owner(config_class, knob.name).__name__
-    subject = f"{OF[group].capitalize()}s: " if group in OF and "SampleScoreOptions" in bases(config_class) else ""
+    subject = f"{OF[group].capitalize()}s: " if group in OF and issubclass(config_class, SampleScoreOptions) else ""
     choices = knob.metadata.get("choices")
     listed = f" ({', '.join(choices)})" if choices and len(choices) >= 4 else ""
     default = (
@@ -183,10 +184,6 @@ def describe(config_class: type[Options], knob: Field[Any]) -> str:
         else f" [{str(knob.default).lower() if isinstance(knob.default, bool) else knob.default}]"
     )
     return f"{subject}{knob.metadata['help']}{listed}.{default}"
-
-
-def bases(config_class: type[Options]) -> set[str]:
-    return {base.__name__ for base in config_class.__mro__}
 
 
 def owner(config_class: type[Options], name: str) -> type:

@@ -10,8 +10,6 @@ it was killed before its first checkpoint. Compared are the final checkpoint, it
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import random
 import signal
@@ -21,25 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from rjem_cli.paths import checkpoints_in, step_of
+from tests.run_results import result_of
+
 TRAIN = [sys.executable, "-m", "rjem_cli", "train"]
 
 
-def checkpoints(home: Path) -> list[Path]:
-    found = (home / "runs/run/checkpoints").glob("step-*.safetensors")
-    return sorted(path for path in found if "state" not in path.name)
-
-
 def command_of(home: Path, flags: list[str]) -> list[str]:
-    return [*TRAIN, "-q", *(["--resume", "run"] if checkpoints(home) else ["--run", "run", *flags])]
-
-
-def result_of(home: Path) -> tuple[str, ...]:
-    """Digests of the last checkpoint, of its state, and of the metrics but for their speed."""
-    last = checkpoints(home)[-1]
-    lines = [json.loads(line) for line in (home / "runs/run/metrics.jsonl").read_text().splitlines()]
-    metrics = json.dumps([{**line, "images_per_second": 0} for line in lines])
-    contents = (last.read_bytes(), last.with_suffix(".state.safetensors").read_bytes(), metrics.encode())
-    return tuple(hashlib.sha256(content).hexdigest() for content in contents)
+    return [*TRAIN, "-q", *(["--resume", "run"] if checkpoints_in(home / "runs/run") else ["--run", "run", *flags])]
 
 
 def killed(home: Path, flags: list[str], seconds: float) -> bool:
@@ -66,7 +53,7 @@ def main() -> None:
         whole = Path(place, "whole")
         started = time.perf_counter()
         subprocess.run(command_of(whole, options.flags), env={**os.environ, "RJEM_HOME": str(whole)}, check=True)
-        seconds, expected = time.perf_counter() - started, result_of(whole)
+        seconds, expected = time.perf_counter() - started, result_of(whole / "runs/run")
         print(f"never killed: {seconds:.0f} s, weights {expected[0][:12]}, state {expected[1][:12]}", flush=True)
         print("run\tkilled after s\tat checkpoint\tsame weights, state, metrics", flush=True)
         for run in range(options.runs):
@@ -77,11 +64,12 @@ def main() -> None:
                 if not killed(home, options.flags, moment):
                     break
                 moments.append(f"{moment:.1f}")
-                places.append(checkpoints(home)[-1].stem[-5:] if checkpoints(home) else "none")
+                found = checkpoints_in(home / "runs/run")
+                places.append(str(step_of(found[-1])) if found else "none")
             subprocess.run(command_of(home, options.flags), env={**os.environ, "RJEM_HOME": str(home)}, check=True)
-            found = [a == b for a, b in zip(result_of(home), expected)]
-            same += all(found)
-            print(f"{run}\t{' '.join(moments)}\t{' '.join(places)}\t{found}", flush=True)
+            equal = [a == b for a, b in zip(result_of(home / "runs/run"), expected)]
+            same += all(equal)
+            print(f"{run}\t{' '.join(moments)}\t{' '.join(places)}\t{equal}", flush=True)
     print(f"{same} of {options.runs} runs, each killed {options.kills} times, ended as the one never killed")
 
 

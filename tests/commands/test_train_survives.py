@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import resource
@@ -14,7 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rjem_cli.paths import checkpoints_in, step_of
 from tests.commands.conftest import TINY_FLAGS
+from tests.run_results import result_of
 
 FLAGS = [*TINY_FLAGS, "--steps", "200", "--checkpoint-every", "5", "--sample-every", "20"]
 TRAIN = [sys.executable, "-m", "rjem_cli", "train", "-q"]
@@ -22,18 +22,6 @@ TRAIN = [sys.executable, "-m", "rjem_cli", "train", "-q"]
 
 def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "RJEM_HOME": str(home)}
-
-
-def checkpoints(home: Path) -> list[Path]:
-    return sorted((home / "runs/run/checkpoints").glob("step-????????.safetensors"))
-
-
-def result_of(home: Path) -> list[str]:
-    last = checkpoints(home)[-1]
-    lines = [json.loads(line) for line in (home / "runs/run/metrics.jsonl").read_text().splitlines()]
-    metrics = json.dumps([{**line, "images_per_second": 0} for line in lines]).encode()
-    contents = last.read_bytes(), last.with_suffix(".state.safetensors").read_bytes(), metrics
-    return [hashlib.sha256(content).hexdigest() for content in contents]
 
 
 def train(home: Path, *flags: str, **options) -> subprocess.CompletedProcess[str]:
@@ -47,15 +35,15 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
     assert train(whole, "--run", "run", *FLAGS).returncode == 0
     draws = random.Random(0)
     for _ in range(3):
-        flags = ["--resume", "run"] if checkpoints(killed) else ["--run", "run", *FLAGS]
-        known = checkpoints(killed)
+        flags = ["--resume", "run"] if checkpoints_in(killed / "runs/run") else ["--run", "run", *FLAGS]
+        known = checkpoints_in(killed / "runs/run")
         process = subprocess.Popen([*TRAIN, *flags], env=environment(killed), stderr=subprocess.DEVNULL)
-        until(lambda: process.poll() is not None or checkpoints(killed)[-1:] != known[-1:])  # noqa: B023
+        until(lambda: process.poll() is not None or checkpoints_in(killed / "runs/run")[-1:] != known[-1:])  # noqa: B023
         time.sleep(draws.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL  # else it was done already, and nothing was tested
     assert train(killed, "--resume", "run").returncode == 0
-    assert result_of(killed) == result_of(whole)
+    assert result_of(killed / "runs/run") == result_of(whole / "runs/run")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -97,7 +85,7 @@ def test_two_trainings_in_one_folder(tmp_path):
     assert train(tmp_path, "--run", "run", *FLAGS).returncode == 0
     command = [*TRAIN, "--resume", "run", "--steps", "100000"]
     with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL) as first:
-        until(lambda: first.poll() is not None or checkpoints(tmp_path)[-1].name > "step-00000200.safetensors")
+        until(lambda: first.poll() is not None or step_of(checkpoints_in(tmp_path / "runs/run")[-1]) > 200)
         second = train(tmp_path, "--resume", "run", "--steps", "100000")
         assert second.returncode == 1 and "in use by another process" in second.stderr
         assert second.stderr.count("\n") == 1 and first.poll() is None

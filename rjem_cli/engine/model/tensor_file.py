@@ -39,9 +39,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], description: Descripti
     return sha256
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], Description]:
-    """(tensors on the host, description). Raises AbsentError for no file, DataError for one that is damaged or that
-    rjem did not write."""
+def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], Description]:
+    """(tensors on the host, description). Raises AbsentError for no file, DataError for one that is damaged, that rjem
+    did not write, or that is not the one with this `sha256`."""
     with opened(path) as file:
         names = file.keys()
         signed = signed_part(file, path)
@@ -49,6 +49,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Description]:
         tensors = {name: file.get_tensor(name).clone() for name in names}
     if signed["sha256"] != digest(tensors, signed["description"]):
         raise DataError(f"{path} is damaged: its content is not what its sha256 says; use another checkpoint")
+    if sha256 not in (None, signed["sha256"]):
+        raise DataError(f"{path} belongs to another checkpoint")
     return tensors, signed["description"]
 
 

@@ -10,7 +10,8 @@ from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_p
 from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in
-from tests.engine.training.test_trainer import metrics_of, train
+from tests.engine.training.test_trainer import train
+from tests.run_results import metrics_of
 
 
 def flip(path):

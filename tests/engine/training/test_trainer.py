@@ -17,6 +17,7 @@ from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
 from rjem_cli.files import locked
 from rjem_cli.paths import checkpoints_in
+from tests.run_results import metrics_of
 
 TINY = {
     "dataset": "digits",
@@ -145,12 +146,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     a, b, c = (load_checkpoint(run.checkpoint, torch.device("cpu")).model.state_dict() for run in runs)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
-
-
-def metrics_of(run_dir):
-    """Lines of metrics.jsonl, without what was measured by a clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
