@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import sys
 
-from rjem_cli.commands.completion import COMPLETE_VARIABLE
 from rjem_cli.errors import RjemError
-from rjem_cli.interface.console import fail
 
 INTERRUPTED = 128 + 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Errors that rjem does not know keep their traceback."""
+    try:
+        return run(arguments or sys.argv[1:] or ["--help"])
+    except KeyboardInterrupt:  # while modules are imported
+        from rjem_cli.interface.console import fail
+
+        fail("interrupted")
+        return INTERRUPTED
+
+
+def run(arguments: list[str]) -> int:
     from rjem_cli.app import app
+    from rjem_cli.commands.completion import COMPLETE_VARIABLE
+    from rjem_cli.interface.console import fail
 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files and classes need not fit the terminal's encoding
@@ -25,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         completion_init()
     try:
-        code = int(app(arguments or sys.argv[1:] or ["--help"], prog_name="rjem", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
         if code == INTERRUPTED:  # Typer swallows a KeyboardInterrupt
             fail("interrupted")
         return code

@@ -167,12 +167,19 @@ def append_line(path: Path, line: str | None) -> None:
     if line is None and not path.exists():
         check_writable(make_dir(path.parent))
         return
-    with locked(path), explained("write", path), path.open("ab") as file:
+    with locked(path):
         if line is None:
-            return
+            with explained("write", path), path.open("ab"):
+                return
+        append_text(path, line + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Whole or not at all, by the one process that may write it. Raises RjemError."""
+    with explained("write", path), path.open("ab") as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            file.write(line.encode() + b"\n")
+            file.write(text.encode())
             file.flush()
         except OSError:
             with contextlib.suppress(OSError):

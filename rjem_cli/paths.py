@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rjem_cli.config import DATASETS, STREAM
@@ -81,6 +82,17 @@ def checkpoints_in(run_dir: Path) -> list[Path]:
     return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal() and path.is_file())
 
 
+def trained_in(run_dir: Path) -> list[Path]:
+    """Those of `checkpoints_in` with a step behind them: a run saves its first before it trains."""
+    return [path for path in checkpoints_in(run_dir) if step_of(path) > 0]
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
 def run_names() -> list[str]:
     """Runs with a checkpoint, for completions and hints."""
     return sorted(path.name for path in runs_dir().glob("*") if checkpoints_in(path))
@@ -97,10 +109,28 @@ def find_run(name: str) -> Path | None:
 def find_resumable(resume: str, run: str | None) -> Path:
     """The run to go on with: `resume`, or for "auto" the one that --run names, else the newest. Raises AbsentError."""
     name = run if resume == "auto" else resume
-    folder = find_run(name) if name else find_checkpoint(None).parent.parent
+    folder = find_run(name) if name else newest_run(checkpoints_in)
     if folder is None:
-        raise AbsentError(f"run {name} has no checkpoint to resume from in {runs_dir()}")
+        what = f"run {name} has no checkpoint" if name else "there is no run"
+        raise AbsentError(f"{what} to resume from in {runs_dir()}")
     return folder
+
+
+def newest_run(checkpoints_of: Callable[[Path], list[Path]]) -> Path | None:
+    """The run that saved last, among those with such checkpoints."""
+    saved = {path: checkpoints_of(path)[-1].stat().st_mtime for path in runs_dir().glob("*") if checkpoints_of(path)}
+    return max(saved, key=lambda path: saved[path]) if saved else None
+
+
+def newest_of(run_dir: Path) -> Path:
+    """A run's newest checkpoint that can be of use. Raises AbsentError for a run that has just begun."""
+    trained = trained_in(run_dir)
+    if not trained:
+        raise AbsentError(
+            f"run {run_dir.name} has saved nothing since it began; wait for its next checkpoint, or give the untrained "
+            f"one: {checkpoints_in(run_dir)[-1]}"
+        )
+    return trained[-1]
 
 
 def new_run_dir(name: str) -> Path:
@@ -128,19 +158,18 @@ def find_subject(name: str) -> Path | None:
         or (name in DATASETS and not checkpoints_in(runs_dir() / name))
     ):
         return None
-    path, run = expand(name), [] if "/" in name else checkpoints_in(runs_dir() / name)
+    path, run = expand(name), runs_dir() / name
+    is_run = "/" not in name and bool(checkpoints_in(run))
     if path.is_file() and path.suffix == ".safetensors":
         return path
     if path.is_dir() and checkpoints_in(path):
-        return (run or checkpoints_in(path))[-1]  # as find_checkpoint has it
-    if path.exists() and run:
-        raise ConfigError(
-            f"{name} is a run and a place of images; give ./{name}, or the run's folder {runs_dir() / name}"
-        )
+        return newest_of(run if is_run else path)  # as find_checkpoint has it
+    if path.exists() and is_run:
+        raise ConfigError(f"{name} is a run and a place of images; give ./{name}, or the run's folder {run}")
     if path.exists():
         return None
-    if run:
-        return run[-1]
+    if is_run:
+        return newest_of(run)
     runs = run_names()
     hint = did_you_mean(name, runs) if runs else "give a folder, an .npz, a .tar or a checkpoint"
     raise AbsentError(f"{name} is not there, neither images nor a checkpoint nor a run in {runs_dir()}; {hint}")
@@ -153,11 +182,11 @@ def find_checkpoint(name: str | None) -> Path:
             return Path(name)
         folder = find_run(name)
         if folder is not None:
-            return checkpoints_in(folder)[-1]
+            return newest_of(folder)
         runs = run_names()
         hint = did_you_mean(name, runs) if runs else "there is no run yet; train one: rjem train"
         raise AbsentError(f"{name} is no checkpoint and no run in {runs_dir()}; {hint}")
-    newest = [checkpoints_in(runs_dir() / run)[-1] for run in run_names()]
-    if not newest:
+    newest = newest_run(trained_in)
+    if newest is None:
         raise AbsentError(f"no checkpoint yet in {runs_dir()}; train one: rjem train")
-    return max(newest, key=lambda path: path.stat().st_mtime)
+    return newest_of(newest)

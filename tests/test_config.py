@@ -4,8 +4,9 @@ from hypothesis import strategies as st
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.errors import ConfigError
-from rjem_cli.interface.settings import Layer, mapping, preset_layer, preset_names, settle
+from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle
 from rjem_cli.knobs import describe_epsilon, parse_epsilon
+from rjem_cli.plain_yaml import mapping
 
 
 def test_fractions_are_pixel_units_and_plain_numbers_are_in_the_named_space():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from dataclasses import replace
@@ -12,19 +11,18 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
-from rjem_cli.errors import ConfigError, InterruptedRunError
+from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import how_to_go_on, newest_checkpoint, run_layer
 from rjem_cli.interface.settings import preset_layer, preset_names
 from rjem_cli.interface.signals import stop_on_signals
-from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result, show_stopped
+from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result, show_stopped, where
 
 if TYPE_CHECKING:
     from rjem_cli.engine.training.progress import Progress
 
 DEFAULT_PRESET = "quickstart"
-BEFORE_ITS_TABLE = "after the last step, before its table"
 
 
 @with_knobs(TrainConfig)
@@ -90,33 +88,32 @@ def train(
 
     runtime = start_runtime(config.device, config.precision)
     with console.bar() as bar:
-        splits = load_splits(config, lambda done, total: bar.update(f"fetching {config.dataset}", done, total))
+
+        def fetching(done: int, total: int) -> None:
+            if deadline.is_near():
+                raise RjemError(f"--max-time {max_time} was over before {config.dataset} was fetched; give more")
+            bar.update(f"fetching {config.dataset}", done, total)
+
+        splits = load_splits(config, fetching, console.say)
     announce_inputs(splits, runtime, console)
-    result = None
     with stop_on_signals(console.say) as stop, console.bar() as bar:
 
-        def should_stop() -> bool:
-            return stop() or deadline.is_near()
-
         def watch(progress: Progress) -> None:
-            if progress.phase != "training" and should_stop():
-                raise BeforeItsTable
             deadline.tick()
             show_progress(progress, bar, console)
 
-        with contextlib.suppress(BeforeItsTable):
-            result = run_training(
-                config, splits, runtime, run_dir, resume=checkpoint, watch=watch, should_stop=should_stop
-            )
-    if result and result.finished:
+        result = run_training(
+            config,
+            splits,
+            runtime,
+            run_dir,
+            resume=checkpoint,
+            watch=watch,
+            should_stop=lambda: stop() or deadline.is_near(),
+        )
+    if result.finished:
         show_result(result, console)
-        return
-    step, steps = (result.summary["step"], result.summary["steps"]) if result else (0, 0)
-    place = f"at step {step} of {steps}" if step < steps else BEFORE_ITS_TABLE
-    if stop.signal_number is not None:
-        raise InterruptedRunError(f"stopped {place}; {how_to_go_on(run_dir)}", stop.signal_number)
-    show_stopped(paths.checkpoints_in(run_dir)[-1], f"--max-time {max_time}: stopped {place}", run_dir, console)
-
-
-class BeforeItsTable(Exception):
-    """The last checkpoint is written; the run is not measured yet."""
+    elif stop.signal_number is not None:
+        raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", stop.signal_number)
+    else:
+        show_stopped(result, f"--max-time {max_time}: stopped {where(result)}", run_dir, console)

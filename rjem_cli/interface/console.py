@@ -10,7 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rjem_cli.errors import ConfigError, RjemError
@@ -26,49 +26,53 @@ SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called a
 
 
 @dataclass
+class Phase:
+    """One kind of work: when it began, with how much done; what was said of it last; its bar on a terminal."""
+
+    began: float
+    before: int
+    text: str | None = None
+    task: TaskID | None = None
+
+
+@dataclass
 class Bar:
-    """A bar a phase on a terminal, with the time left; elsewhere a line now and then."""
+    """A bar a phase on a terminal, with the time left; elsewhere a line now and then. A phase may rest while another
+    goes on, and come again."""
 
     console: Console
     progress: Progress | None = None
-    phase: str | None = None
-    task: TaskID | None = None
-    began: tuple[str | None, float, int] | None = None  # phase, time, and what was done then
+    phases: dict[str, Phase] = field(default_factory=dict)
     said: float = 0.0
-    text: str | None = None
 
     def update(self, phase: str, done: int, total: int, text: str | None = None) -> None:
-        new = phase != self.phase
-        self.phase = phase
+        now, new = time.monotonic(), phase not in self.phases
+        found = self.phases.setdefault(phase, Phase(now, done))
+        if not new and done < found.before:  # it is done once more
+            found.began, found.before = now, done
+        found.text = text or found.text
         if self.progress is None:
-            self.say_now_and_then(done, total, text)
+            self.say_now_and_then(phase, new, done, total)
             return
-        if new:
-            if self.task is not None:
-                self.progress.stop_task(self.task)
-            self.task = self.progress.add_task(phase, total=total, completed=done, text="")
-        assert self.task is not None
-        self.progress.update(self.task, completed=done, total=total)
-        if text is not None:
-            self.progress.update(self.task, text=text)
+        if found.task is None:
+            found.task = self.progress.add_task(phase, text="")
+        elif done == 0:
+            self.progress.reset(found.task)
+        self.progress.update(found.task, completed=done, total=total, text=found.text or "")
 
-    def say_now_and_then(self, done: int, total: int, text: str | None) -> None:
+    def say_now_and_then(self, phase: str, new: bool, done: int, total: int) -> None:
         """For logs: a line as a phase begins, then one every LOG_SECONDS with the time left."""
-        now = time.monotonic()
-        self.text = text or self.text
-        if self.began is None or self.began[0] != self.phase:
-            self.began = (self.phase, now, done)
-            self.said, self.text = now, text
-            self.console.say(f"{self.phase}" if total == 1 else f"{self.phase}: {done} of {total}")
+        now, found = time.monotonic(), self.phases[phase]
+        took = now - found.began
+        if new:
+            self.said = now
+            self.console.say(f"{phase}" if total == 1 else f"{phase}: {done} of {total}")
         elif done == total > 1:
-            self.console.say(f"{self.phase}: {total} of {total}, {now - self.began[1]:.1f} s")
+            self.console.say(f"{phase}: {total} of {total}, {took:.1f} s")
         elif now - self.said >= LOG_SECONDS:
             self.said = now
-            _, start, before = self.began
-            left = (now - start) / max(1, done - before) * (total - done)
-            self.console.say(
-                f"{self.phase}: {done} of {total}, {left:.0f} s left{'; ' + self.text if self.text else ''}"
-            )
+            left = took / max(1, done - found.before) * (total - done)
+            self.console.say(f"{phase}: {done} of {total}, {left:.0f} s left{'; ' + found.text if found.text else ''}")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 
 from rjem_cli.errors import ConfigError
 
@@ -21,15 +22,15 @@ def parse_duration(flag: str, text: str) -> float:
 
 
 class Deadline:
-    """`tick` is called whenever something is done: a step, or a step and a checkpoint."""
+    """`tick` is called whenever something is done: a step, or a step and a checkpoint. `clock` gives seconds."""
 
-    def __init__(self, flag: str, duration: str | None):
+    def __init__(self, flag: str, duration: str | None, clock: Callable[[], float] = time.monotonic):
         self.seconds = None if duration is None else parse_duration(flag, duration)
-        self.start, self.longest = time.monotonic(), 0.0
+        self.clock, self.start, self.longest = clock, clock(), 0.0
         self.last: float | None = None
 
     def tick(self) -> None:
-        now = time.monotonic()
+        now = self.clock()
         if self.last is not None:
             self.longest = max(self.longest, now - self.last)
         self.last = now
@@ -38,4 +39,4 @@ class Deadline:
         """Whether what took longest so far could not be done twice more: a step, and the last checkpoint."""
         if self.seconds is None:
             return False
-        return time.monotonic() - self.start + 2 * self.longest + MARGIN > self.seconds
+        return self.clock() - self.start + 2 * self.longest + MARGIN > self.seconds

@@ -18,9 +18,10 @@ def newest_checkpoint(run_dir: Path, console: Console) -> Path:
 
 def run_layer(checkpoint: Path) -> Layer:
     """A resumed run starts from the config inside its checkpoint instead of a preset."""
-    from rjem_cli.engine.model.checkpoint import read_info
+    from rjem_cli.engine.model.checkpoint import placed, read_info
 
-    return Layer(f"run {checkpoint.parent.parent.name}", read_info(checkpoint).config.to_dict())
+    info = placed(read_info(checkpoint), checkpoint)
+    return Layer(f"run {checkpoint.parent.parent.name}", info.config.to_dict())
 
 
 def how_to_go_on(run_dir: Path) -> str:

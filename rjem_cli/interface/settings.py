@@ -12,12 +12,12 @@ from typing import Any, Generic
 
 import yaml
 
-from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.errors import ConfigError, did_you_mean
 from rjem_cli.knobs import OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
 from rjem_cli.paths import expand
+from rjem_cli.plain_yaml import mapping, read_mapping
 
 ENVIRONMENT_PREFIX = "RJEM_"
-LARGEST_CONFIG = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,7 @@ def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
 
 def file_layer(path: str) -> Layer:
     """A YAML mapping read by safe_load. Raises AbsentError or ConfigError with the file's name."""
-    try:
-        with expand(path).open("rb") as file:  # a pipe too, `-c <(...)`
-            content = file.read(LARGEST_CONFIG + 1)
-        text = content.decode()
-    except FileNotFoundError:
-        raise AbsentError(f"config file {path} is not there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
-    if len(content) > LARGEST_CONFIG:
-        raise ConfigError(f"config file {path} has more than {LARGEST_CONFIG} bytes; give one with keys and values")
-    return Layer(path, mapping(text, path))
+    return Layer(path, read_mapping(expand(path)))
 
 
 def preset_names() -> list[str]:
@@ -133,27 +123,3 @@ def preset_layer(name: str) -> Layer:
         raise ConfigError(f"--preset {name!r} is unknown; {did_you_mean(name, preset_names())}")
     text = resources.files("rjem_cli.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return Layer(f"preset {name}", mapping(text, f"preset {name}"))
-
-
-def mapping(text: str, source: str) -> dict[str, Any]:
-    try:
-        check_plain(yaml.compose(text, yaml.SafeLoader), source)
-        values: dict[str, Any] = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{source} is not YAML ({reason})") from None
-    return values
-
-
-def check_plain(node: yaml.Node | None, source: str) -> None:
-    """Keys, each with a value or a list of values: what nests can grow without end by aliases and merges, once it is
-    built. Raises ConfigError."""
-    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
-        return
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
-    for key, value in node.value:
-        parts = (key, *(value.value if isinstance(value, yaml.SequenceNode) else (value,)))
-        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
-            name = key.value if isinstance(key, yaml.ScalarNode) else "a key"
-            raise ConfigError(f"{source}: {name} must be a plain value")

@@ -25,7 +25,8 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if request.signal_number is not None:
-            raise KeyboardInterrupt
+            tell(f"{signal.Signals(number).name} again: stopped at once")
+            raise SystemExit(128 + number)
         request.signal_number = number
         tell(f"{signal.Signals(number).name}: finishing this step and saving; once more to stop at once")
 

@@ -9,7 +9,6 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.interface.console import Bar, Console
 from rjem_cli.interface.resuming import how_to_go_on
 from rjem_cli.knobs import describe_epsilon
-from rjem_cli.paths import step_of
 
 if TYPE_CHECKING:
     from rjem_cli.engine.data.images import Splits
@@ -69,13 +68,19 @@ def show_result(result: RunResult, console: Console) -> None:
     console.result(str(result.checkpoint))
 
 
-def show_stopped(checkpoint: Path, why: str, run_dir: Path, console: Console) -> None:
+def where(result: RunResult) -> str:
+    """The place at which a run was stopped."""
+    step, steps = result.summary["step"], result.summary["steps"]
+    return f"at step {step} of {steps}" if step < steps else "after the last step, before its table"
+
+
+def show_stopped(result: RunResult, why: str, run_dir: Path, console: Console) -> None:
     """A run that stopped by itself before its end, as it was asked to."""
     console.say(f"{why}; {how_to_go_on(run_dir)}")
     if console.as_json:
-        console.document({"checkpoint": str(checkpoint), "finished": False, "step": step_of(checkpoint)})
+        console.document({"checkpoint": str(result.checkpoint), "finished": False, **result.summary})
     else:
-        console.result(str(checkpoint))
+        console.result(str(result.checkpoint))
 
 
 def accuracy_row(label: str, score: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -38,7 +38,9 @@ MANY = settings(
 )
 LETTERS = "abcdefghi"
 MOST_MEMORY = 2**30  # bytes beyond those of the network libraries
-INFO = CheckpointInfo(TrainConfig(depth=10, width=1), ("a", "b"), (1, 8, 8), "tiny", "0" * 64, step=12)
+INFO = CheckpointInfo(
+    TrainConfig(depth=10, width=1), ("a", "b"), (1, 8, 8), "tiny", "0" * 64, own_images=False, step=12
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),

@@ -15,6 +15,7 @@ LAYERS = {
     "knobs": 0,
     "files": 0,
     "paths": 0,
+    "plain_yaml": 0,
     "errors": 0,
     "": 0,
     "engine": 1,

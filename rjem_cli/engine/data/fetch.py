@@ -18,6 +18,7 @@ BLOCK = 2**20
 TIMEOUT = 30  # seconds without a byte
 
 Report = Callable[[int, int], None]  # bytes so far, and in all
+Tell = Callable[[str], None]
 
 
 class Published(NamedTuple):
@@ -33,6 +34,10 @@ def silent(done: int, total: int) -> None:
     """A report that nobody hears."""
 
 
+def unsaid(note: str) -> None:
+    """A note that nobody hears."""
+
+
 def is_there(file: Published, folder: Path) -> bool:
     """By its size alone, which takes no time."""
     with contextlib.suppress(OSError):
@@ -40,9 +45,10 @@ def is_there(file: Published, folder: Path) -> bool:
     return False
 
 
-def fetched(file: Published, folder: Path, report: Report = silent) -> bytes:
+def fetched(file: Published, folder: Path, report: Report = silent, tell: Tell = unsaid) -> bytes:
     """Its content, from the folder, else downloaded into it; a file there that is damaged is fetched again. `report`
-    may raise, also while another process downloads it. Raises AbsentError with the reason where it cannot be had."""
+    may raise, also while another process downloads it; `tell` hears of a folder that cannot keep it. Raises AbsentError
+    with the reason where it cannot be had."""
     path = folder / file.file_name
     with files.locked(path, waiting=lambda: report(0, file.size)):
         with contextlib.suppress(OSError):
@@ -58,8 +64,10 @@ def fetched(file: Published, folder: Path, report: Report = silent) -> bytes:
             raise AbsentError(f"{file.file_name} cannot be downloaded ({error})") from None
         if not is_whole(content, file):
             raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published file")
-        with contextlib.suppress(RjemError):  # a place that cannot be written keeps no file, and needs none
+        try:
             files.write_atomically(path, content, read_back=True)
+        except RjemError as error:
+            tell(f"{error}; it is used all the same, and downloaded again next time")
         return content
 
 

@@ -11,19 +11,19 @@ from rjem_cli.config import DataOptions
 from rjem_cli.engine.data.class_folders import read_class_folders
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.data.downloads import read_downloaded
-from rjem_cli.engine.data.fetch import Report, silent
+from rjem_cli.engine.data.fetch import Report, Tell, silent, unsaid
 from rjem_cli.engine.data.images import ImageSet, Splits, make_splits
 from rjem_cli.errors import DataError
 
 
-def load_splits(options: DataOptions, report: Report = silent) -> Splits:
-    """The data set that `options` names; `report` hears of a download. Raises AbsentError or DataError, with the file's
-    name."""
+def load_splits(options: DataOptions, report: Report = silent, tell: Tell = unsaid) -> Splits:
+    """The data set that `options` names; `report` hears of a download, `tell` of one that cannot be kept. Raises
+    AbsentError or DataError, with the file's name."""
     if options.data:
         return load_own_images(options.data, options.test_data, options.val_fraction)
     if options.dataset in ("digits", "shifted-digits"):
         return digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
-    train, test = read_downloaded(options.dataset, report)
+    train, test = read_downloaded(options.dataset, report, tell)
     return make_splits(options.dataset, train, test, options.val_fraction)
 
 

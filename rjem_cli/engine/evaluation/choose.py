@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rjem_cli.config import LARGEST_LINF, TestOptions
+from rjem_cli.config import LARGEST_LINF, DataOptions, TestOptions
 from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.evaluation.attack import AttackSet, random_targets
@@ -27,13 +27,14 @@ class TestImages:
 
 def choose_images(options: TestOptions, info: CheckpointInfo) -> TestImages:
     """Raises AbsentError where nothing can be read and DataError for images that do not fit the checkpoint."""
-    data_options = info.config
-    if options.dataset:
-        data_options = replace(data_options, dataset=options.dataset, data=None, test_data=None)
-    if options.data:
-        data_options = replace(data_options, data=options.data, test_data=options.test_data)
     try:
-        name, images = load_part(data_options, options.split)
+        if options.data:
+            place: DataOptions = replace(info.config, data=options.data, test_data=options.test_data)
+        elif options.dataset:
+            place = replace(info.config, dataset=options.dataset, data=None, test_data=None)
+        else:
+            place = info.trained_on()
+        name, images = load_part(place, options.split)
     except RjemError as error:
         if options.dataset or options.data:
             raise

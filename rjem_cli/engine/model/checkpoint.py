@@ -7,6 +7,7 @@ from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -22,35 +23,54 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.model.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.model.wide_resnet import WideResNet, build_model, channels_last
-from rjem_cli.errors import DataError, RjemError
+from rjem_cli.errors import AbsentError, DataError, RjemError
+from rjem_cli.paths import run_of, trained_in
+from rjem_cli.plain_yaml import read_mapping
 
-FORMAT = "rjem-checkpoint-3"
+FORMAT = "rjem-checkpoint-4"
 LARGEST_SIDE = 4096  # pixels
+CONFIG_FILE = "config.yaml"
+PLACES = ("data", "test_data")  # knobs that are paths
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a model needs to be used: its config, its classes, its images' shape (C, H, W) and its training data's
-    digest; `val_accuracy` where it was measured when the checkpoint was due; what its state is known by."""
+    digest; `val_accuracy` where it was measured when the checkpoint was due; what its state is known by.
+
+    A file holds no path: where a user's `own_images` are, the config.yaml of the run's folder says."""
 
     config: TrainConfig
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     data_name: str
     data_digest: str
+    own_images: bool
     step: int
     val_accuracy: float | None = None
     state_sha256: str | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, splits: Splits, step: int) -> CheckpointInfo:
-        return cls(config, splits.class_names, splits.train.image_shape, splits.name, splits.train.digest(), step)
+        """Raises DataError for images of a size that no checkpoint can have."""
+        shape, own = splits.train.image_shape, config.data is not None
+        if max(shape) > LARGEST_SIDE:
+            raise DataError(
+                f"images of {splits.name} are {shape} (C, H, W); give images of {LARGEST_SIDE} pixels a side at most"
+            )
+        return cls(config, splits.class_names, shape, splits.name, splits.train.digest(), own, step)
 
     def at(self, step: int, val_accuracy: float | None) -> CheckpointInfo:
         return replace(self, step=step, val_accuracy=val_accuracy)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(replace(self, config=without_places(self.config)))
+
+    def trained_on(self) -> TrainConfig:
+        """Where its images are. Raises AbsentError where that is not known."""
+        if self.own_images and not self.config.data:
+            raise AbsentError(f"no config.yaml of its run says where {self.data_name} is")
+        return self.config
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CheckpointInfo:
@@ -61,11 +81,12 @@ class CheckpointInfo:
         if not re.fullmatch("[0-9a-f]{64}", str(values["data_digest"])):  # it names files
             raise ValueError("data_digest is no sha256")
         return cls(
-            config=TrainConfig.from_dict(values["config"]),
+            config=without_places(TrainConfig.from_dict(values["config"])),
             class_names=tuple(str(name) for name in values["class_names"]),
             image_shape=(channels, height, width),
             data_name=str(values["data_name"]),
             data_digest=str(values["data_digest"]),
+            own_images=bool(values["own_images"]),
             step=int(values["step"]),
             val_accuracy=None if values["val_accuracy"] is None else float(values["val_accuracy"]),
             state_sha256=None if values["state_sha256"] is None else str(values["state_sha256"]),
@@ -84,14 +105,51 @@ class Checkpoint:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def without_places(config: TrainConfig) -> TrainConfig:
+    """As a file keeps it."""
+    return TrainConfig.from_dict(config.to_dict() | dict.fromkeys(PLACES))
+
+
+def placed(info: CheckpointInfo, path: Path) -> CheckpointInfo:
+    """With the places of the images as the checkpoint's run, if it lies in one, says; else as they are."""
+    run_dir = run_of(path)
+    if not info.own_images or run_dir is None:
+        return info
+    try:
+        kept = read_mapping(run_dir / CONFIG_FILE)
+        places = {knob: kept.get(knob) for knob in PLACES}
+        return replace(info, config=TrainConfig.from_dict(info.config.to_dict() | places))
+    except RjemError:
+        return info
+
+
 def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     """Write the network with its config. Raises RjemError, and leaves no part of a file, where that fails."""
     write_tensors(path, model.state_dict(), {"format": FORMAT, "rjem": __version__, "info": info.to_dict()})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
-    """Read a network. Raises AbsentError for no file, DataError for one that is damaged or is not a checkpoint of rjem;
-    pickles are never loaded."""
+    """Read a network. Raises AbsentError for no file, DataError for one that is damaged or is not a checkpoint of rjem,
+    and names the newest whole one of the same run; pickles are never loaded."""
+    try:
+        checkpoint = whole_checkpoint(path, device)
+    except DataError as error:
+        raise DataError(f"{error}{whole_beside(path)}") from None
+    return replace(checkpoint, info=placed(checkpoint.info, path))
+
+
+def whole_beside(path: Path) -> str:
+    """Which checkpoint of the same run could be used instead, in words."""
+    run_dir = run_of(path)
+    for other in reversed(trained_in(run_dir) if run_dir else []):
+        if other.name != path.name:
+            with contextlib.suppress(RjemError):
+                return f"; {whole_checkpoint(other, torch.device('cpu')).path} is whole"
+    return ""
+
+
+def whole_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """`load_checkpoint` of this file alone."""
     tensors, description = read_tensors(path)
     info = info_of(path, description)
     try:

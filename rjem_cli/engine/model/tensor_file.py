@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import write_atomically
 
 METADATA_KEY = "rjem"  # one key: safetensors writes several in no fixed order, and equal runs should give equal files
@@ -83,10 +83,13 @@ def digest(tensors: dict[str, Tensor], description: Description) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises AbsentError for no file, DataError for one that cannot be read or is no such file."""
+    """A safetensors file. Raises AbsentError for no file, DataError for one that cannot be read or is no such file,
+    RjemError for one that may not be read, and may well be whole."""
     try:
         with path.open("rb") as file:
             start = file.read(4)
+    except PermissionError as error:
+        raise RjemError(f"cannot read checkpoint {path}: {error.strerror}; allow it, or give another") from None
     except OSError as error:
         absent = isinstance(error, FileNotFoundError)
         raise (AbsentError if absent else DataError)(f"cannot read checkpoint {path}: {error.strerror}") from None

@@ -17,7 +17,7 @@ from rjem_cli import __version__
 from rjem_cli.config import ChainOptions, TrainConfig
 from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of
 from rjem_cli.engine.data.classes import UNCONDITIONAL, parse_classes
-from rjem_cli.engine.model.checkpoint import Checkpoint
+from rjem_cli.engine.model.checkpoint import Checkpoint, without_places
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import ConfigError
 
@@ -143,7 +143,7 @@ def describe_request(
         "request": digest_of(decisive),
         **decisive,
         "checkpoint": {"path": str(checkpoint.path), "step": info.step},
-        "config_sha256": digest_of(info.config.to_dict()),
+        "config_sha256": digest_of(without_places(info.config).to_dict()),
         "dataset": {
             "name": info.data_name,
             "train_digest": info.data_digest,

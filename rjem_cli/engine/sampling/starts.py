@@ -116,8 +116,8 @@ def prior_of(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
 
 def training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
     """What a checkpoint was trained on, known by its digest. Raises AbsentError."""
-    options = replace(info.config, data=data) if data else info.config
     try:
+        options = replace(info.config, data=data) if data else info.trained_on()
         images = load_splits(options).train
     except RjemError as error:
         raise AbsentError(

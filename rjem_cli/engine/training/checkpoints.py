@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, load_checkpoint, read_info, save_checkpoint, state_path
+from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info, save_checkpoint, state_path, whole_checkpoint
 from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
-from rjem_cli.errors import DataError, RjemError
+from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
 from rjem_cli.paths import checkpoints_in, step_of
 
@@ -53,15 +53,15 @@ def is_due(path: Path) -> bool:
 
 def newest_whole(run_dir: Path, due: bool = False) -> tuple[Path | None, dict[Path, RjemError]]:
     """The newest checkpoint that is whole, with its state, and what is wrong with those after it; with `due`, among
-    those that were due."""
-    damaged = {}
+    those that were due. Raises RjemError for one that may not be read: nobody knows whether it is whole."""
+    damaged: dict[Path, RjemError] = {}
     for path in reversed(checkpoints_in(run_dir)):
         if due and not is_due(path):
             continue
         try:
-            load_checkpoint(path, torch.device("cpu"))
+            whole_checkpoint(path, torch.device("cpu"))
             read_state(path)
-        except RjemError as error:
+        except (AbsentError, DataError) as error:
             damaged[path] = error
         else:
             return path, damaged

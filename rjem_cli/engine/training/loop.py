@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from rjem_cli.engine.training.checkpoints import (
 )
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
-from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.progress import TRAINING, Progress, Stopped
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, DivergedError, RjemError
 from rjem_cli.files import make_dir
@@ -31,7 +32,7 @@ def start(trainer: Trainer, resume: Path | None) -> None:
     there is always one to go back to, and what cannot be written is known at once. The run's folder must be locked.
     Raises DataError for a state that does not fit, RjemError for a place that cannot be written and for a run that
     another process took on meanwhile."""
-    trainer.watch(Progress("training", 0 if resume is None else step_of(resume), trainer.steps))
+    trainer.watch(Progress(TRAINING, 0 if resume is None else step_of(resume), trainer.steps))
     make_dir(trainer.run_dir / "checkpoints")
     newest, damaged = newest_whole(trainer.run_dir)
     if newest != resume:
@@ -43,8 +44,8 @@ def start(trainer: Trainer, resume: Path | None) -> None:
         save(trainer)
     else:
         go_back(trainer, resume)
-    trainer.metrics.forget_after(trainer.step, trainer.guard.count)
-    trainer.watch(Progress("training", trainer.step, trainer.steps))
+    trainer.metrics.forget_after(trainer.step, trainer.guard.count, at_end=trainer.step == trainer.steps)
+    trainer.watch(Progress(TRAINING, trainer.step, trainer.steps))
 
 
 def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
@@ -56,6 +57,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
         except Divergence as event:
             recover(trainer, event)
             clock = Clock(trainer.step)
+    write_metrics(trainer)
     try:
         return path_of(trainer) if trainer.saved_step == trainer.step else save(trainer)
     except Divergence:  # stopped just where it diverged: the checkpoint before this step is what is good
@@ -71,14 +73,32 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     saving, metrics = last or trainer.step % config.checkpoint_every == 0, None
     if saving or trainer.step % config.log_every == 0:
         metrics = trainer.log(clock, measure_val=saving)
-    trainer.watch(Progress("training", trainer.step, trainer.steps, metrics))
+        write_metrics(trainer)
+    trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics))
     if saving:
-        save_or_tell(trainer, must=last)
+        tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
     if not last and trainer.step % config.sample_every == 0:
-        try:
-            trainer.draw_samples(trainer.run_dir / "samples" / f"step-{trainer.step:08d}.png", ("energy",))
-        except RjemError as error:  # a full disk, say; a picture is no reason to stop
-            trainer.tell(str(error))
+        tell_failure(trainer, lambda: draw(trainer), "draws the next")
+
+
+def write_metrics(trainer: Trainer) -> None:
+    tell_failure(trainer, trainer.metrics.flush, "tries again with the next line")
+
+
+def tell_failure(trainer: Trainer, write: Callable[[], object], then: str) -> None:
+    """What cannot be written, on a full disk say, ends a run at its last step only."""
+    try:
+        write()
+    except RjemError as error:
+        if trainer.step == trainer.steps:
+            raise
+        trainer.tell(f"{error}; training goes on, and {then}")
+
+
+def draw(trainer: Trainer) -> None:
+    """The picture of this step, unless a stop is wanted before it is done."""
+    with contextlib.suppress(Stopped):
+        trainer.draw_samples(trainer.run_dir / "samples" / f"step-{trainer.step:08d}.png", ("energy",))
 
 
 def recover(trainer: Trainer, event: Divergence) -> None:
@@ -93,6 +113,8 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     path = path or newest_valid(trainer.run_dir, trainer.tell)
     if guard.count >= most:
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
+        with contextlib.suppress(RjemError):  # of two failures this one is to be known
+            trainer.metrics.flush()
         raise DivergedError(
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr, or set --max-grad-norm"
@@ -103,8 +125,9 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     guard.count = count
     if trainer.buffer is not None:
         trainer.buffer.redraw(trainer.config.redraw_share, trainer.generator(f"redraw {guard.count}"))
-    trainer.metrics.forget_after(trainer.step, guard.count - 1)
+    trainer.metrics.forget_after(trainer.step, guard.count - 1, at_end=False)
     trainer.metrics.add_event(trainer.step, at, str(event), guard.rate_scale)
+    write_metrics(trainer)
     trainer.tell(
         f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.rate_scale:g} of the learning rate "
         f"({guard.count} of {most})"
@@ -122,16 +145,6 @@ def go_back(trainer: Trainer, path: Path) -> None:
     if trainer.step != step_of(path):
         raise DataError(f"the state of {path} is of step {trainer.step}; remove it")
     trainer.saved_step = trainer.step
-
-
-def save_or_tell(trainer: Trainer, must: bool) -> None:
-    """A checkpoint that cannot be written, on a full disk say, ends a run only where it is the last one."""
-    try:
-        save(trainer)
-    except RjemError as error:
-        if must:
-            raise
-        trainer.tell(f"{error}; training goes on, and tries again at the next checkpoint")
 
 
 def save(trainer: Trainer) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from rjem_cli.engine.chains.sgld import energy_gradient
 from rjem_cli.engine.model.energy import energy
-from rjem_cli.files import explained, write_atomically
+from rjem_cli.files import append_text, explained, write_atomically
 
 WALL = 0.99  # of [-1, 1]
 
 
 class Metrics:
-    """Running sums, and the file that their means go to."""
+    """Running sums, and the file that their means go to. Lines wait in memory until `flush` could write them."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -27,6 +28,7 @@ class Metrics:
         self.last: dict[str, float] = {}  # line, and its step
         self.last_step = 0
         self.events: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
 
     def add(self, named: dict[str, Tensor]) -> None:
         """Scalars of one step, on the device."""
@@ -34,60 +36,82 @@ class Metrics:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def means(self, more: dict[str, float]) -> dict[str, float]:
-        """Of the steps since the last line, and `more`; six digits each. The sums begin anew."""
+        """Of the steps since the last line, and `more`; six digits each."""
         names = list(self.sums)
         values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
         count = values.pop("count")
-        self.sums = {}
         means = {name: value / count for name, value in values.items()}
         return {name: float(f"{value:.6g}") for name, value in {**means, **more}.items()}
 
-    def write(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Append a line."""
+    def add_line(self, step: int, values: dict[str, float], end: list[str]) -> None:
+        """Means of the steps so far. Those named in `end` are there since the run ends here, and are dropped where it
+        goes on; if all are, the sums go on too, else they begin anew."""
         self.last, self.last_step = values, step
-        self.append({"step": step, **values})
-        return values
+        self.waiting.append({"step": step, **values, **({"end": end} if end else {})})
+        if len(end) < len(values):
+            self.sums = {}
 
     def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
-        """Append a line of its own: training diverged after step `at`, and went back to `step`; without a rate it ended
+        """A line of its own: training diverged after step `at`, and went back to `step`; without a rate it ended
         there."""
         event = {"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale}
         self.events.append(event)
-        self.append(event)
+        self.waiting.append(event)
 
-    def append(self, line: dict[str, Any]) -> None:
-        with explained("write", self.path), self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    def flush(self) -> None:
+        """Append what waits, whole or not at all. Raises RjemError; then it waits on."""
+        if self.waiting:
+            append_text(self.path, "".join(json.dumps(line) + "\n" for line in self.waiting))
+        self.waiting = []
 
     def val_accuracy_at(self, step: int) -> float | None:
         return self.last.get("val_accuracy") if self.last_step == step else None
 
-    def forget_after(self, step: int, events: int) -> None:
-        """Drop the lines of steps that will be taken (again), all but the first `events` events, and what a kill left
-        half written."""
+    def forget_after(self, step: int, events: int, at_end: bool) -> None:
+        """Drop the lines of steps that will be taken (again), all but the first `events` events, what was measured for
+        an end unless this is that end, and what a kill left half written. Raises RjemError."""
+        self.flush()
         self.last, self.last_step, self.events = {}, 0, []
-        if not self.path.exists():
-            return
         kept = []
-        with explained("read", self.path):
-            lines = self.path.read_text(errors="replace").splitlines()
-        for line in lines:
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if not isinstance(values, dict) or not isinstance(values.get("step"), int) or values["step"] > step:
+        for values in read_lines(self.path):
+            if not at_end:
+                values = beyond_the_end(values)
+            if values["step"] > step or len(values) == 1:
                 continue
             if "event" in values:
                 if len(self.events) == events:
                     continue
                 self.events.append(values)
             else:
-                numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-                self.last = {name: float(value) for name, value in numbers.items() if name != "step"}
-                self.last_step = values["step"]
-            kept.append(line)
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+                self.last, self.last_step = numbers_in(values), values["step"]
+            kept.append(json.dumps(values) + "\n")
+        if self.path.exists():
+            write_atomically(self.path, "".join(kept).encode())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Each line that holds values and a step; none of a file that is not there."""
+    if not path.exists():
+        return
+    with explained("read", path):
+        lines = path.read_text(errors="replace").splitlines()
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield values
+
+
+def beyond_the_end(line: dict[str, Any]) -> dict[str, Any]:
+    """What is left of a line where its run goes on."""
+    end = line.pop("end", None)
+    dropped = set(map(str, end)) - {"step"} if isinstance(end, list) else ()
+    return {name: value for name, value in line.items() if name not in dropped}
+
+
+def numbers_in(line: dict[str, Any]) -> dict[str, float]:
+    """What a line measured."""
+    return {name: float(value) for name, value in line.items() if name != "step" and isinstance(value, (int, float))}
 
 
 def saturation(x: Tensor) -> Tensor:

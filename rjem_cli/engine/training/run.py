@@ -15,21 +15,22 @@ from rjem_cli.engine.data.images import Splits, spread_indices
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info
+from rjem_cli.engine.model.checkpoint import CONFIG_FILE, read_info
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.checkpoints import best_of
 from rjem_cli.engine.training.loop import start, train_to_end
-from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.progress import TRAINING, Progress, Stopped
 from rjem_cli.engine.training.trainer import Trainer
-from rjem_cli.errors import DataError
+from rjem_cli.errors import ConfigError, DataError
 from rjem_cli.files import locked, write_atomically
-from rjem_cli.knobs import describe_epsilon
+from rjem_cli.knobs import describe_epsilon, flag_name
 from rjem_cli.paths import checkpoints_in
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
 TEST_PLAN = AttackPlan(steps=15, start="image")
 TEST_BATCH = 128
+STATE_KNOBS = ("depth", "width", "norm_layer", "optimizer")  # what shapes a state
 
 
 @dataclass(frozen=True)
@@ -53,39 +54,54 @@ def run_training(
     should_stop: Callable[[], bool],
 ) -> RunResult:
     """Train in `run_dir`, from its checkpoint `resume` on where one is given; after the last step, measure the model
-    and write summary.json and samples/grid.png.
+    and write summary.json and samples/grid.png. `should_stop` is asked after each step, and wherever `watch` is called.
 
-    Raises DivergedError, DataError (a state that does not fit) and RjemError (what cannot be written).
+    Raises DivergedError, ConfigError or DataError (settings or a state that do not fit) and RjemError (what cannot be
+    written).
     """
+
+    def watch_or_stop(progress: Progress) -> None:
+        watch(progress)
+        if progress.phase != TRAINING and should_stop():
+            raise Stopped
+
     with locked(run_dir, wait=False):
-        trainer = Trainer(config, splits, runtime, run_dir, watch)
+        trainer = Trainer(config, splits, runtime, run_dir, watch_or_stop)
         if resume:
-            check_same_training(resume, trainer.info)
-        start(trainer, resume)
+            check_same_training(resume, trainer)
         config_text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_atomically(run_dir / "config.yaml", config_text.encode())
+        write_atomically(run_dir / CONFIG_FILE, config_text.encode())
+        start(trainer, resume)
         checkpoint = train_to_end(trainer, should_stop)
-        if should_stop():
+        try:
+            if should_stop():
+                raise Stopped
+            summary = {"step": trainer.step, **summarise(trainer, splits, runtime)}
+            write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+            grid = run_dir / "samples" / "grid.png"
+            trainer.draw_samples(grid, SAMPLE_MODES)
+        except Stopped:
             return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
-        summary = {"step": trainer.step, **summarise(trainer, splits, runtime, watch)}
-        write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-        grid = run_dir / "samples" / "grid.png"
-        watch(Progress("drawing samples", 0, 1))
-        trainer.draw_samples(grid, SAMPLE_MODES)
-        watch(Progress("drawing samples", 1, 1))
         return RunResult(checkpoint, True, grid, summary)
 
 
-def check_same_training(checkpoint: Path, now: CheckpointInfo) -> None:
-    """Raises DataError where the checkpoint's data or optimizer was another."""
-    name, before = checkpoint.parent.parent.name, read_info(checkpoint)
+def check_same_training(checkpoint: Path, trainer: Trainer) -> None:
+    """Raises DataError where the checkpoint's images were others, ConfigError for settings that do not fit it."""
+    name, before, now = checkpoint.parent.parent.name, read_info(checkpoint), trainer.info
     if before.data_digest != now.data_digest:
         raise DataError(f"{name} was trained on other images than {now.data_name} is now; give those with --data")
-    if before.config.optimizer != now.config.optimizer:
-        raise DataError(f"{name} was trained with --optimizer {before.config.optimizer}; resume with that")
+    for knob in STATE_KNOBS:
+        was, wanted = getattr(before.config, knob), getattr(now.config, knob)
+        if was != wanted:
+            flag = flag_name(knob)
+            raise ConfigError(f"{flag} {wanted}: {name} was trained with {flag} {was}; resume with that")
+    if before.step > trainer.steps:
+        raise ConfigError(
+            f"{name} is at step {before.step} already, and --steps or --epochs ask for {trainer.steps}; give more"
+        )
 
 
-def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callable[[Progress], None]) -> dict[str, Any]:
+def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
     """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
     model = runtime.logits(freeze(trainer.sampling_model()))
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
@@ -99,7 +115,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime, watch: Callabl
         [TEST_EPS],
         device=runtime.device,
         batch_size=TEST_BATCH,
-        report=lambda done, total, text: watch(Progress("attacking test images", done, total)),
+        report=lambda done, total, text: trainer.watch(Progress("attacking test images", done, total)),
     )
     labels = chosen.images.labels
     right = Accuracy(int((clean.predictions == labels).sum()), len(labels))

@@ -36,7 +36,7 @@ from rjem_cli.engine.training.averaging import averaged, refresh_statistics
 from rjem_cli.engine.training.divergence import Guard
 from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains, saturation
 from rjem_cli.engine.training.objective import robust_jem_loss
-from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 from rjem_cli.engine.training.schedule import learning_rate, steps_per_epoch, total_steps
 from rjem_cli.engine.training.state import below, pack_optimizer, unpack_optimizer
@@ -164,7 +164,7 @@ class Trainer:
         return [logits_of(x) for x in inputs]
 
     def tell(self, note: str) -> None:
-        self.watch(Progress("training", self.step, self.steps, note=note))
+        self.watch(Progress(TRAINING, self.step, self.steps, note=note))
 
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
         return derived_generator(
@@ -174,7 +174,7 @@ class Trainer:
     # --- what a run leaves behind ---
 
     def log(self, clock: Clock, measure_val: bool) -> dict[str, float]:
-        """A line of metrics. Raises Divergence where the guard sees one in it."""
+        """A new line of metrics. Raises Divergence where the guard sees one in it."""
         more = {
             "divergences": float(self.guard.count),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -187,7 +187,11 @@ class Trainer:
             more["val_accuracy"] = self.val_accuracy()
         means = self.metrics.means(more)
         self.guard.check_means(means)
-        return self.metrics.write(self.step, means)
+        saving = self.step % self.config.checkpoint_every == 0
+        due = saving or self.step % self.config.log_every == 0
+        end = [name for name in means if not due or (name == "val_accuracy" and not saving)]
+        self.metrics.add_line(self.step, means, end)
+        return means
 
     def sampling_model(self) -> WideResNet:
         """The averaged network with BatchNorm statistics of its own."""
@@ -200,9 +204,17 @@ class Trainer:
         return accuracy(self.runtime.logits(freeze(self.sampling_model())), self.val, self.runtime.device).value
 
     def draw_samples(self, path: Path, modes: tuple[str, ...]) -> None:
+        """A picture of samples in these modes. `watch` hears of each step of the chains, and may raise."""
         plans = [plan_of(self.config, mode) for mode in modes]
         logits_of = self.runtime.logits(freeze(self.sampling_model()))
-        picture = preview(logits_of, self.prior, plans, PREVIEW_PER_CLASS, self.config.seed)
+        picture = preview(
+            logits_of,
+            self.prior,
+            plans,
+            PREVIEW_PER_CLASS,
+            self.config.seed,
+            lambda done, total: self.watch(Progress("drawing samples", done, total)),
+        )
         write_atomically(path, png_bytes(picture))
 
     # --- what is saved ---
@@ -222,7 +234,7 @@ class Trainer:
         run."""
         stored, buffer = tensors.get("buffer"), self.buffer
         if buffer is not None and stored is not None and stored.shape != buffer.images.shape:
-            raise ValueError(f"its buffer is {tuple(stored.shape)}, not {tuple(buffer.images.shape)}")
+            raise ValueError(f"its buffer is {tuple(stored.shape)}, not {tuple(buffer.images.shape)}: --buffer-size")
         self.model.load_state_dict(below("model.", tensors))
         self.average.load_state_dict(below("average.", tensors))
         unpack_optimizer(self.optimizer, tensors)

@@ -53,6 +53,13 @@ def test_files_are_fetched_once_and_a_damaged_file_is_fetched_again(server, own_
     assert fetch() == server.content == kept.read_bytes() and server.asked == 3
 
 
+def test_a_download_that_cannot_be_kept_is_used_and_said(server, own_home):
+    (own_home / "weights" / "x.pth").mkdir(parents=True)
+    notes = []
+    assert fetched(server.file, weights_dir(), tell=notes.append) == server.content
+    assert len(notes) == 1 and "cannot write" in notes[0] and "downloaded again next time" in notes[0]
+
+
 @pytest.mark.parametrize(
     "change", [lambda whole: whole[:-1], lambda whole: whole + b"x", lambda whole: b"W" + whole[1:]]
 )

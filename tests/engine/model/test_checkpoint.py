@@ -9,13 +9,14 @@ import torch
 
 from rjem_cli import files
 from rjem_cli.config import TrainConfig
+from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.model.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
 from rjem_cli.engine.model.tensor_file import METADATA_KEY, encode
 from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError
 
 CONFIG = TrainConfig(depth=10, width=1, adv_eps="8/255")
-INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, step=12)
+INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, own_images=False, step=12)
 CPU = torch.device("cpu")
 
 
@@ -53,6 +54,23 @@ def test_weights_that_are_not_finite_are_refused(saved):
     saved.write_bytes(encode(tensors, {"format": FORMAT, "info": INFO.to_dict()})[0])
     with pytest.raises(DataError, match="not finite"):
         load_checkpoint(saved, CPU)
+
+
+def test_images_that_no_checkpoint_can_have_are_refused_before_training():
+    pixels = torch.zeros(4, 1, 2, 5000, dtype=torch.uint8)
+    part = ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    with pytest.raises(DataError, match="4096 pixels a side at most"):
+        CheckpointInfo.of(CONFIG, Splits("wide", part, part, part), 0)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(saved, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(RjemError, match="Permission denied") as error:
+        load_checkpoint(saved, CPU)
+    assert not isinstance(error.value, (DataError, AbsentError))
 
 
 def test_no_file_is_absent(tmp_path):

@@ -11,6 +11,7 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.model.checkpoint import load_checkpoint, state_path
 from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.training import metrics
 from rjem_cli.engine.training.checkpoints import newest_valid, read_state
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.engine.training.trainer import Trainer
@@ -138,7 +139,64 @@ def test_from_any_step_and_with_more_steps_than_were_asked_for_first(tmp_path, s
     for other in (resumed, longer):
         assert other.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
         assert state_path(other.checkpoint).read_bytes() == state_path(whole.checkpoint).read_bytes()
-    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
+    for parts in ("parts", "longer"):
+        assert metrics_of(tmp_path / parts) == metrics_of(tmp_path / "whole")
+
+
+def test_the_metrics_of_an_end_stay_where_nothing_is_trained_after_it(tmp_path):
+    first, _ = train(tmp_path, steps=5)  # neither a line nor a checkpoint is due then
+    before = metrics_of(tmp_path)
+    assert before[-1]["step"] == 5 and {"loss", "r1", "val_accuracy"} <= set(before[-1]["end"])
+    again, steps = train(tmp_path, steps=5, resume=True)
+    assert not steps and metrics_of(tmp_path) == before and again.summary == first.summary
+
+
+def test_metrics_that_cannot_be_written_are_written_later(tmp_path, monkeypatch):
+    train(tmp_path / "whole")
+    refused, append = [], metrics.append_text
+
+    def full(path, text):
+        if text and len(refused) < 3:
+            refused.append(text)
+            raise RjemError("cannot write metrics.jsonl: No space left on device")
+        append(path, text)
+
+    monkeypatch.setattr(metrics, "append_text", full)
+    notes = []
+    train(tmp_path / "full", notes=notes)
+    assert len(refused) == len(notes) == 3 and all("tries again with the next line" in note for note in notes)
+    assert metrics_of(tmp_path / "full") == metrics_of(tmp_path / "whole")
+
+
+def test_a_stop_does_not_wait_for_pictures(tmp_path):
+    """Neither for one on the way nor for the last one, which the same call draws later."""
+    result, steps, drawn = None, [], []
+
+    def stopping_at(phase):
+        config = TrainConfig(**{**TINY, "sample_steps": 10**9})
+        seen = []
+
+        def watch(progress):
+            seen.append(progress.phase)
+            if progress.phase == "training" and not progress.note:
+                steps.append(progress.step)
+
+        return run_training(
+            config,
+            digit_splits(config.val_fraction, shifted=False),
+            start_runtime(config.device, config.precision),
+            tmp_path,
+            resume=newest_valid(tmp_path, drawn.append) if checkpoints_in(tmp_path) else None,
+            watch=watch,
+            should_stop=lambda: seen.count(phase) > 1,
+        )
+
+    result = stopping_at("drawing samples")
+    assert not result.finished and result.checkpoint.name == "step-00000004.safetensors"
+    result = stopping_at("drawing samples")
+    assert not result.finished and result.summary == {"step": 6, "steps": 6}
+    assert steps[-1] == 6 and not list(tmp_path.rglob("*.png")) and (tmp_path / "summary.json").exists()
+    assert train(tmp_path, resume=True)[0].finished
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
@@ -327,25 +385,28 @@ def test_a_run_killed_after_an_event_meets_it_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 2}, "does not fit this run"),
-        ({"buffer_size": 64}, "its buffer is"),
+        ({"width": 2}, "--width 2: .* was trained with --width 1"),
+        ({"norm_layer": "group"}, "was trained with --norm-layer batch"),
         ({"optimizer": "adam"}, "was trained with --optimizer sgd"),
+        ({"buffer_size": 64}, "its buffer is .*--buffer-size"),
+        ({"steps": 1}, "is at step 2 already"),
         ({"val_fraction": 0.2}, "was trained on other images"),
     ],
 )
 def test_a_resume_with_another_setup_is_refused(tmp_path, change, message):
     train(tmp_path, stop_at=2)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         train(tmp_path, resume=True, **change)
 
 
 def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     train(tmp_path, stop_at=2)
-    metrics = tmp_path / "metrics.jsonl"
-    odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "r1": {}}', '{"step": 3, "lo']
-    metrics.write_text(metrics.read_text() + "\n".join(odd))
+    file = tmp_path / "metrics.jsonl"
+    odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "r1": {}, "end": 5}']
+    odd += ['{"step": 1, "end": ["step", {}]}', '{"step": 3, "lo']
+    file.write_text(file.read_text() + "\n".join(odd))
     train(tmp_path, resume=True)
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [2, 3, 4, 6]
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 3, 4, 6]
 
 
 def test_a_crop_wider_than_the_image_is_refused(tmp_path):

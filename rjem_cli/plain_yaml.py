@@ -1,0 +1,51 @@
+"""YAML as keys with plain values: presets, config files, and the config that a run keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rjem_cli.errors import AbsentError, ConfigError
+
+LARGEST = 2**20  # bytes
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Raises AbsentError for no file, ConfigError, with its name, for one that is not keys and values."""
+    try:
+        with path.open("rb") as file:  # a pipe too, `-c <(...)`
+            content = file.read(LARGEST + 1)
+        text = content.decode()
+    except FileNotFoundError:
+        raise AbsentError(f"config file {path} is not there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
+    if len(content) > LARGEST:
+        raise ConfigError(f"config file {path} has more than {LARGEST} bytes; give one with keys and values")
+    return mapping(text, str(path))
+
+
+def mapping(text: str, source: str) -> dict[str, Any]:
+    try:
+        check_plain(yaml.compose(text, yaml.SafeLoader), source)
+        values: dict[str, Any] = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source} is not YAML ({reason})") from None
+    return values
+
+
+def check_plain(node: yaml.Node | None, source: str) -> None:
+    """Keys, each with a value or a list of values: what nests can grow without end by aliases and merges, once it is
+    built. Raises ConfigError."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+        return
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
+    for key, value in node.value:
+        parts = (key, *(value.value if isinstance(value, yaml.SequenceNode) else (value,)))
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            name = key.value if isinstance(key, yaml.ScalarNode) else "a key"
+            raise ConfigError(f"{source}: {name} must be a plain value")
