@@ -27,10 +27,13 @@ SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called a
 
 @dataclass
 class Phase:
-    """One kind of work: when it began, with how much done; what was said of it last; its bar on a terminal."""
+    """One kind of work: when it began, with how much done; how much is done now; how often it was done before; what was
+    said of it last; its bar on a terminal."""
 
     began: float
     before: int
+    done: int
+    again: int = 0
     text: str | None = None
     task: TaskID | None = None
 
@@ -47,12 +50,12 @@ class Bar:
 
     def update(self, phase: str, done: int, total: int, text: str | None = None) -> None:
         now, new = time.monotonic(), phase not in self.phases
-        found = self.phases.setdefault(phase, Phase(now, done))
-        if not new and done < found.before:  # it is done once more
-            found.began, found.before = now, done
-        found.text = text or found.text
+        found = self.phases.setdefault(phase, Phase(now, done, done))
+        if done < found.done:
+            found.began, found.before, found.again = now, done, found.again + 1
+        found.done, found.text = done, text or found.text
         if self.progress is None:
-            self.say_now_and_then(phase, new, done, total)
+            self.say_now_and_then(phase, new, total, now)
             return
         if found.task is None:
             found.task = self.progress.add_task(phase, text="")
@@ -60,19 +63,20 @@ class Bar:
             self.progress.reset(found.task)
         self.progress.update(found.task, completed=done, total=total, text=found.text or "")
 
-    def say_now_and_then(self, phase: str, new: bool, done: int, total: int) -> None:
-        """For logs: a line as a phase begins, then one every LOG_SECONDS with the time left."""
-        now, found = time.monotonic(), self.phases[phase]
-        took = now - found.began
+    def say_now_and_then(self, phase: str, new: bool, total: int, now: float) -> None:
+        """For logs: a line as a phase first begins and first ends, and one every LOG_SECONDS with the time left."""
+        found = self.phases[phase]
+        took, ended = now - found.began, found.done == total
         if new:
             self.said = now
-            self.console.say(f"{phase}" if total == 1 else f"{phase}: {done} of {total}")
-        elif done == total > 1:
+            self.console.say(f"{phase}" if total == 1 else f"{phase}: {found.done} of {total}")
+        elif ended and total > 1 and not found.again:
             self.console.say(f"{phase}: {total} of {total}, {took:.1f} s")
-        elif now - self.said >= LOG_SECONDS:
+        elif not ended and now - self.said >= LOG_SECONDS:
             self.said = now
-            left = took / max(1, done - found.before) * (total - done)
-            self.console.say(f"{phase}: {done} of {total}, {left:.0f} s left{'; ' + found.text if found.text else ''}")
+            left = took / max(1, found.done - found.before) * (total - found.done)
+            text = f"; {found.text}" if found.text else ""
+            self.console.say(f"{phase}: {found.done} of {total}, {left:.0f} s left{text}")
 
 
 @dataclass(frozen=True)
