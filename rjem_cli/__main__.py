@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(arguments: list[str]) -> int:
+    """`main`, once Python itself has begun."""
     from rjem_cli.app import app
     from rjem_cli.commands.completion import COMPLETE_VARIABLE
     from rjem_cli.interface.console import fail

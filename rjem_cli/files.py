@@ -176,11 +176,11 @@ def append_line(path: Path, line: str | None) -> None:
 
 def append_text(path: Path, text: str) -> None:
     """Whole or not at all, by the one process that may write it. Raises RjemError."""
-    with explained("write", path), path.open("ab") as file:
-        before = file.seek(0, os.SEEK_END)
+    with explained("write", path), path.open("ab", buffering=0) as file:
+        before, rest = file.seek(0, os.SEEK_END), memoryview(text.encode())
         try:
-            file.write(text.encode())
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(before)
@@ -200,8 +200,8 @@ def lock_path(path: Path) -> Path:
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """One process at a time may write `path`; the operating system frees the lock of a process that died. `waiting` is
-    called again and again until the lock is free, and may raise. Without `wait`, a lock that is held raises RjemError,
-    and the lock's file goes with it."""
+    called again and again until the lock is free, and may raise. Without `wait`, a lock that is held raises RjemError.
+    The lock's file stays: were it removed, one process could hold the old file and another a new one of that name."""
     from filelock import FileLock, Timeout
 
     make_dir(path.parent)
@@ -217,7 +217,4 @@ def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambd
     try:
         yield
     finally:
-        if not wait:
-            with contextlib.suppress(OSError):
-                lock_path(path).unlink(missing_ok=True)
         lock.release()

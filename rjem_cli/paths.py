@@ -72,13 +72,17 @@ def offline() -> bool:
     return os.environ.get("RJEM_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def checkpoints_dir(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
 def checkpoint_path(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step-{step:08d}.safetensors"
+    return checkpoints_dir(run_dir) / f"step-{step:08d}.safetensors"
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    found = (run_dir / "checkpoints").glob("step-*.safetensors")
+    found = checkpoints_dir(run_dir).glob("step-*.safetensors")
     return sorted(path for path in found if path.stem.removeprefix("step-").isdecimal() and path.is_file())
 
 
@@ -88,9 +92,9 @@ def trained_in(run_dir: Path) -> list[Path]:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    """The folder of the run that a checkpoint lies in; None for one outside."""
+    run_dir = checkpoint.absolute().parent.parent
+    return run_dir if checkpoint.absolute().parent == checkpoints_dir(run_dir) else None
 
 
 def run_names() -> list[str]:
@@ -106,9 +110,8 @@ def find_run(name: str) -> Path | None:
     return None
 
 
-def find_resumable(resume: str, run: str | None) -> Path:
-    """The run to go on with: `resume`, or for "auto" the one that --run names, else the newest. Raises AbsentError."""
-    name = run if resume == "auto" else resume
+def find_resumable(name: str | None) -> Path:
+    """The run of this name, else the one that saved last. Raises AbsentError."""
     folder = find_run(name) if name else newest_run(checkpoints_in)
     if folder is None:
         what = f"run {name} has no checkpoint" if name else "there is no run"
@@ -119,7 +122,7 @@ def find_resumable(resume: str, run: str | None) -> Path:
 def newest_run(checkpoints_of: Callable[[Path], list[Path]]) -> Path | None:
     """The run that saved last, among those with such checkpoints."""
     saved = {path: checkpoints_of(path)[-1].stat().st_mtime for path in runs_dir().glob("*") if checkpoints_of(path)}
-    return max(saved, key=lambda path: saved[path]) if saved else None
+    return max(saved, key=lambda path: saved[path]).resolve() if saved else None
 
 
 def newest_of(run_dir: Path) -> Path:
@@ -139,7 +142,7 @@ def new_run_dir(name: str) -> Path:
         raise ConfigError(f"--run {name!r}: give a plain name, without folders")
     if checkpoints_in(runs_dir() / name):
         raise ConfigError(f"run {name} exists already in {runs_dir()}; go on with --resume auto, or take another --run")
-    return runs_dir() / name
+    return (runs_dir() / name).resolve()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -9,7 +9,7 @@ import yaml
 
 from rjem_cli.errors import AbsentError, ConfigError
 
-LARGEST = 2**20  # bytes
+LARGEST = 2**16  # bytes, some twenty times what all knobs with their origins need
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def mapping(text: str, source: str) -> dict[str, Any]:
+    """Keys and values. Raises ConfigError, with the source's name, for anything else."""
     try:
         check_plain(yaml.compose(text, yaml.SafeLoader), source)
         values: dict[str, Any] = yaml.safe_load(text) or {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +33,25 @@ def test_who_waits_for_a_lock_is_called_meanwhile_and_may_give_up(tmp_path, monk
     with files.locked(path, waiting=free.set):
         assert free.is_set()
     holder.join()
+
+
+def test_what_does_not_fit_is_not_appended_in_part(tmp_path):
+    """In a process of its own, whose files may not grow."""
+    script = f"""
+import resource
+from pathlib import Path
+from rjem_cli.errors import RjemError
+from rjem_cli.files import append_text
+path = Path({str(tmp_path / "lines")!r})
+append_text(path, "first\\n")
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+try:
+    append_text(path, "a second that does not fit\\n")
+except RjemError as error:
+    assert "File too large" in str(error)
+assert path.read_text() == "first\\n"
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+append_text(path, "third\\n")
+assert path.read_text() == "first\\nthird\\n"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

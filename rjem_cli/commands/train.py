@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
-from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError
+from rjem_cli.errors import InterruptedRunError, RjemError
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
-from rjem_cli.interface.resuming import how_to_go_on, newest_checkpoint, run_layer
-from rjem_cli.interface.settings import preset_layer, preset_names
+from rjem_cli.interface.resuming import DEFAULT_PRESET, how_to_go_on, settle_run
+from rjem_cli.interface.settings import preset_names
 from rjem_cli.interface.signals import stop_on_signals
 from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result, show_stopped, where
 
 if TYPE_CHECKING:
     from rjem_cli.engine.training.progress import Progress
-
-DEFAULT_PRESET = "quickstart"
 
 
 @with_knobs(TrainConfig)
@@ -61,19 +56,7 @@ def train(
       rjem train --resume auto --max-time 25m
     """
     console, deadline = call.console, Deadline("--max-time", max_time)
-    for name, value in (("--preset", preset), ("--resume", resume)):
-        if value == "":
-            raise ConfigError(f"{name} '': give a name")
-    if resume and preset:
-        raise ConfigError("--preset cannot change a run that is resumed; give single flags, such as --epochs")
-    resumed = paths.find_resumable(resume, call.flags.get("run", os.environ.get("RJEM_RUN"))) if resume else None
-    checkpoint = newest_checkpoint(resumed, console) if resumed else None
-    base = run_layer(checkpoint) if checkpoint else preset_layer(preset or DEFAULT_PRESET)
-    config = call.settle(base)
-    # a run is resumed, and its prior fitted again, from wherever the user stands then
-    config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
-    run_dir = resumed or paths.new_run_dir(config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S"))
-    console.say(f"{base.origin}{'' if preset or resumed else ' (the default)'}")
+    config, run_dir, checkpoint = settle_run(call, preset, resume)
     announce(config, run_dir, console)
     if checkpoint:
         console.say(f"goes on from step {paths.step_of(checkpoint)}")

@@ -136,6 +136,14 @@ class RunOptions(Options):
         1000, "Test images that the final table is measured on, spread evenly; 0 means all", minimum=0
     )
 
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due, and with it a line of metrics."""
+        return step % self.checkpoint_every == 0
+
+    def logs_at(self, step: int) -> bool:
+        """Whether a line of metrics is due."""
+        return self.saves_at(step) or step % self.log_every == 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(

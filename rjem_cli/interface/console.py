@@ -3,6 +3,7 @@ plain lines."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -27,13 +28,13 @@ SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called a
 
 @dataclass
 class Phase:
-    """One kind of work: when it began, with how much done; how much is done now; how often it was done before; what was
+    """One kind of work: when it began, with how much done; how much is done now; whether its end was said; what was
     said of it last; its bar on a terminal."""
 
     began: float
     before: int
     done: int
-    again: int = 0
+    ended: bool = False
     text: str | None = None
     task: TaskID | None = None
 
@@ -52,7 +53,7 @@ class Bar:
         now, new = time.monotonic(), phase not in self.phases
         found = self.phases.setdefault(phase, Phase(now, done, done))
         if done < found.done:
-            found.began, found.before, found.again = now, done, found.again + 1
+            found.began, found.before = now, done
         found.done, found.text = done, text or found.text
         if self.progress is None:
             self.say_now_and_then(phase, new, total, now)
@@ -70,7 +71,8 @@ class Bar:
         if new:
             self.said = now
             self.console.say(f"{phase}" if total == 1 else f"{phase}: {found.done} of {total}")
-        elif ended and total > 1 and not found.again:
+        elif ended and total > 1 and not found.ended:
+            found.ended = True
             self.console.say(f"{phase}: {total} of {total}, {took:.1f} s")
         elif not ended and now - self.said >= LOG_SECONDS:
             self.said = now
@@ -88,8 +90,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """Talk, for a person."""
-        if not self.quiet and sys.stderr is not None:
-            print(wrapped(text), file=sys.stderr, flush=True)
+        if not self.quiet:
+            talk(text)
 
     def result(self, text: str) -> None:
         """The line that a script needs."""
@@ -176,7 +178,14 @@ def rich_console(stream: Any) -> RichConsole:
     return RichConsole(file=stream)
 
 
+def talk(text: str) -> None:
+    """To stderr. That its reader has gone or its disk is full is no reason to lose work, nor that a signal's handler
+    speaks in the middle of another word."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            print(wrapped(text), file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> None:
     """A known error: one line on stderr."""
-    if sys.stderr is not None:
-        print(wrapped(f"rjem: {' '.join(message.split())}"), file=sys.stderr, flush=True)
+    talk(f"rjem: {' '.join(message.split())}")

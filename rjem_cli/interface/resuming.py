@@ -1,12 +1,52 @@
-"""Going on with a run that was stopped, and the words for how to."""
+"""Which run is trained, a new one or one that goes on: its settings, its folder, and the words for how to go on."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from rjem_cli import paths
+from rjem_cli.config import TrainConfig
+from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.settings import Layer
+from rjem_cli.interface.options import Call
+from rjem_cli.interface.settings import Layer, preset_layer, settle_command
+
+DEFAULT_PRESET = "quickstart"
+
+
+def settle_run(
+    call: Call[TrainConfig], preset: str | None, resume: str | None
+) -> tuple[TrainConfig, Path, Path | None]:
+    """(config, the run's folder, the checkpoint to go on from). Raises ConfigError, AbsentError or DataError."""
+    for name, value in (("--preset", preset), ("--resume", resume)):
+        if value == "":
+            raise ConfigError(f"{name} '': give a name")
+    if resume and preset:
+        raise ConfigError("--preset cannot change a run that is resumed; give single flags, such as --epochs")
+    run_dir = resumed_run(call, resume) if resume else None
+    checkpoint = newest_checkpoint(run_dir, call.console) if run_dir else None
+    base = run_layer(checkpoint) if checkpoint else preset_layer(preset or DEFAULT_PRESET)
+    config = call.settle(base)
+    # a run is resumed, and its prior fitted again, from wherever the user stands then
+    config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
+    if checkpoint:
+        check_images(checkpoint, config)
+    call.console.say(f"{base.origin}{'' if preset or resume else ' (the default)'}")
+    name = config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S")
+    return config, run_dir or paths.new_run_dir(name), checkpoint
+
+
+def resumed_run(call: Call[TrainConfig], resume: str) -> Path:
+    """The folder of the run that `resume` names, or for "auto" that --run names, else of the newest. Raises
+    AbsentError, and ConfigError for two names."""
+    name = settle_command(call.config_class, call.flags, call.config_file, call.eps_space, None).config.run
+    if resume == "auto":
+        return paths.find_resumable(name)
+    if name and name != resume:
+        raise ConfigError(f"--resume {resume} and --run {name} name two runs; give one, or --resume auto --run {name}")
+    return paths.find_resumable(resume)
 
 
 def newest_checkpoint(run_dir: Path, console: Console) -> Path:
@@ -22,6 +62,15 @@ def run_layer(checkpoint: Path) -> Layer:
 
     info = placed(read_info(checkpoint), checkpoint)
     return Layer(f"run {checkpoint.parent.parent.name}", info.config.to_dict())
+
+
+def check_images(checkpoint: Path, config: TrainConfig) -> None:
+    """Raises AbsentError where the run's own images are nowhere."""
+    from rjem_cli.engine.model.checkpoint import read_info
+
+    info = read_info(checkpoint)
+    if info.own_images and not config.data:
+        raise AbsentError(f"no config.yaml of its run says where {info.data_name} is; say it with --data")
 
 
 def how_to_go_on(run_dir: Path) -> str:

@@ -86,7 +86,7 @@ def settle_command(
 
 
 def with_origin(message: str, layers: list[Layer]) -> str:
-    """Say where a bad value came from unless it was a flag, which the user has before his eyes."""
+    """Say where a bad value came from unless it was a flag, which the user has in view."""
     for layer in reversed(layers):
         for key in layer.values:
             if message.startswith(flag_name(str(key)) + " ") or f"unknown key {key!r} " in message:

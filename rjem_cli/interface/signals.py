@@ -21,6 +21,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
+    """For the main thread. The first signal is a request, the second raises SystemExit with the shell's code for it."""
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

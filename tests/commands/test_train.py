@@ -11,7 +11,7 @@ import yaml
 
 from rjem_cli.__main__ import main
 from rjem_cli.interface.deadline import Deadline
-from rjem_cli.paths import checkpoints_in
+from rjem_cli.paths import checkpoints_in, find_resumable, new_run_dir, step_of
 from tests.commands.conftest import TINY_FLAGS
 
 
@@ -70,9 +70,12 @@ def test_own_images_train(rjem, own_home, tmp_path):
     (own_home / "runs/own/config.yaml").unlink()
     unknown = rjem(*attack)
     assert unknown.code == 3 and "say where they are with --data" in unknown.error_line()
+    os.mkfifo(own_home / "runs/own/config.yaml")  # nobody will ever write into it
+    assert rjem(*attack).code == 3
+    (own_home / "runs/own/config.yaml").unlink()
     assert rjem(*attack, "--data", tmp_path / "images").code == 0
     lost = rjem("train", "--resume", "own", "--steps", 4)
-    assert lost.code == 1 and "trained on other images than digits is now; give those with --data" in lost.error_line()
+    assert lost.code == 3 and "says where images is; say it with --data" in lost.error_line()
     assert rjem("train", "--resume", "own", "--steps", 4, "--data", tmp_path / "images").code == 0
     assert rjem("train", "--resume", "own", "--steps", 5).code == 0
 
@@ -114,6 +117,21 @@ def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
     assert process.returncode == 128 + number
     assert "go on with: rjem train --resume long" in err.splitlines()[-1]
     assert list((own_home / "runs/long/checkpoints").glob("*.safetensors"))
+
+
+def test_a_signal_saves_though_nobody_listens(own_home):
+    """As under `rjem train | tee`, where Ctrl-C ends the listener too."""
+    command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ) as process:
+        metrics = own_home / "runs/long/metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert step_of(checkpoints_in(own_home / "runs/long")[-1]) > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -257,6 +275,23 @@ def test_an_untrained_checkpoint_is_taken_by_none_who_did_not_name_it(rjem, own_
     path = own_home / "runs/begun/checkpoints" / first.name
     assert rjem("generate", path, "-n", 2, "-o", own_home / "out").code == 0
     assert "goes on from step 0" in rjem("train", "--resume", "auto", "--dry-run").err
+
+
+def test_a_run_has_one_name_whoever_asks(own_home, trained, tmp_path):
+    """One name, one lock."""
+    (own_home / "runs/tiny").rename(tmp_path / "elsewhere")
+    (own_home / "runs/tiny").symlink_to(tmp_path / "elsewhere")
+    assert find_resumable(None) == find_resumable("tiny") == (tmp_path / "elsewhere").resolve()
+    (own_home / "runs/next").symlink_to(tmp_path / "new")
+    assert new_run_dir("next") == (tmp_path / "new").resolve()
+
+
+def test_the_run_to_go_on_with_is_named_once(rjem, trained, tmp_path):
+    (tmp_path / "c.yaml").write_text("run: tiny")
+    rjem("train", "--run", "other", *TINY_FLAGS)
+    assert "run tiny" in rjem("train", "--resume", "auto", "-c", tmp_path / "c.yaml", "--dry-run").err
+    refused = rjem("train", "--resume", "tiny", "--run", "other")
+    assert refused.code == 2 and "name two runs" in refused.error_line()
 
 
 def test_of_a_damaged_run_the_whole_checkpoint_is_named(rjem, trained):

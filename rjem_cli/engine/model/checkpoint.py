@@ -74,6 +74,7 @@ class CheckpointInfo:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CheckpointInfo:
+        """Raises KeyError, ValueError, TypeError or ConfigError for what `to_dict` did not give."""
         channels, height, width = (int(size) for size in values["image_shape"])
         if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= LARGEST_SIDE:
             raise ValueError(f"image_shape {[channels, height, width]}")
@@ -113,11 +114,11 @@ def without_places(config: TrainConfig) -> TrainConfig:
 def placed(info: CheckpointInfo, path: Path) -> CheckpointInfo:
     """With the places of the images as the checkpoint's run, if it lies in one, says; else as they are."""
     run_dir = run_of(path)
-    if not info.own_images or run_dir is None:
+    if not info.own_images or run_dir is None or not (run_dir / CONFIG_FILE).is_file():  # a pipe would never end
         return info
     try:
         kept = read_mapping(run_dir / CONFIG_FILE)
-        places = {knob: kept.get(knob) for knob in PLACES}
+        places = {knob: place for knob in PLACES if isinstance(place := kept.get(knob), str)}
         return replace(info, config=TrainConfig.from_dict(info.config.to_dict() | places))
     except RjemError:
         return info

@@ -28,8 +28,8 @@ def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes,
     """(the file's content, its sha256 of what it holds); equal for equal arguments."""
     held = {name: plain(tensor) for name, tensor in tensors.items()}
     sha256 = digest(held, description)
-    signed = {"sha256": sha256, "description": description}
-    return safetensors.torch.save(held, {METADATA_KEY: json.dumps(signed)}), sha256
+    sealed = {"sha256": sha256, "description": description}
+    return safetensors.torch.save(held, {METADATA_KEY: json.dumps(sealed)}), sha256
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> str:
@@ -44,31 +44,31 @@ def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
     did not write, or that is not the one with this `sha256`."""
     with opened(path) as file:
         names = file.keys()
-        signed = signed_part(file, path)
+        sealed = sealed_part(file, path)
         # copies: safetensors gives views of the file, which somebody may yet shorten or change
         tensors = {name: file.get_tensor(name).clone() for name in names}
-    if signed["sha256"] != digest(tensors, signed["description"]):
+    if sealed["sha256"] != digest(tensors, sealed["description"]):
         raise DataError(f"{path} is damaged: its content is not what its sha256 says; use another checkpoint")
-    if sha256 not in (None, signed["sha256"]):
+    if sha256 not in (None, sealed["sha256"]):
         raise DataError(f"{path} belongs to another checkpoint")
-    return tensors, signed["description"]
+    return tensors, sealed["description"]
 
 
 def read_description(path: Path) -> Description:
     """Without the tensors, so also without the check of their sha256. Raises as `read_tensors` does."""
     with opened(path) as file:
-        description: Description = signed_part(file, path)["description"]
+        description: Description = sealed_part(file, path)["description"]
         return description
 
 
-def signed_part(file: Any, path: Path) -> dict[str, Any]:
+def sealed_part(file: Any, path: Path) -> dict[str, Any]:
     metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise DataError(f"{path} is a safetensors file, but not an rjem checkpoint; give one that rjem train wrote")
     with contextlib.suppress(ValueError, RecursionError):
-        signed = json.loads(metadata[METADATA_KEY])
-        if isinstance(signed, dict) and isinstance(signed.get("description"), dict) and "sha256" in signed:
-            return signed
+        sealed = json.loads(metadata[METADATA_KEY])
+        if isinstance(sealed, dict) and isinstance(sealed.get("description"), dict) and "sha256" in sealed:
+            return sealed
     raise DataError(f"{path} has a description that rjem cannot read; use another checkpoint")
 
 

@@ -96,7 +96,7 @@ def buffer_images(checkpoint: Checkpoint) -> Tensor:
     path = state_path(checkpoint.path)
     if not path.exists():
         raise AbsentError(f"{path} is not there, and the buffer is in it; take another --init, or copy it beside")
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, checkpoint.info.state_sha256 or "none")
     buffer = tensors.get("buffer")
     if buffer is None or tuple(buffer.shape[1:]) != checkpoint.info.image_shape:
         raise AbsentError(f"{path} holds no buffer of such images; take another --init")

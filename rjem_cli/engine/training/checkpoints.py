@@ -7,28 +7,39 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info, save_checkpoint, state_path, whole_checkpoint
 from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
+from rjem_cli.engine.training.metrics import valid_lines
 from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
-from rjem_cli.paths import checkpoints_in, step_of
+from rjem_cli.paths import checkpoints_dir, checkpoints_in, step_of
 
-STATE_FORMAT = "rjem-state-1"
+STATE_FORMAT = "rjem-state-2"
 HEADERS = 2**20  # bytes that two files need besides their tensors, at most
 ASIDE = ".aside"
+LEFT_BY_KILLS = (
+    ".metrics.jsonl.*",
+    ".config.yaml.*",
+    ".summary.json.*",
+    "checkpoints/.step-*.safetensors.*",
+    "samples/.*.png.*",
+)
 
 
-def save_pair(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
-    """The state first, whose sha256 the checkpoint then names: a checkpoint that is there has its state. Raises
-    RjemError where that fails; earlier checkpoints stay as they are."""
+def save_pair(
+    path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor], unwritten: list[dict[str, Any]]
+) -> None:
+    """The state first, with the lines of metrics that are `unwritten`; the checkpoint names its sha256, so one that is
+    there has its state. Raises RjemError where that fails; earlier checkpoints stay as they are."""
     tensors = [*state.values(), *model.state_dict().values()]
     check_space(make_dir(path.parent), sum(tensor.nbytes for tensor in tensors) + HEADERS, f"checkpoint {path.name}")
     try:
-        state_sha256 = write_tensors(state_path(path), state, {"format": STATE_FORMAT, "step": info.step})
+        state_sha256 = write_tensors(state_path(path), state, {"format": STATE_FORMAT, "unwritten": unwritten})
         save_checkpoint(path, model, replace(info, state_sha256=state_sha256))
     except RjemError:
         if not path.exists():  # the room is needed for the next attempt
@@ -37,16 +48,19 @@ def save_pair(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[st
         raise
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """What a run goes on from, of the checkpoint at `path`. Raises AbsentError or DataError."""
-    tensors, _ = read_tensors(state_path(path), read_info(path).state_sha256 or "none")
-    return tensors
+def read_state(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What a run goes on from, of the checkpoint at `path`, and the lines of metrics that were not written then. Raises
+    AbsentError or DataError."""
+    tensors, description = read_tensors(state_path(path), read_info(path).state_sha256 or "none")
+    if description.get("format") != STATE_FORMAT:
+        raise DataError(f"{state_path(path)} is no state of {STATE_FORMAT}; use another checkpoint")
+    return tensors, valid_lines(description.get("unwritten"))
 
 
 def is_due(path: Path) -> bool:
     """Whether its run saved it on its way, and not because it was stopped there."""
     try:
-        return step_of(path) % read_info(path).config.checkpoint_every == 0
+        return read_info(path).config.saves_at(step_of(path))
     except RjemError:
         return False
 
@@ -104,9 +118,12 @@ def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> Non
 
 
 def best_of(paths: list[Path]) -> Path | None:
-    """By accuracy on the validation images; the newer of equals. None where none was measured."""
+    """By accuracy on the validation images, of those that were due and the last; the newer of equals. None where none
+    was measured."""
     found = []
     for path in paths:
+        if path != paths[-1] and not is_due(path):  # an end, beyond which the run went on
+            continue
         try:
             accuracy = read_info(path).val_accuracy
         except RjemError:
@@ -116,21 +133,20 @@ def best_of(paths: list[Path]) -> Path | None:
     return max(found)[1] if found else None
 
 
-def drop_after(run_dir: Path, path: Path) -> None:
-    """Those that stops saved on the way to a divergence; the run takes that way again, and otherwise."""
-    with explained("clear", run_dir):
-        for other in checkpoints_in(run_dir):
-            if step_of(other) > step_of(path):
-                other.unlink(missing_ok=True)
-                state_path(other).unlink(missing_ok=True)
+def set_aside_after(run_dir: Path, path: Path, tell: Callable[[str], None]) -> None:
+    """Those that stops, or an end, saved on the way to a divergence; the run takes that way again, and otherwise."""
+    for other in checkpoints_in(run_dir):
+        if step_of(other) > step_of(path):
+            set_aside(other, tell)
 
 
 def clean(run_dir: Path) -> None:
     """Remove what a kill left half done: temporary files, and states whose checkpoint was not written."""
-    folder = run_dir / "checkpoints"
-    with explained("clear", folder):
-        for path in folder.glob(".step-*.safetensors.*"):
-            path.unlink()
+    folder = checkpoints_dir(run_dir)
+    with explained("clear", run_dir):
+        for pattern in LEFT_BY_KILLS:
+            for path in run_dir.glob(pattern):
+                path.unlink()
         for state in folder.glob("step-*.state.safetensors"):
             if not (folder / state.name.replace(".state.", ".")).exists():
                 state.unlink()

@@ -36,7 +36,7 @@ class Guard:
     @property
     def limits(self) -> dict[str, float]:
         """The largest size of what is watched. A network that always says the same has a cross-entropy of ln K at
-        most, so one far above it for long has not learnt less but come apart, if the cross-entropy is trained at all.
+        most, so one far above it for long is no slow learner but has diverged, if the cross-entropy is trained at all.
         Chains may end at the walls where the images lie there."""
         options = self.options
         return {
@@ -62,6 +62,7 @@ class Guard:
 
 
 def check_finite(values: dict[str, float]) -> None:
+    """Raises Divergence for the first that is not."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise Divergence(f"{name} is not finite")

@@ -6,50 +6,66 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from rjem_cli.engine.model.checkpoint import all_finite
+import yaml
+
+from rjem_cli.engine.model.checkpoint import CONFIG_FILE, all_finite, read_info, without_places
 from rjem_cli.engine.training.checkpoints import (
     clean,
-    drop_after,
     drop_old,
     newest_valid,
     newest_whole,
     read_state,
     save_pair,
     set_aside,
+    set_aside_after,
 )
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.progress import TRAINING, Progress, Stopped
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, DivergedError, RjemError
-from rjem_cli.files import make_dir
-from rjem_cli.paths import checkpoint_path, step_of
+from rjem_cli.files import make_dir, write_atomically
+from rjem_cli.paths import checkpoint_path, checkpoints_dir, step_of
 
 
 def start(trainer: Trainer, resume: Path | None) -> None:
     """Put the trainer where `resume`, the newest whole checkpoint of its run, left it; else save the first one, so that
-    there is always one to go back to, and what cannot be written is known at once. The run's folder must be locked.
-    Raises DataError for a state that does not fit, RjemError for a place that cannot be written and for a run that
-    another process took on meanwhile."""
+    there is always one to go back to, and what cannot be written is known at once. The run's folder must be locked; its
+    config.yaml is written once nothing can be refused any more. Raises DataError for a state that does not fit,
+    RjemError for a place that cannot be written and for a run that another process took on meanwhile."""
     trainer.watch(Progress(TRAINING, 0 if resume is None else step_of(resume), trainer.steps))
-    make_dir(trainer.run_dir / "checkpoints")
+    make_dir(checkpoints_dir(trainer.run_dir))
     newest, damaged = newest_whole(trainer.run_dir)
     if newest != resume:
         raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
     for path in damaged:
         set_aside(path, trainer.tell)
     clean(trainer.run_dir)
+    unwritten: list[dict[str, Any]] = []
     if resume is None:
+        write_config(trainer)
         save(trainer)
     else:
-        go_back(trainer, resume)
+        unwritten = go_back(trainer, resume)
+        write_config(trainer)
+        if trainer.step < trainer.steps and read_info(resume).config != without_places(trainer.config):
+            trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
+    trainer.metrics.read(unwritten)
     trainer.metrics.forget_after(trainer.step, trainer.guard.count, at_end=trainer.step == trainer.steps)
+    trainer.metrics.flush()
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps))
 
 
+def write_config(trainer: Trainer) -> None:
+    text = yaml.safe_dump(trainer.config.to_dict(), sort_keys=False, allow_unicode=True)
+    write_atomically(trainer.run_dir / CONFIG_FILE, text.encode())
+
+
 def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
-    """Train to the last step, or until `should_stop`; the checkpoint saved last. Raises DivergedError."""
+    """Train to the last step, or until `should_stop`; the checkpoint saved last. Raises DivergedError, and RjemError
+    for what cannot be written."""
     clock = Clock(trainer.step)
     while trainer.step < trainer.steps and not should_stop():
         try:
@@ -57,41 +73,44 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
         except Divergence as event:
             recover(trainer, event)
             clock = Clock(trainer.step)
-    write_metrics(trainer)
     try:
-        return path_of(trainer) if trainer.saved_step == trainer.step else save(trainer)
-    except Divergence:  # stopped just where it diverged: the checkpoint before this step is what is good
-        return newest_valid(trainer.run_dir, trainer.tell)
+        path = path_of(trainer) if trainer.saved_step == trainer.step else save(trainer)
+    except Divergence as event:  # the checkpoint before this step is what is good
+        trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
+        path = newest_valid(trainer.run_dir, trainer.tell)
+    trainer.metrics.flush()  # nothing else would write what waits
+    return path
 
 
 def advance(trainer: Trainer, clock: Clock) -> None:
-    """One step, and what is due after it. Raises Divergence."""
+    """One step, and what is due after it. Raises Divergence, and RjemError for a last checkpoint that cannot be
+    written."""
     config = trainer.config
     trainer.metrics.add(trainer.train_step())
     trainer.step += 1
     last = trainer.step == trainer.steps
-    saving, metrics = last or trainer.step % config.checkpoint_every == 0, None
-    if saving or trainer.step % config.log_every == 0:
+    saving, metrics = last or config.saves_at(trainer.step), None
+    if saving or config.logs_at(trainer.step):
         metrics = trainer.log(clock, measure_val=saving)
         write_metrics(trainer)
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics))
-    if saving:
+    if saving and last:
+        save(trainer)
+    elif saving:
         tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
     if not last and trainer.step % config.sample_every == 0:
         tell_failure(trainer, lambda: draw(trainer), "draws the next")
 
 
 def write_metrics(trainer: Trainer) -> None:
-    tell_failure(trainer, trainer.metrics.flush, "tries again with the next line")
+    tell_failure(trainer, trainer.metrics.flush, "writes it with the next line")
 
 
 def tell_failure(trainer: Trainer, write: Callable[[], object], then: str) -> None:
-    """What cannot be written, on a full disk say, ends a run at its last step only."""
+    """What cannot be written on the way, on a full disk say, ends no run."""
     try:
         write()
     except RjemError as error:
-        if trainer.step == trainer.steps:
-            raise
         trainer.tell(f"{error}; training goes on, and {then}")
 
 
@@ -119,7 +138,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr, or set --max-grad-norm"
         )
-    drop_after(trainer.run_dir, path)
+    set_aside_after(trainer.run_dir, path, trainer.tell)
     count = guard.count + 1  # the checkpoint may be of before an earlier event
     go_back(trainer, path)
     guard.count = count
@@ -134,10 +153,12 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     )
 
 
-def go_back(trainer: Trainer, path: Path) -> None:
-    """To the state of a checkpoint of this run. Raises DataError for one that does not fit it."""
+def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
+    """To the state of a checkpoint of this run; the lines of metrics that were not written then. Raises DataError for
+    one that does not fit it."""
+    tensors, unwritten = read_state(path)
     try:
-        trainer.load_state(read_state(path))
+        trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:160]
         remedy = "resume with the settings it was trained with"
@@ -145,17 +166,19 @@ def go_back(trainer: Trainer, path: Path) -> None:
     if trainer.step != step_of(path):
         raise DataError(f"the state of {path} is of step {trainer.step}; remove it")
     trainer.saved_step = trainer.step
+    return unwritten
 
 
 def save(trainer: Trainer) -> Path:
-    """Write the checkpoint of this step, then drop old ones. Raises Divergence for weights that are not finite,
+    """Write the checkpoint of this step, then drop old ones. Raises Divergence for a state that is not finite,
     RjemError for what cannot be written."""
-    config, model = trainer.config, trainer.sampling_model()
-    if not all_finite(itertools.chain(trainer.model.state_dict().values(), model.state_dict().values())):
-        raise Divergence("a weight is not finite")
+    config, model, state = trainer.config, trainer.sampling_model(), trainer.state()
+    for name, tensor in itertools.chain(state.items(), model.state_dict().items()):
+        if not all_finite([tensor]):
+            raise Divergence(f"{name} is not finite")
     path = path_of(trainer)
     info = trainer.info.at(trainer.step, trainer.metrics.val_accuracy_at(trainer.step))
-    save_pair(path, model, info, trainer.state())
+    save_pair(path, model, info, state, trainer.metrics.unwritten)
     trainer.saved_step = trainer.step
     drop_old(trainer.run_dir, path, config.keep_last, config.keep_best)
     return path

@@ -1,11 +1,12 @@
-"""metrics.jsonl: means since the last line, summed on the device, and a line for each divergence."""
+"""metrics.jsonl: means since the line before, summed on the device, and a line for each divergence."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,27 @@ from rjem_cli.engine.model.energy import energy
 from rjem_cli.files import append_text, explained, write_atomically
 
 WALL = 0.99  # of [-1, 1]
+EVENT = {"step", "event", "at", "what", "rate_scale"}
 
 
 class Metrics:
-    """Running sums, and the file that their means go to. Lines wait in memory until `flush` could write them."""
+    """Running sums on the device, the lines made of them, and the file that `flush` brings up to them."""
 
     def __init__(self, path: Path):
         self.path = path
         self.sums: dict[str, Tensor] = {}
-        self.last: dict[str, float] = {}  # line, and its step
-        self.last_step = 0
-        self.events: list[dict[str, Any]] = []
-        self.waiting: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.written: int | None = None  # of the lines; None where the file must be written anew
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if "event" in line]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """What the last line measured."""
+        measured = [line for line in self.lines if "event" not in line]
+        return numbers_in(measured[-1]) if measured else {}
 
     def add(self, named: dict[str, Tensor]) -> None:
         """Scalars of one step, on the device."""
@@ -37,81 +47,97 @@ class Metrics:
 
     def means(self, more: dict[str, float]) -> dict[str, float]:
         """Of the steps since the last line, and `more`; six digits each."""
-        names = list(self.sums)
+        names = sorted(self.sums)  # as a state that was read again has them
         values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
         count = values.pop("count")
         means = {name: value / count for name, value in values.items()}
         return {name: float(f"{value:.6g}") for name, value in {**means, **more}.items()}
 
     def add_line(self, step: int, values: dict[str, float], end: list[str]) -> None:
-        """Means of the steps so far. Those named in `end` are there since the run ends here, and are dropped where it
+        """Means of the steps so far. Those named in `end` are there because the run ends here, and are dropped where it
         goes on; if all are, the sums go on too, else they begin anew."""
-        self.last, self.last_step = values, step
-        self.waiting.append({"step": step, **values, **({"end": end} if end else {})})
+        self.lines.append({"step": step, **values, **({"end": end} if end else {})})
         if len(end) < len(values):
             self.sums = {}
 
     def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
         """A line of its own: training diverged after step `at`, and went back to `step`; without a rate it ended
         there."""
-        event = {"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale}
-        self.events.append(event)
-        self.waiting.append(event)
+        self.lines.append({"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale})
 
     def flush(self) -> None:
-        """Append what waits, whole or not at all. Raises RjemError; then it waits on."""
-        if self.waiting:
-            append_text(self.path, "".join(json.dumps(line) + "\n" for line in self.waiting))
-        self.waiting = []
+        """Write what is not in the file yet, whole or not at all. Raises RjemError; then it stays to be written."""
+        if self.written is None and (self.lines or self.path.exists()):
+            write_atomically(self.path, text_of(self.lines))
+        elif self.written is not None and self.written < len(self.lines):
+            append_text(self.path, text_of(self.lines[self.written :]).decode())
+        self.written = len(self.lines)
 
-    def val_accuracy_at(self, step: int) -> float | None:
-        return self.last.get("val_accuracy") if self.last_step == step else None
+    @property
+    def unwritten(self) -> list[dict[str, Any]]:
+        """Lines that `flush` would write."""
+        return self.lines[self.written or 0 :]
+
+    def read(self, unwritten: list[dict[str, Any]]) -> None:
+        """The lines that the file holds, but for what a kill left half written, and those that it should. Raises
+        RjemError."""
+        held = read_lines(self.path)
+        self.lines, self.written = held + [line for line in unwritten if line not in held], None
 
     def forget_after(self, step: int, events: int, at_end: bool) -> None:
-        """Drop the lines of steps that will be taken (again), all but the first `events` events, what was measured for
-        an end unless this is that end, and what a kill left half written. Raises RjemError."""
-        self.flush()
-        self.last, self.last_step, self.events = {}, 0, []
-        kept = []
-        for values in read_lines(self.path):
-            if not at_end:
-                values = beyond_the_end(values)
-            if values["step"] > step or len(values) == 1:
-                continue
-            if "event" in values:
-                if len(self.events) == events:
-                    continue
-                self.events.append(values)
-            else:
-                self.last, self.last_step = numbers_in(values), values["step"]
-            kept.append(json.dumps(values) + "\n")
-        if self.path.exists():
-            write_atomically(self.path, "".join(kept).encode())
+        """Drop the lines of steps that will be taken (again), all but the first `events` events, and what was measured
+        for an end unless this is that end."""
+        kept: list[dict[str, Any]] = []
+        seen = 0
+        for line in self.lines:
+            if "event" in line:
+                seen += 1
+                kept += [line] if seen <= events else []
+            elif line["step"] <= step:
+                line = line if at_end else beyond_the_end(line)
+                kept += [line] if len(line) > 1 else []
+        self.lines, self.written = kept, None
+
+    def val_accuracy_at(self, step: int) -> float | None:
+        found = [line for line in self.lines if line["step"] == step and "event" not in line]
+        return numbers_in(found[-1]).get("val_accuracy") if found else None
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Each line that holds values and a step; none of a file that is not there."""
+def text_of(lines: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The valid lines of a file; none of one that is not there. Raises RjemError."""
     if not path.exists():
-        return
+        return []
     with explained("read", path):
         lines = path.read_text(errors="replace").splitlines()
+    found = []
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                yield values
+            found.append(json.loads(line))
+    return valid_lines(found)
+
+
+def valid_lines(found: Any) -> list[dict[str, Any]]:
+    """Those with a step, and if they are events with all that is said of one."""
+    lines = [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
+    lines = [line for line in lines if isinstance(line.get("step"), int)]
+    return [line for line in lines if "event" not in line or line.keys() >= EVENT]
 
 
 def beyond_the_end(line: dict[str, Any]) -> dict[str, Any]:
     """What is left of a line where its run goes on."""
-    end = line.pop("end", None)
-    dropped = set(map(str, end)) - {"step"} if isinstance(end, list) else ()
+    end = line.get("end")
+    dropped = {"end", *(map(str, end) if isinstance(end, list) else ())} - {"step"}
     return {name: value for name, value in line.items() if name not in dropped}
 
 
 def numbers_in(line: dict[str, Any]) -> dict[str, float]:
     """What a line measured."""
-    return {name: float(value) for name, value in line.items() if name != "step" and isinstance(value, (int, float))}
+    named = {name: value for name, value in line.items() if name != "step" and isinstance(value, (int, float))}
+    return {name: float(value) for name, value in named.items() if not abs(value) > sys.float_info.max}
 
 
 def saturation(x: Tensor) -> Tensor:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rjem_cli.config import SAMPLE_MODES, TrainConfig
 from rjem_cli.engine.data.images import Splits, spread_indices
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import CONFIG_FILE, read_info
+from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.checkpoints import best_of
@@ -25,7 +23,7 @@ from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError
 from rjem_cli.files import locked, write_atomically
 from rjem_cli.knobs import describe_epsilon, flag_name
-from rjem_cli.paths import checkpoints_in
+from rjem_cli.paths import checkpoints_in, step_of
 
 TEST_EPS = 0.1  # of the robust accuracy in a run's table, model units: the paper's training attack
 TEST_PLAN = AttackPlan(steps=15, start="image")
@@ -69,8 +67,6 @@ def run_training(
         trainer = Trainer(config, splits, runtime, run_dir, watch_or_stop)
         if resume:
             check_same_training(resume, trainer)
-        config_text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-        write_atomically(run_dir / CONFIG_FILE, config_text.encode())
         start(trainer, resume)
         checkpoint = train_to_end(trainer, should_stop)
         try:
@@ -81,13 +77,13 @@ def run_training(
             grid = run_dir / "samples" / "grid.png"
             trainer.draw_samples(grid, SAMPLE_MODES)
         except Stopped:
-            return RunResult(checkpoint, False, None, {"step": trainer.step, "steps": trainer.steps})
+            return RunResult(checkpoint, False, None, {"step": step_of(checkpoint), "steps": trainer.steps})
         return RunResult(checkpoint, True, grid, summary)
 
 
 def check_same_training(checkpoint: Path, trainer: Trainer) -> None:
     """Raises DataError where the checkpoint's images were others, ConfigError for settings that do not fit it."""
-    name, before, now = checkpoint.parent.parent.name, read_info(checkpoint), trainer.info
+    name, before, now = trainer.run_dir.name, read_info(checkpoint), trainer.info
     if before.data_digest != now.data_digest:
         raise DataError(f"{name} was trained on other images than {now.data_name} is now; give those with --data")
     for knob in STATE_KNOBS:

@@ -187,8 +187,7 @@ class Trainer:
             more["val_accuracy"] = self.val_accuracy()
         means = self.metrics.means(more)
         self.guard.check_means(means)
-        saving = self.step % self.config.checkpoint_every == 0
-        due = saving or self.step % self.config.log_every == 0
+        due, saving = self.config.logs_at(self.step), self.config.saves_at(self.step)
         end = [name for name in means if not due or (name == "val_accuracy" and not saving)]
         self.metrics.add_line(self.step, means, end)
         return means
@@ -220,6 +219,8 @@ class Trainer:
     # --- what is saved ---
 
     def state(self) -> dict[str, Tensor]:
+        """What a run goes on from, by name: `model.`, `average.`, the optimizer's and `sums.` in their own types; the
+        buffer, float (N, C, H, W) in [-1, 1]; `step` and `divergences`, int64."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= pack_optimizer(self.optimizer)

@@ -9,10 +9,11 @@ import torch
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.digits import digit_splits
-from rjem_cli.engine.model.checkpoint import load_checkpoint, state_path
+from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
-from rjem_cli.engine.training.checkpoints import newest_valid, read_state
+from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid, read_state
+from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
@@ -151,21 +152,88 @@ def test_the_metrics_of_an_end_stay_where_nothing_is_trained_after_it(tmp_path):
     assert not steps and metrics_of(tmp_path) == before and again.summary == first.summary
 
 
+def full_disk(monkeypatch, times):
+    """The next lines of metrics cannot be written; gives how often that was tried."""
+    refused = []
+
+    def refusing(write):
+        def written(path, content):
+            if path.name == "metrics.jsonl" and content and len(refused) < times:
+                refused.append(content)
+                raise RjemError("cannot write metrics.jsonl: No space left on device")
+            write(path, content)
+
+        return written
+
+    for name in ("append_text", "write_atomically"):
+        monkeypatch.setattr(metrics, name, refusing(getattr(metrics, name)))
+    return refused
+
+
 def test_metrics_that_cannot_be_written_are_written_later(tmp_path, monkeypatch):
     train(tmp_path / "whole")
-    refused, append = [], metrics.append_text
-
-    def full(path, text):
-        if text and len(refused) < 3:
-            refused.append(text)
-            raise RjemError("cannot write metrics.jsonl: No space left on device")
-        append(path, text)
-
-    monkeypatch.setattr(metrics, "append_text", full)
-    notes = []
+    refused, notes = full_disk(monkeypatch, 3), []
     train(tmp_path / "full", notes=notes)
-    assert len(refused) == len(notes) == 3 and all("tries again with the next line" in note for note in notes)
+    assert len(refused) == len(notes) == 3 and all("writes it with the next line" in note for note in notes)
     assert metrics_of(tmp_path / "full") == metrics_of(tmp_path / "whole")
+
+
+def test_metrics_that_can_never_be_written_cost_no_checkpoint(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 1000)
+    with pytest.raises(RjemError, match="No space left"):
+        train(tmp_path)
+    assert checkpoints_in(tmp_path)[-1].name == "step-00000006.safetensors"
+
+
+def test_metrics_that_wait_are_in_the_state(tmp_path, monkeypatch):
+    """So a kill loses none of them."""
+    train(tmp_path / "whole")
+    full_disk(monkeypatch, 1000)
+    with pytest.raises(RjemError):
+        train(tmp_path / "full", stop_at=4)
+    monkeypatch.undo()
+    assert not (tmp_path / "full" / "metrics.jsonl").exists()
+    train(tmp_path / "full", resume=True)
+    assert metrics_of(tmp_path / "full") == metrics_of(tmp_path / "whole")
+
+
+def test_settings_of_a_resume_outlive_a_stop_before_its_next_checkpoint(tmp_path):
+    train(tmp_path, steps=3)
+    stopped, steps = train(tmp_path, resume=True, steps=6, stop_at=0)
+    assert not steps and read_info(stopped.checkpoint).config.steps == 6
+    again, _ = train(tmp_path, resume=True, steps=6, eval_limit=10)
+    before = again.checkpoint.read_bytes()
+    train(tmp_path, resume=True, steps=6, eval_limit=20)  # measures again, and writes no checkpoint
+    assert again.checkpoint.read_bytes() == before
+
+
+def test_the_end_of_a_run_that_goes_on_is_not_removed(tmp_path, monkeypatch):
+    """Though a divergence goes back to the last checkpoint that was due."""
+    end, _ = train(tmp_path, steps=5)
+    content = end.checkpoint.read_bytes()
+    poisoned(monkeypatch, {0}, nan_in_a_weight)
+    notes = []
+    train(tmp_path, steps=12, resume=True, notes=notes)
+    aside = end.checkpoint.with_name(end.checkpoint.name + ASIDE)
+    assert aside.read_bytes() == content and f"set aside: {aside}" in notes
+
+
+def test_an_event_on_a_full_disk_is_recovered_from_and_named_later(tmp_path, monkeypatch):
+    poisoned(monkeypatch, {3}, nan_in_a_weight)
+    train(tmp_path / "whole")
+    monkeypatch.undo()
+    poisoned(monkeypatch, {3}, nan_in_a_weight)
+    refused = full_disk(monkeypatch, 4)
+    assert train(tmp_path / "full")[0].finished and len(refused) == 4
+    assert metrics_of(tmp_path / "full") == metrics_of(tmp_path / "whole")
+
+
+def test_a_refused_resume_leaves_the_config_of_the_run(tmp_path):
+    train(tmp_path, stop_at=2)
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(DataError):
+        train(tmp_path, resume=True, buffer_size=64)
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 def test_a_stop_does_not_wait_for_pictures(tmp_path):
@@ -291,15 +359,65 @@ def test_after_an_event_the_rate_is_halved_and_chains_start_again(tmp_path, monk
 
     def look(trainer):
         seen.append(trainer.buffer.images.clone())
-        nan_in_a_weight(trainer)
+        if len(seen) == 1:
+            nan_in_a_weight(trainer)
 
-    poisoned(monkeypatch, {0}, look)
+    poisoned(monkeypatch, {0, 1}, look)
     train(tmp_path, redraw_share=0.25, warmup_steps=0, lr_schedule="constant", steps=1, log_every=1)
     assert metrics_of(tmp_path)[-1]["lr"] == TINY["lr"] / 2
-    start = seen[0]
-    redrawn = read_state(checkpoints_in(tmp_path)[-1])["buffer"]
-    changed = (redrawn != start).flatten(1).any(dim=1).sum()
-    assert 32 // 4 <= changed <= 32 // 4 + TINY["batch_size"]  # the share, and what one step moved
+    at_first, after_the_event = seen
+    assert (at_first != after_the_event).flatten(1).any(dim=1).sum() == 32 // 4
+
+
+@pytest.mark.parametrize("poison", [nan_in_a_weight, nan_in_the_chains, nan_in_the_images])
+def test_a_step_that_is_not_finite_is_not_taken(tmp_path, monkeypatch, poison):
+    def moved_by(trainer):
+        tensors = trainer.state()
+        moving = ("buffer", "sums", "running_", "num_batches")  # chains and BatchNorm's statistics move before the look
+        return {name: value.clone() for name, value in tensors.items() if not any(word in name for word in moving)}
+
+    def look(trainer):
+        poison(trainer)
+        before = moved_by(trainer)
+        with pytest.raises(Divergence):
+            take(trainer)
+        after = moved_by(trainer)
+        assert all(torch.equal(before[name].nan_to_num(9.0), after[name].nan_to_num(9.0)) for name in before)
+        seen.append(len(before))
+        raise Divergence("as it should")
+
+    take, seen = Trainer.train_step, []
+    poisoned(monkeypatch, {2}, look)
+    assert train(tmp_path)[0].finished and seen
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path, monkeypatch):
+    """Chains that no step has drawn yet: each way back would lead to them."""
+    take, sick = Trainer.train_step, []
+
+    def train_step(self):
+        scalars = take(self)
+        if self.step == 2 and not sick:  # the third step, behind which a checkpoint is due
+            sick.append(True)
+            self.buffer.images[:] = math.nan
+        return scalars
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    notes = []
+    assert train(tmp_path, notes=notes, log_every=100)[0].finished
+    assert notes and "buffer is not finite; back to step 0" in notes[0]
+
+
+def test_an_event_is_named_though_a_later_one_goes_back_further(tmp_path, monkeypatch):
+    def damage_too(trainer):
+        nan_in_a_weight(trainer)
+        if trainer.guard.count:
+            for path in checkpoints_in(tmp_path)[1:]:
+                path.write_bytes(b"")
+
+    poisoned(monkeypatch, {4, 6}, damage_too)
+    result, _ = train(tmp_path)
+    assert [(event["step"], event["at"]) for event in result.summary["divergences"]] == [(3, 4), (0, 4)]
 
 
 @pytest.mark.parametrize("stop_at", [4, 5])
@@ -330,7 +448,7 @@ def test_a_stop_after_an_event_is_where_the_run_goes_on(tmp_path, monkeypatch):
     stopped, _ = train(tmp_path, resume=True, stop_at=1, keep_last=1, checkpoint_every=2)
     assert [path.name[5:13] for path in checkpoints_in(tmp_path)] == ["00000004"]
     assert stopped.checkpoint == checkpoints_in(tmp_path)[-1]
-    assert int(read_state(stopped.checkpoint)["divergences"]) == 1
+    assert int(read_state(stopped.checkpoint)[0]["divergences"]) == 1
 
 
 def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, monkeypatch):
@@ -338,7 +456,7 @@ def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, mon
     poisoned(monkeypatch, {0}, nan_in_the_chains)
     notes = []
     result, _ = train(tmp_path, resume=True, notes=notes)
-    assert result.finished and len(notes) == 1
+    assert result.finished and sum(note.startswith("diverged") for note in notes) == 1
 
 
 def test_what_is_not_trained_or_lies_in_the_images_is_no_divergence():
@@ -403,10 +521,11 @@ def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     train(tmp_path, stop_at=2)
     file = tmp_path / "metrics.jsonl"
     odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "r1": {}, "end": 5}']
+    odd += ['{"step": 2, "r1": 1' + 400 * "0" + "}", '{"step": 1, "event": "divergence"}']
     odd += ['{"step": 1, "end": ["step", {}]}', '{"step": 3, "lo']
     file.write_text(file.read_text() + "\n".join(odd))
     train(tmp_path, resume=True)
-    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 3, 4, 6]
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [2, 2, 3, 4, 6]
 
 
 def test_a_crop_wider_than_the_image_is_refused(tmp_path):
