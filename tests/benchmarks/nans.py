@@ -1,6 +1,6 @@
 """NaNs at random steps of training runs: is each recovered from and named, and does the network still learn?
 
-One of the weights, the chains or the images becomes NaN just before a step, as a faulty device would have it. Each
+A weight, the chains, an image, or a weight and its average become NaN just before a step. Each
 recovery halves the learning rate, so what is left of accuracy is shown beside that of the run without any.
 
     python tests/benchmarks/nans.py --runs 10 --nans 5 -- --preset quickstart
@@ -11,45 +11,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import itertools
 import json
-import math
 import os
 import random
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from rjem_cli.__main__ import main as rjem
 from rjem_cli.engine.training.trainer import Trainer
+from tests.poisons import Poison, nan_in_a_weight, nan_in_the_average, nan_in_the_chains, nan_in_the_images, sickened
+from tests.run_results import metrics_of
+
+POISONS = (nan_in_a_weight, nan_in_the_chains, nan_in_the_images, nan_in_the_average)
 
 
-def weight(trainer: Trainer) -> None:
-    next(iter(trainer.model.parameters())).data.view(-1)[0] = math.nan
-
-
-def chains(trainer: Trainer) -> None:
-    assert trainer.buffer is not None
-    trainer.buffer.images[:] = math.nan
-
-
-def average_too(trainer: Trainer) -> None:
-    weight(trainer)
-    next(iter(trainer.average.parameters())).data.view(-1)[0] = math.nan
-
-
-POISONS: tuple[Callable[[Trainer], None], ...] = (weight, chains, average_too)
-
-
-def trained(flags: list[str], sick: dict[int, Callable[[Trainer], None]], home: Path) -> tuple[dict, list[dict]]:
+def trained(flags: list[str], sick: dict[int, Poison], home: Path) -> tuple[dict, list[dict]]:
     """(summary, events) of a run whose steps, counted as they are taken, are poisoned where `sick` says."""
-    take, calls = Trainer.train_step, itertools.count()
-
-    def train_step(self: Trainer):
-        sick.get(next(calls), lambda trainer: None)(self)
-        return take(self)
-
-    Trainer.train_step = train_step  # type: ignore[method-assign]
+    take = Trainer.train_step
+    Trainer.train_step = sickened(take, sick)  # type: ignore[method-assign]
     os.environ["RJEM_HOME"] = str(home)
     out = io.StringIO()
     try:
@@ -58,8 +37,7 @@ def trained(flags: list[str], sick: dict[int, Callable[[Trainer], None]], home: 
     finally:
         Trainer.train_step = take  # type: ignore[method-assign]
     assert code == 0, err.getvalue()
-    lines = [json.loads(line) for line in (home / "runs/run/metrics.jsonl").read_text().splitlines()]
-    return json.loads(out.getvalue()), [line for line in lines if "event" in line]
+    return json.loads(out.getvalue()), [line for line in metrics_of(home / "runs/run") if "event" in line]
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """The loop on 8x8 digits with a network of one block a stage: seconds, and every path of it."""
 
-import itertools
 import json
 import math
 
@@ -19,6 +18,7 @@ from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
 from rjem_cli.files import locked
 from rjem_cli.paths import checkpoints_in
+from tests.poisons import nan_in_a_weight, nan_in_the_chains, nan_in_the_images, sickened
 from tests.run_results import metrics_of
 
 TINY = {
@@ -289,35 +289,7 @@ def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
 
 
 def poisoned(monkeypatch, sick_calls, poison):
-    """Call `poison` on the trainer just before those of its steps (counted as they are taken, not by their number)."""
-    take, calls = Trainer.train_step, itertools.count()
-
-    def train_step(self):
-        if next(calls) in sick_calls:
-            poison(self)
-        return take(self)
-
-    monkeypatch.setattr(Trainer, "train_step", train_step)
-
-
-def nan_in_a_weight(trainer):
-    trainer.model.head.weight.data[0, 0] = math.nan
-
-
-def nan_in_the_chains(trainer):
-    trainer.buffer.images[:] = math.nan
-
-
-def nan_in_the_images(trainer):
-    take = trainer.next_batch
-
-    def next_batch():
-        del trainer.next_batch
-        batch = take()
-        batch.x[0, 0, 0, 0] = math.nan
-        return batch
-
-    trainer.next_batch = next_batch
+    monkeypatch.setattr(Trainer, "train_step", sickened(Trainer.train_step, dict.fromkeys(sick_calls, poison)))
 
 
 @pytest.mark.parametrize(("poison", "count"), [(nan_in_a_weight, 50), (nan_in_the_chains, 5), (nan_in_the_images, 5)])
