@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +10,7 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
-from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint
-from rjem_cli.interface.console import Bar
 from rjem_cli.interface.eval_view import (
     announce_cost,
     announce_inputs,
@@ -22,7 +19,7 @@ from rjem_cli.interface.eval_view import (
     show_sample_scores,
 )
 from rjem_cli.interface.options import Call, with_knobs
-from rjem_cli.interface.signals import StopRequest, stop_on_signals
+from rjem_cli.interface.signals import interrupted, stop_on_signals, stoppable
 
 FEATURES_KEPT = "stopped; features and the judge are kept, and the same command goes on"
 SubjectArgument = Annotated[
@@ -104,19 +101,3 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) 
         with results.write(document, pictures_of(job, found)):
             show_checkpoint_scores(document, found.scores, console)
     job.gates.check(found.scores)
-
-
-def stoppable(bar: Bar, stop: StopRequest, kept: str) -> Callable[[str, int, int], None]:
-    """Progress that ends the command once a signal came."""
-
-    def watch(phase: str, done: int, total: int) -> None:
-        if stop():
-            raise interrupted(stop, kept)
-        bar.update(phase, done, total)
-
-    return watch
-
-
-def interrupted(stop: StopRequest, kept: str) -> InterruptedRunError:
-    assert stop.signal_number is not None
-    return InterruptedRunError(kept, stop.signal_number)

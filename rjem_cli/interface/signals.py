@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from rjem_cli.errors import InterruptedRunError
+from rjem_cli.interface.console import Bar
+
 
 @dataclass
 class StopRequest:
@@ -37,3 +40,19 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def stoppable(bar: Bar, stop: StopRequest, kept: str) -> Callable[[str, int, int], None]:
+    """Progress that ends the command once a signal came."""
+
+    def watch(phase: str, done: int, total: int) -> None:
+        if stop():
+            raise interrupted(stop, kept)
+        bar.update(phase, done, total)
+
+    return watch
+
+
+def interrupted(stop: StopRequest, kept: str) -> InterruptedRunError:
+    assert stop.signal_number is not None
+    return InterruptedRunError(kept, stop.signal_number)
