@@ -28,12 +28,13 @@ SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called a
 
 @dataclass
 class Phase:
-    """One kind of work: when it began, with how much done; how much is done now; whether its end was said; what was
-    said of it last; its bar on a terminal."""
+    """One kind of work: when it began, with how much done; how much is done now, and of how much; whether its end was
+    said; what was said of it last; its bar on a terminal."""
 
     began: float
     before: int
     done: int
+    total: int
     ended: bool = False
     text: str | None = None
     task: TaskID | None = None
@@ -51,10 +52,10 @@ class Bar:
 
     def update(self, phase: str, done: int, total: int, text: str | None = None) -> None:
         now, new = time.monotonic(), phase not in self.phases
-        found = self.phases.setdefault(phase, Phase(now, done, done))
-        if done < found.done:
+        found = self.phases.setdefault(phase, Phase(now, done, done, total))
+        if done < found.done or found.done == found.total:  # it is done once more
             found.began, found.before = now, done
-        found.done, found.text = done, text or found.text
+        found.done, found.total, found.text = done, total, text or found.text
         if self.progress is None:
             self.say_now_and_then(phase, new, total, now)
             return
