@@ -141,7 +141,9 @@ def new_run_dir(name: str) -> Path:
     if Path(name).name != name or name.startswith(".") or not name.isprintable():
         raise ConfigError(f"--run {name!r}: give a plain name, without folders")
     if checkpoints_in(runs_dir() / name):
-        raise ConfigError(f"run {name} exists already in {runs_dir()}; go on with --resume auto, or take another --run")
+        raise ConfigError(
+            f"run {name} exists already in {runs_dir()}; go on with --resume {name}, or take another --run"
+        )
     return (runs_dir() / name).resolve()
 
 

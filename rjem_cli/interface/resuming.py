@@ -31,8 +31,8 @@ def settle_run(
     config = call.settle(base)
     # a run is resumed, and its prior fitted again, from wherever the user stands then
     config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
-    if checkpoint:
-        check_images(checkpoint, config)
+    if run_dir and checkpoint:
+        check_resumable(run_dir, checkpoint, config)
     call.console.say(f"{base.origin}{'' if preset or resume else ' (the default)'}")
     name = config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S")
     return config, run_dir or paths.new_run_dir(name), checkpoint
@@ -64,11 +64,14 @@ def run_layer(checkpoint: Path) -> Layer:
     return Layer(f"run {checkpoint.parent.parent.name}", info.config.to_dict())
 
 
-def check_images(checkpoint: Path, config: TrainConfig) -> None:
-    """Raises AbsentError where the run's own images are nowhere."""
+def check_resumable(run_dir: Path, checkpoint: Path, config: TrainConfig) -> None:
+    """Also for --dry-run. Raises AbsentError where the run's own images are nowhere, ConfigError for settings that its
+    state cannot go on with."""
     from rjem_cli.engine.model.checkpoint import read_info
+    from rjem_cli.engine.training.run import check_settings
 
     info = read_info(checkpoint)
+    check_settings(run_dir.name, info.config, config)
     if info.own_images and not config.data:
         raise AbsentError(f"no config.yaml of its run says where {info.data_name} is; say it with --data")
 

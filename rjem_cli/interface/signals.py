@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to finish the step, save and stop; a second SIGINT stops at once."""
+"""SIGINT, SIGTERM and SIGHUP as a request to finish the step, save and stop; a second one stops at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         request.signal_number = number
         tell(f"{signal.Signals(number).name}: finishing this step and saving; once more to stop at once")
 
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that was closed; nohup ignores it
+        numbers.append(signal.SIGHUP)
+    earlier = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request
     finally:

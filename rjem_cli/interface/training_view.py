@@ -55,7 +55,9 @@ def show_progress(progress: Progress, bar: Bar, console: Console) -> None:
 def show_result(result: RunResult, console: Console) -> None:
     """The table and the picture's place; the checkpoint's path is the last line."""
     if console.as_json:
-        console.document({"checkpoint": str(result.checkpoint), "grid": str(result.grid), **result.summary})
+        console.document(
+            {"checkpoint": str(result.checkpoint), "finished": True, "grid": str(result.grid), **result.summary}
+        )
         return
     rows = [accuracy_row(label, result.summary[name]) for name, label in ACCURACIES.items()]
     metrics = result.summary["metrics"]

@@ -104,10 +104,11 @@ def test_a_stopped_run_goes_on(rjem, own_home, trained):
     assert json.loads(outcome.out)["step"] == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
     command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # whatever the tests run under
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ, **heard) as process:
         metrics = own_home / "runs/long/metrics.jsonl"
         deadline = time.monotonic() + 120
         while not metrics.exists() and time.monotonic() < deadline:
@@ -230,7 +231,7 @@ def test_a_closed_or_full_output_gives_no_traceback(trained, closed):
 
 def test_an_existing_run_is_not_overwritten(rjem, trained):
     outcome = rjem("train", "--run", "tiny", *TINY_FLAGS)
-    assert outcome.code == 2 and "run tiny exists already" in outcome.error_line()
+    assert outcome.code == 2 and "go on with --resume tiny" in outcome.error_line()
 
 
 def test_a_home_that_cannot_be_written_is_named(rjem, tmp_path, monkeypatch):
@@ -292,6 +293,8 @@ def test_the_run_to_go_on_with_is_named_once(rjem, trained, tmp_path):
     assert "run tiny" in rjem("train", "--resume", "auto", "-c", tmp_path / "c.yaml", "--dry-run").err
     refused = rjem("train", "--resume", "tiny", "--run", "other")
     assert refused.code == 2 and "name two runs" in refused.error_line()
+    unfit = rjem("train", "--resume", "tiny", "--width", 2, "--dry-run")
+    assert unfit.code == 2 and "tiny was trained with --width" in unfit.error_line()
 
 
 def test_of_a_damaged_run_the_whole_checkpoint_is_named(rjem, trained):

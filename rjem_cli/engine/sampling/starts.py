@@ -108,7 +108,11 @@ def prior_of(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
     images are not there."""
     prior = cached_prior(info.data_digest)
     if prior is None:
-        return load_prior(training_images(info, data), info.data_digest)
+        try:
+            return load_prior(training_images(info, data), info.data_digest)
+        except AbsentError as error:
+            file = priors_dir() / f"{info.data_digest}.safetensors"
+            raise AbsentError(f"{error}, or copy {file} from where it was trained") from None
     if prior.image_shape != info.image_shape or len(prior.factors) != len(info.class_names):
         raise DataError(f"the prior kept for {info.data_name} in {priors_dir()} is of other images; remove it")
     return prior

@@ -88,7 +88,10 @@ def newest_valid(run_dir: Path, tell: Callable[[str], None]) -> Path:
     for error in damaged.values():
         tell(f"passed over: {error}")
     if path is None:
-        raise DataError(f"{run_dir} has no checkpoint that is whole; train again under another name")
+        raise DataError(
+            f"{run_dir} has no checkpoint that is whole with its state; train again under another name (a network that "
+            "is whole can still be sampled)"
+        )
     return path
 
 

@@ -50,6 +50,9 @@ def start(trainer: Trainer, resume: Path | None) -> None:
     else:
         unwritten = go_back(trainer, resume)
         write_config(trainer)
+        if trainer.guard.count:
+            scale, count = trainer.guard.rate_scale, trainer.guard.count
+            trainer.tell(f"the rate is {scale:g} of --lr: divergences of this run so far, {count}")
         if trainer.step < trainer.steps and read_info(resume).config != without_places(trainer.config):
             trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
     trainer.metrics.read(unwritten)
@@ -74,7 +77,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
             recover(trainer, event)
             clock = Clock(trainer.step)
     try:
-        path = path_of(trainer) if trainer.saved_step == trainer.step else save(trainer)
+        path = path_of(trainer) if trainer.saved_step == trainer.step else save_last(trainer)
     except Divergence as event:  # the checkpoint before this step is what is good
         trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
         path = newest_valid(trainer.run_dir, trainer.tell)
@@ -95,7 +98,7 @@ def advance(trainer: Trainer, clock: Clock) -> None:
         write_metrics(trainer)
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics))
     if saving and last:
-        save(trainer)
+        save_last(trainer)
     elif saving:
         tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
     if not last and trainer.step % config.sample_every == 0:
@@ -136,7 +139,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
             trainer.metrics.flush()
         raise DivergedError(
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
-            f"{path}; try a lower --lr, or set --max-grad-norm"
+            f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"
         )
     set_aside_after(trainer.run_dir, path, trainer.tell)
     count = guard.count + 1  # the checkpoint may be of before an earlier event
@@ -182,6 +185,16 @@ def save(trainer: Trainer) -> Path:
     trainer.saved_step = trainer.step
     drop_old(trainer.run_dir, path, config.keep_last, config.keep_best)
     return path
+
+
+def save_last(trainer: Trainer) -> Path:
+    """`save` where no other checkpoint comes after. Raises RjemError with what is lost."""
+    try:
+        return save(trainer)
+    except RjemError as error:
+        newest, _ = newest_whole(trainer.run_dir)
+        lost = f"; the newest checkpoint is that of step {step_of(newest)}" if newest else ""
+        raise RjemError(f"{error}{lost}") from None
 
 
 def path_of(trainer: Trainer) -> Path:

@@ -86,15 +86,20 @@ def check_same_training(checkpoint: Path, trainer: Trainer) -> None:
     name, before, now = trainer.run_dir.name, read_info(checkpoint), trainer.info
     if before.data_digest != now.data_digest:
         raise DataError(f"{name} was trained on other images than {now.data_name} is now; give those with --data")
-    for knob in STATE_KNOBS:
-        was, wanted = getattr(before.config, knob), getattr(now.config, knob)
-        if was != wanted:
-            flag = flag_name(knob)
-            raise ConfigError(f"{flag} {wanted}: {name} was trained with {flag} {was}; resume with that")
+    check_settings(name, before.config, now.config)
     if before.step > trainer.steps:
         raise ConfigError(
             f"{name} is at step {before.step} already, and --steps or --epochs ask for {trainer.steps}; give more"
         )
+
+
+def check_settings(name: str, before: TrainConfig, now: TrainConfig) -> None:
+    """Of a run by this name. Raises ConfigError for one that its state cannot go on with."""
+    for knob in STATE_KNOBS:
+        was, wanted = getattr(before, knob), getattr(now, knob)
+        if was != wanted:
+            flag = flag_name(knob)
+            raise ConfigError(f"{flag} {wanted}: {name} was trained with {flag} {was}; resume with that")
 
 
 def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
