@@ -126,6 +126,6 @@ def test_a_disk_that_fills_up_ends_no_training_but_its_end(tmp_path, monkeypatch
     (left,) = checkpoints_in(tmp_path / "b")
     load_checkpoint(left, torch.device("cpu"))
     full_after(lambda: True)
-    with pytest.raises(RjemError, match="needs . MB and .* has 0 MB left"):  # before anything is trained
+    with pytest.raises(RjemError, match=r"needs \d\.\d MB and .* has 0.0 MB left"):  # before anything is trained
         train(tmp_path / "c")
     assert not checkpoints_in(tmp_path / "c")
