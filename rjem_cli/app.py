@@ -8,6 +8,7 @@ import typer
 
 from rjem_cli import __version__
 from rjem_cli.commands.attack import attack
+from rjem_cli.commands.compare import compare
 from rjem_cli.commands.completion import completion
 from rjem_cli.commands.evaluate import evaluate
 from rjem_cli.commands.generate import generate
@@ -28,6 +29,7 @@ app.command()(attack)
 app.command()(langevin)
 app.command()(generate)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(completion)
 
 

@@ -59,6 +59,10 @@ def weights_dir() -> Path:
     return home() / "weights"
 
 
+def comparisons_dir() -> Path:
+    return home() / "comparisons"
+
+
 def results_file() -> Path:
     return home() / "results.jsonl"
 

@@ -14,6 +14,7 @@ from rjem_cli.config.common import (
     DeviceOptions,
     RuntimeOptions,
 )
+from rjem_cli.config.compare import FORMATS, SCALES, CompareConfig
 from rjem_cli.config.scores import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions, TestOptions
 from rjem_cli.config.training import (
     AttackTrainingOptions,
@@ -29,16 +30,19 @@ from rjem_cli.config.training import (
 
 __all__ = [
     "DATASETS",
+    "FORMATS",
     "LARGEST_BATCH",
     "LARGEST_LINF",
     "METRICS",
     "SAMPLE_MODES",
+    "SCALES",
     "STREAM",
     "SYNTHETIC_SETS",
     "AttackConfig",
     "AttackTrainingOptions",
     "ChainOptions",
     "CheckpointScoreOptions",
+    "CompareConfig",
     "DataOptions",
     "DeviceOptions",
     "EnergyOptions",

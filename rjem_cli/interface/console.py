@@ -121,6 +121,10 @@ class Console:
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 
+    def width(self) -> int:
+        """Characters of a line on stdout; a pipe has no end of them."""
+        return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else sys.maxsize
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A Rich table on a terminal; TSV, full width, on a pipe, where a column without a name is left out."""
         if self.quiet or self.as_json:
@@ -131,12 +135,13 @@ class Console:
                 self.result("\t".join(row[place].translate(SEPARATORS) for place in named))
             return
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title or None, title_justify="left")
         for place, column in enumerate(columns):
             table.add_column(column, no_wrap=place == 0, overflow="fold")  # a name that is cut is none
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a name may look like markup
         rich_console(sys.stdout).print(table)
 
     @contextmanager

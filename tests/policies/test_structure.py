@@ -35,6 +35,7 @@ ENGINE_LAYERS = {
     "training": 3,
     "quality": 4,
     "report": 5,
+    "comparison": 6,
 }
 HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "safetensors", "PIL", "matplotlib", "torch_fidelity"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

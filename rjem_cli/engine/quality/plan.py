@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rjem_cli.config import METRICS
 from rjem_cli.engine.evaluation.gates import check_finite
@@ -20,6 +20,12 @@ class Plan:
     metrics: tuple[str, ...]
     scores: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def only(self, wanted: tuple[str, ...]) -> Plan:
+        """Without other metrics, and without a word of them."""
+        others = tuple(f"{metric} is left out" for metric in METRICS if metric not in wanted)
+        notes = tuple(note for note in self.notes if not note.startswith(others))
+        return replace(self, metrics=tuple(metric for metric in self.metrics if metric in wanted), notes=notes)
 
 
 def parse_metrics(text: str) -> tuple[str, ...] | None:

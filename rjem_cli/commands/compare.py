@@ -1,0 +1,111 @@
+"""`rjem compare`: runs, checkpoints and samples of any maker, a row each, beside the paper's; and the paper's table
+again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rjem_cli import paths
+from rjem_cli.config import CompareConfig
+from rjem_cli.errors import ConfigError
+from rjem_cli.interface.console import Console
+from rjem_cli.interface.options import Call, with_knobs
+from rjem_cli.interface.reproduction import run_configs
+from rjem_cli.interface.signals import stop_on_signals, stoppable
+
+if TYPE_CHECKING:
+    from rjem_cli.engine.comparison.reproduce import Training
+    from rjem_cli.engine.comparison.rows import Row
+
+KEPT = "stopped; what was trained and measured is kept, and the same command goes on"
+
+
+@with_knobs(CompareConfig)
+def compare(
+    call: Call[CompareConfig],
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="A B C",
+            help="Runs, checkpoints, and samples of any maker (folder, .npz, .tar, .zip, digits:test).",
+            autocompletion=paths.run_names,
+        ),
+    ] = None,
+) -> None:
+    """Compare runs, checkpoints and samples: scores, accuracy, cost; the best of each column is marked where protocols
+    agree. Runs and checkpoints are tested, and draw their samples first; what was measured once is kept.
+
+    With --reproduce table1 the paper's three models are trained first, with one network, seed and budget.
+
+    Examples:
+
+      rjem compare my-run other-run samples/ --published
+
+      rjem compare a.npz b.npz --reference cifar10:train --format latex -o table.tex
+
+      rjem compare --reproduce table1 --seeds 3 --published
+    """
+    console, config = call.console, call.settle()
+    names = list(dict.fromkeys(subjects or []))
+    if not (names or config.published or config.reproduce):
+        raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
+    if config.output and config.format == "table" and not call.as_json:
+        raise ConfigError("-o needs a --format: md, latex, csv or json")
+    found = {name: paths.find_subject(name) for name in names}
+    for name, path in found.items():
+        console.say(f"{name}: {f'checkpoint {path}, modes {config.mode}' if path else 'samples'}")
+    trainings = announced(config, console) if config.reproduce else []
+    if call.dry_run:
+        return
+    rows, orderings = measured(config, found, trainings, console)
+    show(rows, orderings, config, call.as_json, console)
+
+
+def announced(config: CompareConfig, console: Console) -> list[Training]:
+    """The runs of a reproduction, with the length of each and where it stands."""
+    from rjem_cli.engine.comparison.reproduce import Training, plan_of
+
+    runs = run_configs(config)
+    trainings = [Training(model, settled, paths.runs_dir() / name) for name, model, settled in runs]
+    for line in plan_of(trainings):
+        console.say(line)
+    return trainings
+
+
+def measured(
+    config: CompareConfig, subjects: dict[str, Path | None], trainings: list[Training], console: Console
+) -> tuple[list[Row], list[str]]:
+    """All rows, and which of the paper's orderings hold among those that reproduce it."""
+    from rjem_cli.engine.comparison.measure import Work, run_rows, sample_row
+    from rjem_cli.engine.comparison.reproduce import orderings, reproduced
+    from rjem_cli.engine.comparison.rows import published_rows
+
+    with stop_on_signals(console.say) as stop, console.bar() as bar:
+        work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
+        own = reproduced(config, trainings, work) if trainings else []
+        rows = list(own)
+        for name, path in subjects.items():
+            rows += run_rows(config, name, path, work) if path else [sample_row(config, name, name, work)]
+    return rows + (published_rows() if config.published else []), list(orderings(own)) if own else []
+
+
+def show(rows: list[Row], orderings: list[str], config: CompareConfig, as_json: bool, console: Console) -> None:
+    from rjem_cli.engine.comparison import forms
+    from rjem_cli.files import write_atomically
+
+    notes = [*orderings, *forms.notes_of(rows)]
+    written = forms.WRITTEN.get("json" if as_json else config.format)
+    if written is None:
+        for some, columns in forms.pieces(rows, console.width()):
+            console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
+        for note in notes:
+            console.say(f"note: {note}")
+    elif config.output:
+        path = paths.expand(config.output)
+        write_atomically(path, written(rows, notes).encode())
+        console.result(str(path.absolute()))
+    else:
+        console.result(written(rows, notes).rstrip("\n"))

@@ -1,0 +1,55 @@
+"""The knobs of `rjem compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rjem_cli.config.common import SAMPLE_MODES, DeviceOptions
+from rjem_cli.config.scores import SampleScoreOptions, TestOptions
+from rjem_cli.errors import ConfigError
+from rjem_cli.knobs import knob
+
+SCALES = {"quickstart": "quickstart", "small": "cifar10-small", "paper": "rjem"}  # and the preset of each
+FORMATS = ("table", "md", "latex", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
+    """What `rjem compare` measures of each row, and how it is told."""
+
+    published: bool = knob(False, "Add the six rows of the paper's Table 1, marked as quoted")
+    format: str = knob("table", "Form of the table; table is TSV off a terminal", choices=FORMATS)
+    reproduce: str | None = knob(
+        None, "Train the models of the paper's table first: JEM++, robust classifier, Robust JEM", choices=("table1",)
+    )
+    scale: str = knob("quickstart", "Network, data and budget of --reproduce", choices=tuple(SCALES))
+    train_steps: int | None = knob(None, "Training steps of --reproduce (default: as the scale has them)", minimum=1)
+    seeds: int = knob(1, "Seeds of --reproduce; more than one give mean and spread", minimum=1, maximum=100)
+    mode: str = knob(
+        "energy",
+        f"How runs and checkpoints sample, a row each, with commas: {', '.join(SAMPLE_MODES)}; none draws none",
+    )
+    eps: tuple[float, ...] | None = knob(
+        None,
+        "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, the paper's training attack)",
+        minimum=0,
+        maximum=64,
+        epsilon=True,
+    )
+    norm: str | None = knob(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
+    samples: int = knob(1000, "Samples drawn from a run or checkpoint", minimum=2, maximum=10**6)
+    seed: int = knob(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
+    sample_seed: int = knob(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
+    output: str | None = knob(None, "File for the table, in place of stdout")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for mode in self.modes:
+            if mode not in SAMPLE_MODES:
+                raise ConfigError(f"--mode {self.mode!r}: give {', '.join(SAMPLE_MODES)}, several with commas, or none")
+        if self.eps is not None and len(self.eps) != 1:
+            raise ConfigError("--eps: a comparison has one column of robust accuracy; give one radius")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return () if self.mode == "none" else tuple(mode.strip() for mode in self.mode.split(","))

@@ -1,0 +1,1 @@
+"""Rows of measured and quoted scores beside each other."""

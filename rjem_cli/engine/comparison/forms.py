@@ -1,0 +1,146 @@
+"""A comparison as text: cells, Markdown, LaTeX (booktabs), CSV, and plain data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rjem_cli import __version__
+from rjem_cli.engine.comparison.rows import COLUMNS, QUOTED, Row, best_of, columns_of, reasons
+
+Mark = Callable[[str], str]
+STAR, BORDER = "*", 3  # behind the best; characters around a cell of a terminal's table
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: f"\\{sign}" for sign in "&%$#_{}"
+}
+
+
+def cells(
+    rows: Sequence[Row], columns: Sequence[str], mark: Mark, escape: Mark = str
+) -> tuple[list[str], list[list[str]]]:
+    """(titles, a list of texts a row); the best of a column goes through `mark`, all other text through `escape`."""
+    best = {column: best_of(rows, column) for column in columns}
+    texts = []
+    for place, row in enumerate(rows):
+        values = [value_text(row, column) for column in columns]
+        marked = [mark(text) if place in best[column] else text for column, text in zip(columns, values)]
+        texts.append([escape(name_text(row)), *marked])
+    return [escape("model"), *(escape(COLUMNS[column].label) for column in columns)], texts
+
+
+def name_text(row: Row) -> str:
+    return f"{row.name} [quoted]" if row.quoted else row.name
+
+
+def pieces(rows: Sequence[Row], width: int) -> list[tuple[list[Row], list[str]]]:
+    """(rows, columns) of tables that are as wide as a terminal at most, where one column fits; a row without a score in
+    any column of a piece is not in it."""
+    found: list[list[str]] = [[]]
+    for column in columns_of(rows):
+        longer = [*found[-1], column]
+        if found[-1] and width_of(rows_with(rows, longer), longer) > width:
+            found.append([column])
+        else:
+            found[-1] = longer
+    return [(rows_with(rows, columns), columns) for columns in found]
+
+
+def rows_with(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    return [row for row in rows if row.scores.keys() & set(columns)]
+
+
+def width_of(rows: Sequence[Row], columns: Sequence[str]) -> int:
+    """Characters of a terminal's table."""
+    titles, texts = cells(rows, columns, lambda text: f"{text} {STAR}")
+    return 1 + sum(BORDER + max(map(len, column)) for column in zip(titles, *texts))
+
+
+def value_text(row: Row, column: str) -> str:
+    if column not in row.scores:
+        return "-"
+    about = COLUMNS[column]
+    value = format(row.scores[column] * about.scale, about.form)
+    return f"{value} ± {row.spreads[column] * about.scale:.2g}" if row.spreads.get(column) else value
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Why columns are not ranked, whose word quoted rows are, and what limits the others, each thing once."""
+    whose = ", ".join(f"{row.name}: {row.quoted}" for row in rows if row.quoted)
+    measured = [row for row in rows if row.quoted is None]
+    own = []
+    for note in dict.fromkeys(note for row in measured for note in row.notes):
+        names = [row.name for row in measured if note in row.notes]
+        own.append(note if len(names) == len(measured) else f"{', '.join(names)}: {note}")
+    return [*reasons(rows), *([f"{QUOTED} ({whose})"] if whose else []), *own]
+
+
+def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    titles, texts = cells(rows, columns_of(rows), lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
+    lines = [titles, ["---", *("---:" for _ in titles[1:])], *texts]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([table, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+
+
+def latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """A tabular for \\usepackage{booktabs}; notes are comments."""
+
+    def escape(text: str) -> str:
+        return "".join(LATEX.get(sign, sign) for sign in text)
+
+    titles, texts = cells(rows, columns_of(rows), lambda text: f"\\textbf{{{text}}}", escape)
+    body = [" & ".join(line) + r" \\" for line in texts]
+    return "\n".join(
+        [
+            *(f"% {note}" for note in notes),
+            rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
+            r"\toprule",
+            " & ".join(titles) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def comma_separated(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """Full digits, the columns' own names, one more for what is quoted; a cell without a score is empty. Notes have no
+    place in it."""
+    columns, target = columns_of(rows), io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(["name", "quoted", *columns])
+    for row in rows:
+        writer.writerow([row.name, row.quoted or "", *(row.scores.get(column, "") for column in columns)])
+    return target.getvalue()
+
+
+def json_text(rows: Sequence[Row], notes: Sequence[str]) -> str:
+    return json.dumps(document(rows, notes), indent=2, allow_nan=False) + "\n"
+
+
+def document(rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+    """All of it as plain data, protocols too."""
+    best = {column: best_of(rows, column) for column in columns_of(rows)}
+    return {
+        "rjem": __version__,
+        "rows": [
+            {
+                "name": row.name,
+                "quoted": row.quoted,
+                "scores": row.scores,
+                "spreads": row.spreads,
+                "best": [column for column in best if place in best[column]],
+                "protocols": row.protocols,
+                "notes": list(row.notes),
+            }
+            for place, row in enumerate(rows)
+        ],
+        "notes": list(notes),
+    }
+
+
+WRITTEN = {"md": markdown, "latex": latex, "csv": comma_separated, "json": json_text}

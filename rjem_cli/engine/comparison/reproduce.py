@@ -1,0 +1,166 @@
+"""The paper's Table 1 again: its three models with one network, seed and budget, sampled as it sampled them, and which
+of its orderings hold. Each step is kept, so a stop loses at most one."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rjem_cli.config import CompareConfig, TrainConfig
+from rjem_cli.engine.comparison.measure import Work, read_kept, run_rows
+from rjem_cli.engine.comparison.rows import COLUMNS, Row, published_rows
+from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.training.checkpoints import newest_whole
+from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.run import run_training
+from rjem_cli.errors import DivergedError, RjemError
+from rjem_cli.paths import checkpoints_in, step_of
+
+
+class Entry(NamedTuple):
+    """A measured row of Table 1: its name there, the model, and how it is sampled."""
+
+    name: str
+    model: str
+    mode: str
+
+
+TABLE1 = (
+    Entry("JEM++", "jempp", "energy"),
+    Entry("Single Robust Classifier", "robust", "attack"),
+    Entry("Robust JEM-Energy", "rjem", "energy"),
+    Entry("Robust JEM", "rjem", "combined"),
+)
+PAPERS_COLUMNS = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge")}  # and what can stand for them
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of the reproduction."""
+
+    model: str
+    config: TrainConfig
+    run_dir: Path
+
+
+def is_finished(training: Training) -> bool:
+    """Trained to its end, and measured."""
+    summary, saved = read_kept(training.run_dir / "summary.json"), checkpoints_in(training.run_dir)
+    return summary is not None and bool(saved) and summary.get("step") == step_of(saved[-1])
+
+
+def trained(training: Training, work: Work) -> Path | None:
+    """The run's last checkpoint: as an earlier call left it, else trained, or trained on. None for one that diverged
+    beyond recovery."""
+    if is_finished(training):
+        return checkpoints_in(training.run_dir)[-1]
+    config = training.config
+    phase = f"training {training.run_dir.name}"
+
+    def watch(progress: Progress) -> None:
+        if progress.note:
+            work.say(progress.note)
+        else:
+            work.quietly(phase if progress.phase == "training" else progress.phase, progress.step, progress.steps)
+
+    splits = load_splits(config, lambda done, total: work.watch(f"fetching {config.dataset}", done, total), work.say)
+    newest, _ = newest_whole(training.run_dir)
+    try:
+        result = run_training(
+            config,
+            splits,
+            start_runtime(config.device, config.precision),
+            training.run_dir,
+            resume=newest,
+            watch=watch,
+            should_stop=work.stop,
+        )
+    except DivergedError as error:
+        work.say(str(error))
+        return None
+    if not result.finished:
+        work.watch(phase, 0, 1)
+        raise RjemError("stopped; the same command goes on")
+    return result.checkpoint
+
+
+def reproduced(config: CompareConfig, trainings: Sequence[Training], work: Work) -> list[Row]:
+    """The measured rows, each the mean over its seeds. `trainings` holds every model once for each seed."""
+    found: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
+    for training in trainings:
+        path = trained(training, work)
+        for entry in TABLE1:
+            if entry.model != training.model:
+                continue
+            if path is None:
+                found[entry.name].append(Row(entry.name, {}, notes=(f"{training.run_dir.name} diverged",)))
+            else:
+                (row,) = run_rows(replace(config, mode=entry.mode), training.run_dir.name, path, work)
+                found[entry.name].append(replace(row, name=entry.name))
+    return [over_seeds(rows) for rows in found.values()]
+
+
+def over_seeds(rows: Sequence[Row]) -> Row:
+    """Mean and standard deviation over seeds of the scores that all of them have; a row of one seed as it is."""
+    first, notes = rows[0], tuple(dict.fromkeys(note for row in rows for note in row.notes))
+    if len(rows) == 1:
+        return first
+    whole = [row for row in rows if row.scores] or list(rows)
+    shared = [name for name in COLUMNS if all(name in row.scores for row in whole)]
+    values = {name: [row.scores[name] for row in whole] for name in shared}
+    return Row(
+        first.name,
+        {name: statistics.fmean(each) for name, each in values.items()},
+        {name: {"seeds": len(whole), **protocol} for name, protocol in whole[0].protocols.items() if name in shared},
+        notes=notes,
+        spreads={name: statistics.stdev(each) for name, each in values.items()} if len(whole) > 1 else {},
+    )
+
+
+def orderings(rows: Sequence[Row]) -> Iterator[str]:
+    """Each ordering of two rows in the paper's table, and whether it holds here: where the difference is beyond the
+    sum of the seeds' standard deviations, if there are seeds."""
+    quoted = {row.name: row for row in published_rows()}
+    measured = {row.name: row for row in rows if row.quoted is None}
+    for papers, names in PAPERS_COLUMNS.items():
+        column = next((name for name in names if any(name in row.scores for row in measured.values())), None)
+        if column is None:
+            continue
+        sign = "<" if COLUMNS[papers].better == "lower" else ">"
+        for one, other in itertools.combinations((entry.name for entry in TABLE1), 2):
+            better, worse = sorted((one, other), key=lambda name: quoted[name].scores[papers], reverse=sign == ">")
+            yield f"{COLUMNS[column].label}: {better} {sign} {worse} " + verdict(
+                measured[better], measured[worse], column, sign
+            )
+
+
+def verdict(better: Row, worse: Row, column: str, sign: str) -> str:
+    if column not in better.scores or column not in worse.scores:
+        return "cannot be told: a row has no score"
+    ours, theirs = better.scores[column], worse.scores[column]
+    values = f"({ours:.3g} and {theirs:.3g})"
+    spread = better.spreads.get(column, 0.0) + worse.spreads.get(column, 0.0)
+    if abs(ours - theirs) <= spread:
+        return f"is not resolved {values}: the seeds spread as far"
+    return f"{'holds' if (ours < theirs) == (sign == '<') else 'does not hold'} {values}"
+
+
+def plan_of(trainings: Sequence[Training]) -> list[str]:
+    """A line a run: its length, what a step costs, and where it stands."""
+    lines = []
+    for training in trainings:
+        config, saved = training.config, checkpoints_in(training.run_dir)
+        passes = config.pgd_steps * config.attacks + config.sgld_steps * bool(config.px_weight)
+        length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+        at = "done" if is_finished(training) else f"at step {step_of(saved[-1])}" if saved else "to do"
+        network = f"WRN-{config.depth}-{config.width}"
+        lines.append(
+            f"{training.run_dir.name}: {network}, {length} of {config.batch_size} images, {passes} gradient steps "
+            f"before each update; {at}"
+        )
+    return lines

@@ -1,0 +1,120 @@
+"""Laws of a comparison: what may be ranked, and what each form says of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from rjem_cli.engine.comparison.forms import comma_separated, document, latex, markdown, notes_of, pieces, width_of
+from rjem_cli.engine.comparison.reproduce import orderings, over_seeds
+from rjem_cli.engine.comparison.rows import Row, best_of, columns_of, groups_of, published_rows, reasons
+
+ONE = {"reference": {"name": "digits", "count": 900}, "samples": 1000}
+NOTES = ["a note"]
+OTHER = {"reference": {"name": "digits", "count": 900}, "samples": 500}
+
+
+def row(name, value, protocol=ONE, **more):
+    return Row(name, {"fid": value, **more}, {"fid": protocol})
+
+
+def test_the_papers_rows_are_quoted_as_it_prints_them():
+    """METHOD's copy of Table 1."""
+    table = {row.name: (row.scores["isc_mean"], row.scores["fid"]) for row in published_rows()}
+    assert table == {
+        "Residual Flow": (3.69, 46.40),
+        "Glow": (3.92, 48.90),
+        "JEM++": (7.54, 48.25),
+        "Single Robust Classifier": (7.05, 85.12),
+        "Robust JEM-Energy": (8.71, 41.17),
+        "Robust JEM": (9.28, 47.92),
+    }
+    assert all(row.quoted and not row.protocols for row in published_rows())
+
+
+def test_the_best_is_the_lowest_or_the_highest_and_ties_share_it():
+    rows = [row("a", 3.0, recall=0.1), row("b", 1.0, recall=0.5), row("c", 1.0, recall=0.2)]
+    assert best_of(rows, "fid") == {1, 2} and best_of(rows, "recall") == {1}
+    assert best_of([row("a", 1.0), row("b", 1.0)], "fid") == set()  # all as good
+    assert best_of([row("a", 1.0)], "fid") == set()  # nothing beside it
+
+
+def test_quoted_rows_are_never_ranked_nor_kept_from_ranking_others():
+    rows = [row("a", 50.0), row("b", 60.0), *published_rows()]
+    assert best_of(rows, "fid") == {0}  # though Robust JEM-Energy is quoted with 41.17
+    assert not any(place > 1 for group in groups_of(rows, "fid") for place in group)
+
+
+def test_rows_of_different_protocols_are_not_ranked_and_it_is_said_why():
+    rows = [row("a", 3.0), row("b", 1.0, OTHER), row("c", 2.0)]
+    assert best_of(rows, "fid") == set() and groups_of(rows, "fid") == [[0, 2], [1]]
+    assert reasons(rows) == ["FID: not ranked, samples is 1000 (a/c), 500 (b)"]
+    notes = notes_of(rows)
+    assert "**" not in markdown(rows, notes) and "- FID: not ranked" in markdown(rows, notes)
+    assert "% FID: not ranked" in latex(rows, notes)
+
+
+def test_the_same_protocol_in_another_order_is_the_same():
+    assert best_of([row("a", 3.0), row("b", 1.0, dict(reversed(ONE.items())))], "fid") == {1}
+
+
+def test_each_form_says_the_same():
+    rows = [row("a_1 & co | x", 3.21987), row("b", 2.5), *published_rows()]
+    assert "| a_1 & co \\| x | - | 3.22 |" in markdown(rows, NOTES) and "| b | - | **2.50** |" in markdown(
+        rows, notes_of(rows)
+    )
+    assert r"a\_1 \& co | x & - & 3.22 \\" in latex(rows, NOTES) and r"b & - & \textbf{2.50} \\" in latex(
+        rows, notes_of(rows)
+    )
+    assert r"\toprule" in latex(rows, NOTES) and latex(rows, NOTES).count(r"\begin{tabular}{lrr}") == 1
+    read = list(csv.DictReader(io.StringIO(comma_separated(rows, NOTES))))
+    assert [float(line["fid"]) for line in read] == [each.scores["fid"] for each in rows]  # full digits
+    assert read[0]["isc_mean"] == "" and read[0]["quoted"] == "" and read[-1]["quoted"]
+    found = json.loads(json.dumps(document(rows, NOTES), allow_nan=False))
+    assert [each["best"] for each in found["rows"][:3]] == [[], ["fid"], []]
+
+
+def test_what_limits_all_rows_is_said_once():
+    rows = [Row("a", {}, notes=("of few", "small")), Row("b", {}, notes=("of few",)), *published_rows()]
+    quoted, *own = notes_of(rows)
+    assert "Glow: Kingma & Dhariwal 2018" in quoted and own == ["of few", "a: small"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 10**9])
+def test_a_terminal_gets_pieces_that_fit(width):
+    rows = [row("a", 3.0, recall=0.5, accuracy=0.9, images_seen=1e6, kid_mean=1e-3), *published_rows()]
+    found = pieces(rows, width)
+    assert [column for _, columns in found for column in columns] == columns_of(rows)
+    assert all(width_of(some, columns) <= width or len(columns) == 1 for some, columns in found)
+    assert (len(found) == 1) == (width >= 120)
+    assert all(each in some for some, columns in found for each in rows if set(columns) & each.scores.keys())
+
+
+def test_seeds_become_mean_and_deviation():
+    rows = [row("JEM++", value, recall=value / 10) for value in (1.0, 2.0, 3.0)]
+    mean = over_seeds(rows)
+    assert mean.scores["fid"] == 2.0 and mean.spreads["fid"] == pytest.approx(1.0)
+    assert mean.protocols["fid"] == {"seeds": 3, **ONE}
+    assert "2.00 ± 1" in markdown([mean], []) and over_seeds(rows[:1]) == rows[0]
+
+
+@pytest.mark.parametrize(
+    ("energy", "combined", "spread", "word"),
+    [(1.0, 2.0, 0.1, "holds"), (2.0, 1.0, 0.1, "does not hold"), (1.0, 1.1, 0.1, "is not resolved")],
+)
+def test_the_papers_orderings_are_told_as_they_are(energy, combined, spread, word):
+    """The paper has FID 41.17 for energy and 47.92 for combined."""
+    rows = [
+        Row("Robust JEM-Energy", {"fd_judge": energy}, spreads={"fd_judge": spread}),
+        Row("Robust JEM", {"fd_judge": combined}, spreads={"fd_judge": spread}),
+        Row("JEM++", {"fd_judge": 5.0}, spreads={"fd_judge": spread}),
+        Row("Single Robust Classifier", {}),
+    ]
+    found = list(orderings(rows))
+    assert len(found) == 6  # pairs of four rows, in one column
+    assert [line for line in found if f"Robust JEM-Energy < Robust JEM {word}" in line]
+    assert [line for line in found if "Robust JEM < JEM++ holds" in line]
+    assert sum("cannot be told" in line for line in found) == 3
