@@ -229,7 +229,8 @@ def test_two_calls_cannot_write_one_output(rjem, trained, tmp_path, form):
         refused = rjem("generate", "-n", 2, "-o", tmp_path / form)
     assert refused.code == 1 and "is in use by another process" in refused.error_line()
     assert rjem("generate", "-n", 2, "-o", tmp_path / form).code == 0
-    assert not [path.name for path in tmp_path.rglob("*.lock") if "home" not in str(path)]
+    left = [path for path in tmp_path.rglob("*.lock") if "home" not in str(path)]
+    assert [path.name for path in left] == [f".{target.name}.lock"] and left[0].stat().st_size == 0  # hidden, and empty
 
 
 @pytest.mark.parametrize("form", FORMS)
