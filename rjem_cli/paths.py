@@ -125,7 +125,7 @@ def find_resumable(name: str | None) -> Path:
 
 def newest_run(checkpoints_of: Callable[[Path], list[Path]]) -> Path | None:
     """The run that saved last, among those with such checkpoints."""
-    saved = {path: checkpoints_of(path)[-1].stat().st_mtime for path in runs_dir().glob("*") if checkpoints_of(path)}
+    saved = {path: found[-1].stat().st_mtime for path in runs_dir().glob("*") if (found := checkpoints_of(path))}
     return max(saved, key=lambda path: saved[path]).resolve() if saved else None
 
 

@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from rjem_cli import __version__
 from rjem_cli.config import CompareConfig, EvalConfig, GenerateConfig, SampleScoreOptions, TestOptions
 from rjem_cli.engine.comparison.rows import COLUMNS, Protocol, Row
 from rjem_cli.engine.evaluation import checkpoint as checkpoint_scores
-from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.quality import job as sample_scores
+from rjem_cli.engine.quality.catalogue import CATALOGUE
 from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores
 from rjem_cli.engine.report.quality import describe_reference, describe_sample_scores
 from rjem_cli.engine.runtime import Runtime, Watch, start_runtime
@@ -27,7 +28,7 @@ from rjem_cli.errors import RjemError
 from rjem_cli.files import write_atomically
 from rjem_cli.paths import comparisons_dir, run_of
 
-TABLE_METRICS = ("fid", "is", "kid", "prc")  # those that have columns
+TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
 EPS, NORM = 0.1, "linf"  # of the robust accuracy: the paper's training attack
 
 
@@ -40,6 +41,11 @@ class Work:
     quietly: Watch
     stop: Callable[[], bool]
     stdin: Callable[[], BinaryIO]
+
+    def end(self, phase: str) -> NoReturn:
+        """For work that came back unfinished: `watch` knows why it was stopped."""
+        self.watch(phase, 0, 1)
+        raise RjemError(f"{phase} was stopped; the same command goes on")
 
 
 def eval_config(config: CompareConfig) -> EvalConfig:
@@ -75,8 +81,7 @@ def scored(inputs: sample_scores.Inputs, work: Work) -> dict[str, Any]:
     started = time.perf_counter()
     job = sample_scores.prepare(inputs, work.say, work.watch, work.quietly, work.stop)
     if job is None:
-        work.watch("training the judge", 0, 1)
-        raise RjemError("stopped while the judge was trained; the same command goes on")
+        work.end("training the judge")
     return describe_sample_scores(job, sample_scores.evaluate(job, work.watch), time.perf_counter() - started)
 
 
@@ -99,11 +104,11 @@ def sample_protocols(protocol: dict[str, Any]) -> dict[str, Protocol]:
 
 def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[Row]:
     """A run or checkpoint: one row for each way to sample it; one without samples where no way is asked for."""
-    tested = tested_row(config, name, path, work)
+    tested, checkpoint = tested_row(config, name, path, work)
     rows = [tested] if not config.modes else []
     for mode in config.modes:
         work.say(f"{name}: {config.samples} samples, mode {mode}")
-        made, timed = drawn(config, path, mode, work)
+        made, timed = drawn(config, checkpoint, mode, work)
         scored = sample_row(config, f"{name} ({mode})", str(made), work)
         rows.append(
             replace(
@@ -116,8 +121,8 @@ def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[R
     return rows
 
 
-def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> Row:
-    """What the classifier can do, and what it has seen."""
+def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tuple[Row, Checkpoint]:
+    """What the classifier can do, and what it has seen; and the classifier."""
     scoring = eval_config(config)
     job = checkpoint_scores.prepare(scoring, path)
     info = job.checkpoint.info
@@ -142,13 +147,13 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> Row:
     if run_dir is not None:
         scores["divergences"] = float(sum("event" in line for line in read_lines(run_dir / "metrics.jsonl")))
     attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"]}
-    return Row(name, scores, {"accuracy": images, "robust_accuracy": attack})
+    return Row(name, scores, {"accuracy": images, "robust_accuracy": attack}), job.checkpoint
 
 
-def drawn(config: CompareConfig, path: Path, mode: str, work: Work) -> tuple[Path, Row]:
+def drawn(config: CompareConfig, checkpoint: Checkpoint, mode: str, work: Work) -> tuple[Path, Row]:
     """The samples' .npz, drawn unless they are there, and what they cost."""
     runtime = start_runtime(config.device, reproducible=True)
-    job = sample_job(config, load_checkpoint(path, runtime.device), mode, runtime)
+    job = sample_job(config, checkpoint, mode, runtime)
     made = Path(job.config.output)
     timing = made.with_suffix(".json")
     if not made.exists():
@@ -156,8 +161,7 @@ def drawn(config: CompareConfig, path: Path, mode: str, work: Work) -> tuple[Pat
         phase = f"drawing samples ({mode})"
         written = write_samples(job, work.stdin, lambda done: work.quietly(phase, done, total), work.stop)
         if written.done < total:
-            work.watch(phase, written.done, total)
-            raise RjemError(f"stopped at {written.done} of {total} samples; the same command goes on")
+            work.end(phase)
         seconds = (time.perf_counter() - started) / max(1, written.done - written.skipped)
         write_atomically(timing, json.dumps({"seconds_per_1000": 1000 * seconds}).encode())
     scores = {"gradient_steps": float(job.request.plan.gradient_steps)} | (read_kept(timing) or {})

@@ -16,9 +16,9 @@ from rjem_cli.engine.comparison.rows import COLUMNS, Row, published_rows
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.checkpoints import newest_whole
-from rjem_cli.engine.training.progress import Progress
+from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
-from rjem_cli.errors import DivergedError, RjemError
+from rjem_cli.errors import DivergedError
 from rjem_cli.paths import checkpoints_in, step_of
 
 
@@ -66,7 +66,7 @@ def trained(training: Training, work: Work) -> Path | None:
         if progress.note:
             work.say(progress.note)
         else:
-            work.quietly(phase if progress.phase == "training" else progress.phase, progress.step, progress.steps)
+            work.quietly(phase if progress.phase == TRAINING else progress.phase, progress.step, progress.steps)
 
     splits = load_splits(config, lambda done, total: work.watch(f"fetching {config.dataset}", done, total), work.say)
     newest, _ = newest_whole(training.run_dir)
@@ -84,8 +84,7 @@ def trained(training: Training, work: Work) -> Path | None:
         work.say(str(error))
         return None
     if not result.finished:
-        work.watch(phase, 0, 1)
-        raise RjemError("stopped; the same command goes on")
+        work.end(phase)
     return result.checkpoint
 
 

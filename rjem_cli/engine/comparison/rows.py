@@ -110,8 +110,7 @@ def reasons(rows: Sequence[Row]) -> list[str]:
             protocols = [flattened(rows[group[0]].protocols.get(column, {})) for group in groups]
             names = ["/".join(rows[place].name for place in group) for group in groups]
             found.setdefault(difference(names, protocols), []).append(COLUMNS[column].label)
-    sentences = [f"{', '.join(labels)}: not ranked, {reason}" for reason, labels in found.items()]
-    return sentences
+    return [f"{', '.join(labels)}: not ranked, {reason}" for reason, labels in found.items()]
 
 
 def difference(names: list[str], protocols: list[dict[str, Any]]) -> str:

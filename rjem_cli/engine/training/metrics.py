@@ -35,10 +35,13 @@ class Metrics:
         return [line for line in self.lines if "event" in line]
 
     @property
+    def measured(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if "event" not in line]
+
+    @property
     def last(self) -> dict[str, float]:
         """What the last line measured."""
-        measured = [line for line in self.lines if "event" not in line]
-        return numbers_in(measured[-1]) if measured else {}
+        return numbers_in(self.measured[-1]) if self.measured else {}
 
     def add(self, named: dict[str, Tensor]) -> None:
         """Scalars of one step, on the device."""
@@ -68,9 +71,9 @@ class Metrics:
     def flush(self) -> None:
         """Write what is not in the file yet, whole or not at all. Raises RjemError; then it stays to be written."""
         if self.written is None and (self.lines or self.path.exists()):
-            write_atomically(self.path, text_of(self.lines))
-        elif self.written is not None and self.written < len(self.lines):
-            append_text(self.path, text_of(self.lines[self.written :]).decode())
+            write_atomically(self.path, text_of(self.lines).encode())
+        elif self.written is not None and self.unwritten:
+            append_text(self.path, text_of(self.unwritten))
         self.written = len(self.lines)
 
     @property
@@ -99,12 +102,12 @@ class Metrics:
         self.lines, self.written = kept, None
 
     def val_accuracy_at(self, step: int) -> float | None:
-        found = [line for line in self.lines if line["step"] == step and "event" not in line]
+        found = [line for line in self.measured if line["step"] == step]
         return numbers_in(found[-1]).get("val_accuracy") if found else None
 
 
-def text_of(lines: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+def text_of(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
