@@ -95,6 +95,16 @@ def check_writable(folder: Path) -> None:
         raise RjemError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
 
 
+def check_file_place(flag: str, path: Path) -> None:
+    """That a file can be written there once the work is done. Raises ConfigError for what is no file's name, RjemError
+    where nothing can be written."""
+    if path.name == "-":
+        raise ConfigError(f"{flag} -: give a file's name")
+    if path.is_dir():
+        raise ConfigError(f"{flag} {path} is a folder; give a file's name")
+    check_writable(make_dir(path.parent))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file beside `path` that takes its place, fsynced, once the body is done; nothing is left if it fails."""

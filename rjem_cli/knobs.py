@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -98,6 +99,18 @@ class Options:
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def given_flags(options: Options) -> Iterator[str]:
+    """The words of a command line that sets what is not at its default."""
+    for knob_field in fields(options):
+        value, flag = getattr(options, knob_field.name), flag_name(knob_field.name)
+        if value == knob_field.default:
+            continue
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{flag[2:]}"
+        else:
+            yield from (flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 
 def accepted_types(hint: Any) -> tuple[type, ...]:

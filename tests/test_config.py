@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config import CompareConfig, TrainConfig
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle
-from rjem_cli.knobs import describe_epsilon, parse_epsilon
+from rjem_cli.knobs import describe_epsilon, flag_name, given_flags, parse_epsilon
 from rjem_cli.plain_yaml import mapping
 
 
@@ -100,3 +100,15 @@ def test_the_papers_presets_are_special_cases_of_one():
     cases, rests = zip(*(essence(name) for name in ("rjem", "jempp", "robust", "standard")))
     assert cases == ((True, True), (False, True), (True, False), (False, False))
     assert all(rest == rests[0] for rest in rests)
+
+
+def test_the_flags_of_a_config_give_it_back():
+    config = CompareConfig(reproduce="table1", published=True, eps=(0.25,), seeds=3, html="a b.html", allow_few=True)
+    flags = list(given_flags(config))
+    assert flags.count("--published") == flags.count("--allow-few") == 1
+    names = {flag_name(name): name for name in config.to_dict()}
+    pairs = [(flag, value) for flag, value in zip(flags, [*flags[1:], ""]) if flag in names]
+    given = {names[flag]: value if not value.startswith("--") else True for flag, value in pairs}
+    assert settle(CompareConfig, [Layer("flags", given)]).config == config
+    assert list(given_flags(CompareConfig())) == []
+    assert list(given_flags(TrainConfig(flip=False))) == ["--no-flip"]

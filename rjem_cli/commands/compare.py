@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,14 +10,16 @@ import typer
 from rjem_cli import paths
 from rjem_cli.config import CompareConfig
 from rjem_cli.errors import ConfigError
+from rjem_cli.files import check_file_place, write_atomically
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.reproduction import run_configs
 from rjem_cli.interface.signals import stop_on_signals, stoppable
+from rjem_cli.knobs import given_flags
 
 if TYPE_CHECKING:
     from rjem_cli.engine.comparison.reproduce import Training
-    from rjem_cli.engine.comparison.rows import Row
+    from rjem_cli.engine.comparison.rows import Comparison
 
 KEPT = "stopped; what was trained and measured is kept, and the same command goes on"
 
@@ -46,7 +47,7 @@ def compare(
 
       rjem compare a.npz b.npz --reference cifar10:train --format latex -o table.tex
 
-      rjem compare --reproduce table1 --seeds 3 --published
+      rjem compare --reproduce table1 --seeds 3 --published --html report.html
     """
     console, config = call.console, call.settle()
     names = list(dict.fromkeys(subjects or []))
@@ -60,8 +61,22 @@ def compare(
     trainings = announced(config, console) if config.reproduce else []
     if call.dry_run:
         return
-    rows, orderings = measured(config, found, trainings, console)
-    show(rows, orderings, config, call.as_json, console)
+    for flag, file in (("--output", config.output), ("--html", config.html)):
+        if file:
+            check_file_place(flag, paths.expand(file))
+
+    from rjem_cli.engine.comparison.job import compared, page
+    from rjem_cli.engine.comparison.measure import Work
+
+    with stop_on_signals(console.say) as stop, console.bar() as bar:
+        work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
+        comparison = compared(config, found, trainings, work)
+        if config.html:
+            command = ["rjem", "compare", *names, *given_flags(config)]
+            write_atomically(paths.expand(config.html), page(config, comparison, command, work).encode())
+    show(comparison, config, call.as_json, console)
+    if config.html:
+        console.say(f"page: {paths.expand(config.html).absolute()}")
 
 
 def announced(config: CompareConfig, console: Console) -> list[Training]:
@@ -75,37 +90,22 @@ def announced(config: CompareConfig, console: Console) -> list[Training]:
     return trainings
 
 
-def measured(
-    config: CompareConfig, subjects: dict[str, Path | None], trainings: list[Training], console: Console
-) -> tuple[list[Row], list[str]]:
-    """All rows, and which of the paper's orderings hold among those that reproduce it."""
-    from rjem_cli.engine.comparison.measure import Work, run_rows, sample_row
-    from rjem_cli.engine.comparison.reproduce import orderings, reproduced
-    from rjem_cli.engine.comparison.rows import published_rows
-
-    with stop_on_signals(console.say) as stop, console.bar() as bar:
-        work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
-        own = reproduced(config, trainings, work) if trainings else []
-        rows = list(own)
-        for name, path in subjects.items():
-            rows += run_rows(config, name, path, work) if path else [sample_row(config, name, name, work)]
-    return rows + (published_rows() if config.published else []), list(orderings(own)) if own else []
-
-
-def show(rows: list[Row], orderings: list[str], config: CompareConfig, as_json: bool, console: Console) -> None:
+def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: Console) -> None:
+    """Tables on a terminal, TSV on a pipe, or the form that was asked for; with --quiet the rows alone."""
     from rjem_cli.engine.comparison import forms
-    from rjem_cli.files import write_atomically
 
-    notes = [*orderings, *forms.notes_of(rows)]
     written = forms.WRITTEN.get("json" if as_json else config.format)
-    if written is None:
-        for some, columns in forms.pieces(rows, console.width()):
+    if written is None and console.quiet:
+        columns = forms.columns_of(comparison.rows)
+        console.tab_separated(*forms.cells(comparison.rows, columns, str))
+    elif written is None:
+        for some, columns in forms.pieces(comparison.rows, console.width()):
             console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
-        for note in notes:
+        for note in forms.notes_of(comparison):
             console.say(f"note: {note}")
     elif config.output:
         path = paths.expand(config.output)
-        write_atomically(path, written(rows, notes).encode())
+        write_atomically(path, written(comparison).encode())
         console.result(str(path.absolute()))
     else:
-        console.result(written(rows, notes).rstrip("\n"))
+        console.result(written(comparison).rstrip("\n"))

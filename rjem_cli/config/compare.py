@@ -41,6 +41,9 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
     seed: int = knob(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
     sample_seed: int = knob(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
     output: str | None = knob(None, "File for the table, in place of stdout")
+    html: str | None = knob(
+        None, "File for a page of its own with tables, samples side by side, training curves, chains, protocols"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -130,9 +130,7 @@ class Console:
         if self.quiet or self.as_json:
             return
         if not is_terminal(sys.stdout):
-            named = [place for place, column in enumerate(columns) if column]
-            for row in (columns, *rows):
-                self.result("\t".join(row[place].translate(SEPARATORS) for place in named))
+            self.tab_separated(columns, rows)
             return
         from rich.table import Table
         from rich.text import Text
@@ -143,6 +141,12 @@ class Console:
         for row in rows:
             table.add_row(*map(Text, row))  # a name may look like markup
         rich_console(sys.stdout).print(table)
+
+    def tab_separated(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Full width, without the columns that have no name."""
+        named = [place for place, column in enumerate(columns) if column]
+        for row in (columns, *rows):
+            self.result("\t".join(row[place].translate(SEPARATORS) for place in named))
 
     @contextmanager
     def bar(self) -> Iterator[Bar]:

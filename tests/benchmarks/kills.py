@@ -29,9 +29,9 @@ def command_of(home: Path, flags: list[str]) -> list[str]:
     return [*TRAIN, "-q", *(["--resume", "run"] if checkpoints_in(home / "runs/run") else ["--run", "run", *flags])]
 
 
-def killed(home: Path, flags: list[str], seconds: float) -> bool:
-    """Whether the run was still there to be killed after so many seconds."""
-    process = subprocess.Popen(command_of(home, flags), env={**os.environ, "RJEM_HOME": str(home)})
+def killed(home: Path, command: list[str], seconds: float) -> bool:
+    """Whether the command was still there to be killed after so many seconds."""
+    process = subprocess.Popen(command, env={**os.environ, "RJEM_HOME": str(home)})
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -61,7 +61,7 @@ def main() -> None:
             moments, places = [], []
             while len(moments) < options.kills:
                 moment = draws.uniform(0, 0.9 * seconds / options.kills)  # a later run may be faster
-                if not killed(home, options.flags, moment):
+                if not killed(home, command_of(home, options.flags), moment):
                     break
                 landed += 1
                 moments.append(f"{moment:.1f}")

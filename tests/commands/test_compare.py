@@ -87,6 +87,32 @@ def test_each_form_goes_to_stdout_or_a_file(rjem, tmp_path, form):
         assert len(list(csv.DictReader(io.StringIO(shown.out)))) == 6
 
 
+def test_a_page_of_runs_and_samples(rjem, own_home, trained, tmp_path):
+    rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
+    arguments = (
+        "compare",
+        "tiny",
+        own_home / "made.npz",
+        "--published",
+        *QUICK,
+        "--html",
+        tmp_path / "new/report.html",
+    )
+    assert rjem(*arguments).code == 0
+    page = (tmp_path / "new" / "report.html").read_text()
+    for heading in ("Scores", "Samples", "Training", "Chains", "Protocols", "Settings of the runs"):
+        assert f"<h2>{heading}</h2>" in page
+    assert page.count("<img ") == 3 + 4 + 2  # sheets, curves, film and energies
+    assert f"rjem compare tiny {own_home}/made.npz --" in page and " --published " in page
+    again = rjem(*arguments)  # the chains are kept as well
+    assert "chains:" not in again.err and (tmp_path / "new" / "report.html").read_text() == page
+
+
+def test_quiet_leaves_the_rows(rjem):
+    outcome = rjem("compare", "--published", "-q")
+    assert outcome.err == "" and outcome.out == rjem("compare", "--published").out
+
+
 def test_dry_run_measures_nothing(rjem, own_home, trained):
     outcome = rjem("compare", "tiny", "--dry-run")
     assert outcome.code == 0 and "step-00000003.safetensors, modes energy" in outcome.err
@@ -102,6 +128,9 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["--published", "--eps", "0.1,0.2"], 2, "give one radius"),
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
         (["--published", "-o", "table.txt"], 2, "-o needs a --format"),
+        (["--published", "--html", "."], 2, "--html . is a folder"),
+        (["--published", "--html", "-"], 2, "--html -: give a file's name"),
+        (["--published", "--html", "/proc/none/report.html"], 1, "/proc/none"),
     ],
 )
 def test_bad_input_gives_one_line_and_its_exit_code(rjem, arguments, code, message):

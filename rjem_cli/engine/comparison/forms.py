@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rjem_cli import __version__
-from rjem_cli.engine.comparison.rows import COLUMNS, QUOTED, Row, best_of, columns_of, reasons
+from rjem_cli.engine.comparison.rows import COLUMNS, QUOTED, Comparison, Row, best_of, columns_of, reasons
 
 Mark = Callable[[str], str]
 STAR, BORDER = "*", 3  # behind the best; characters around a cell of a terminal's table
@@ -66,7 +66,12 @@ def value_text(row: Row, column: str) -> str:
     return f"{value} ± {row.spreads[column] * about.scale:.2g}" if row.spreads.get(column) else value
 
 
-def notes_of(rows: Sequence[Row]) -> list[str]:
+def notes_of(comparison: Comparison) -> list[str]:
+    """What became of the paper's orderings, and what limits the table."""
+    return [*(ordering.text for ordering in comparison.orderings), *limits_of(comparison.rows)]
+
+
+def limits_of(rows: Sequence[Row]) -> list[str]:
     """Why columns are not ranked, whose word quoted rows are, and what limits the others, each thing once."""
     whose = ", ".join(f"{row.name}: {row.quoted}" for row in rows if row.quoted)
     measured = [row for row in rows if row.quoted is None]
@@ -77,24 +82,26 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
     return [*reasons(rows), *([f"{QUOTED} ({whose})"] if whose else []), *own]
 
 
-def markdown(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def markdown(comparison: Comparison) -> str:
+    rows = comparison.rows
     titles, texts = cells(rows, columns_of(rows), lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
     lines = [titles, ["---", *("---:" for _ in titles[1:])], *texts]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([table, "", *(f"- {note}" for note in notes)]).rstrip() + "\n"
+    return "\n".join([table, "", *(f"- {note}" for note in notes_of(comparison))]).rstrip() + "\n"
 
 
-def latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def latex(comparison: Comparison) -> str:
     """A tabular for \\usepackage{booktabs}; notes are comments."""
 
     def escape(text: str) -> str:
         return "".join(LATEX.get(sign, sign) for sign in text)
 
+    rows = comparison.rows
     titles, texts = cells(rows, columns_of(rows), lambda text: f"\\textbf{{{text}}}", escape)
     body = [" & ".join(line) + r" \\" for line in texts]
     return "\n".join(
         [
-            *(f"% {note}" for note in notes),
+            *(f"% {note}" for note in notes_of(comparison)),
             rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
             r"\toprule",
             " & ".join(titles) + r" \\",
@@ -107,10 +114,11 @@ def latex(rows: Sequence[Row], notes: Sequence[str]) -> str:
     )
 
 
-def comma_separated(rows: Sequence[Row], notes: Sequence[str]) -> str:
+def comma_separated(comparison: Comparison) -> str:
     """Full digits, the columns' own names, one more for what is quoted; a cell without a score is empty. Notes have no
     place in it."""
-    columns, target = columns_of(rows), io.StringIO()
+    rows, target = comparison.rows, io.StringIO()
+    columns = columns_of(rows)
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(["name", "quoted", *columns])
     for row in rows:
@@ -118,12 +126,13 @@ def comma_separated(rows: Sequence[Row], notes: Sequence[str]) -> str:
     return target.getvalue()
 
 
-def json_text(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    return json.dumps(document(rows, notes), indent=2, allow_nan=False) + "\n"
+def json_text(comparison: Comparison) -> str:
+    return json.dumps(document(comparison), indent=2, allow_nan=False) + "\n"
 
 
-def document(rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
+def document(comparison: Comparison) -> dict[str, Any]:
     """All of it as plain data, protocols too."""
+    rows = comparison.rows
     best = {column: best_of(rows, column) for column in columns_of(rows)}
     return {
         "rjem": __version__,
@@ -139,7 +148,8 @@ def document(rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
             }
             for place, row in enumerate(rows)
         ],
-        "notes": list(notes),
+        "orderings": [ordering._asdict() for ordering in comparison.orderings],
+        "notes": limits_of(rows),
     }
 
 

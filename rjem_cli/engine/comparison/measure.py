@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, NoReturn
 
 from rjem_cli import __version__
 from rjem_cli.config import CompareConfig, EvalConfig, GenerateConfig, SampleScoreOptions, TestOptions
-from rjem_cli.engine.comparison.rows import COLUMNS, Protocol, Row
+from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
+from rjem_cli.engine.comparison.sheets import sheet_of
 from rjem_cli.engine.evaluation import checkpoint as checkpoint_scores
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.quality import job as sample_scores
@@ -73,7 +74,9 @@ def sample_row(config: CompareConfig, name: str, location: str, work: Work) -> R
     steps = (case.samples.meta or {}).get("gradient_steps_per_sample")
     if isinstance(steps, int):
         scores["gradient_steps"] = float(steps)
-    return Row(name, scores, sample_protocols(document["protocol"]), notes=tuple(document["notes"]))
+    real = case.reference.images
+    origin = Origin(name, sheet_of(case.samples), None if real is None else sheet_of(real))
+    return Row(name, scores, sample_protocols(document["protocol"]), notes=tuple(document["notes"]), origins=(origin,))
 
 
 def scored(inputs: sample_scores.Inputs, work: Work) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[R
                 scores=tested.scores | scored.scores | timed.scores,
                 protocols=tested.protocols | scored.protocols | timed.protocols,
                 notes=tuple(dict.fromkeys((*tested.notes, *scored.notes))),
+                origins=(scored.origins[0]._replace(name=name, checkpoint=path),),
             )
         )
     return rows
@@ -147,7 +151,8 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
     if run_dir is not None:
         scores["divergences"] = float(sum("event" in line for line in read_lines(run_dir / "metrics.jsonl")))
     attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"]}
-    return Row(name, scores, {"accuracy": images, "robust_accuracy": attack}), job.checkpoint
+    protocols = {"accuracy": images, "robust_accuracy": attack}
+    return Row(name, scores, protocols, origins=(Origin(name, checkpoint=path),)), job.checkpoint
 
 
 def drawn(config: CompareConfig, checkpoint: Checkpoint, mode: str, work: Work) -> tuple[Path, Row]:

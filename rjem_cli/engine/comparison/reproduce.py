@@ -1,18 +1,17 @@
-"""The paper's Table 1 again: its three models with one network, seed and budget, sampled as it sampled them, and which
-of its orderings hold. Each step is kept, so a stop loses at most one."""
+"""The paper's Table 1 again: its three models with one network, seed and budget, sampled as it sampled them. Each step
+is kept, so a stop loses at most one."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from rjem_cli.config import CompareConfig, TrainConfig
 from rjem_cli.engine.comparison.measure import Work, read_kept, run_rows
-from rjem_cli.engine.comparison.rows import COLUMNS, Row, published_rows
+from rjem_cli.engine.comparison.rows import COLUMNS, Row
+from rjem_cli.engine.comparison.table1 import TABLE1
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.checkpoints import newest_whole
@@ -20,23 +19,6 @@ from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.errors import DivergedError
 from rjem_cli.paths import checkpoints_in, step_of
-
-
-class Entry(NamedTuple):
-    """A measured row of Table 1: its name there, the model, and how it is sampled."""
-
-    name: str
-    model: str
-    mode: str
-
-
-TABLE1 = (
-    Entry("JEM++", "jempp", "energy"),
-    Entry("Single Robust Classifier", "robust", "attack"),
-    Entry("Robust JEM-Energy", "rjem", "energy"),
-    Entry("Robust JEM", "rjem", "combined"),
-)
-PAPERS_COLUMNS = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge")}  # and what can stand for them
 
 
 @dataclass(frozen=True)
@@ -118,35 +100,8 @@ def over_seeds(rows: Sequence[Row]) -> Row:
         {name: {"seeds": len(whole), **protocol} for name, protocol in whole[0].protocols.items() if name in shared},
         notes=notes,
         spreads={name: statistics.stdev(each) for name, each in values.items()} if len(whole) > 1 else {},
+        origins=tuple(origin for row in whole for origin in row.origins),
     )
-
-
-def orderings(rows: Sequence[Row]) -> Iterator[str]:
-    """Each ordering of two rows in the paper's table, and whether it holds here: where the difference is beyond the
-    sum of the seeds' standard deviations, if there are seeds."""
-    quoted = {row.name: row for row in published_rows()}
-    measured = {row.name: row for row in rows if row.quoted is None}
-    for papers, names in PAPERS_COLUMNS.items():
-        column = next((name for name in names if any(name in row.scores for row in measured.values())), None)
-        if column is None:
-            continue
-        sign = "<" if COLUMNS[papers].better == "lower" else ">"
-        for one, other in itertools.combinations((entry.name for entry in TABLE1), 2):
-            better, worse = sorted((one, other), key=lambda name: quoted[name].scores[papers], reverse=sign == ">")
-            yield f"{COLUMNS[column].label}: {better} {sign} {worse} " + verdict(
-                measured[better], measured[worse], column, sign
-            )
-
-
-def verdict(better: Row, worse: Row, column: str, sign: str) -> str:
-    if column not in better.scores or column not in worse.scores:
-        return "cannot be told: a row has no score"
-    ours, theirs = better.scores[column], worse.scores[column]
-    values = f"({ours:.3g} and {theirs:.3g})"
-    spread = better.spreads.get(column, 0.0) + worse.spreads.get(column, 0.0)
-    if abs(ours - theirs) <= spread:
-        return f"is not resolved {values}: the seeds spread as far"
-    return f"{'holds' if (ours < theirs) == (sign == '<') else 'does not hold'} {values}"
 
 
 def plan_of(trainings: Sequence[Training]) -> list[str]:

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from rjem_cli.engine.comparison.sheets import Sheet
 
 Protocol = dict[str, Any]
 QUOTED = "[quoted] as Table 1 of Korst & Asadulaev 2022 has it for CIFAR-10; not measured here, so not ranked"
@@ -48,10 +51,21 @@ COLUMNS = {
 }
 
 
+class Origin(NamedTuple):
+    """What a row was measured on: the subject's name, some of its samples, some of the real images that they were
+    compared with, and the checkpoint."""
+
+    name: str
+    samples: Sheet | None = None
+    real: Sheet | None = None
+    checkpoint: Path | None = None
+
+
 @dataclass(frozen=True)
 class Row:
     """`scores` and the protocol of each, by column; `quoted` says whose word the scores are, for rows that nobody here
-    measured; `notes` limit a score; `spreads` are standard deviations over seeds, of scores that are their mean."""
+    measured; `notes` limit a score; `spreads` are standard deviations over seeds, of scores that are their mean, and
+    `origins` has one entry a seed."""
 
     name: str
     scores: dict[str, float]
@@ -59,6 +73,27 @@ class Row:
     quoted: str | None = None
     notes: tuple[str, ...] = ()
     spreads: dict[str, float] = field(default_factory=dict)
+    origins: tuple[Origin, ...] = field(default=(), compare=False)
+
+
+class Ordering(NamedTuple):
+    """One of the paper's orderings of two models, and whether it holds here."""
+
+    claim: str
+    verdict: str
+    why: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.claim} {self.verdict} ({self.why})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, and what became of the paper's orderings where its table was reproduced."""
+
+    rows: list[Row]
+    orderings: tuple[Ordering, ...] = ()
 
 
 def published_rows() -> list[Row]:
@@ -90,15 +125,20 @@ def groups_of(rows: Sequence[Row], column: str) -> list[list[int]]:
 
 
 def best_of(rows: Sequence[Row], column: str) -> set[int]:
-    """The best places, ties among them; none where rows have different protocols, or all are as good."""
+    """The best places, ties among them: what is not further from the best than both spread. None where rows have
+    different protocols, or all are as good."""
     groups, better = groups_of(rows, column), COLUMNS[column].better
-    if len(groups) != 1 or len(groups[0]) < 2 or not better:
+    if len(groups) != 1 or not better:
         return set()
-    values = {place: rows[place].scores[column] for place in groups[0]}
-    if len(set(values.values())) == 1:
-        return set()
-    best = (min if better == "lower" else max)(values.values())
-    return {place for place, value in values.items() if value == best}
+    best = (min if better == "lower" else max)((rows[place] for place in groups[0]), key=lambda row: row.scores[column])
+    found = {place for place in groups[0] if not apart(rows[place], best, column)}
+    return set() if len(found) == len(groups[0]) else found
+
+
+def apart(one: Row, other: Row, column: str) -> bool:
+    """Whether two scores differ by more than the sum of their standard deviations over seeds."""
+    spread = one.spreads.get(column, 0.0) + other.spreads.get(column, 0.0)
+    return abs(one.scores[column] - other.scores[column]) > spread
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:

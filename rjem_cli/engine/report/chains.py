@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -26,6 +26,13 @@ CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
 STRIP_FRAMES, STRIP_CHAINS = 12, 16
 GIF_MILLISECONDS, GIF_COLUMNS = 120, 8
 LAST_FRAME_MILLISECONDS = 1500
+
+
+class ChainPictures(NamedTuple):
+    """What chains look like on their way, and their energies."""
+
+    film: bytes
+    energies: bytes
 
 
 @contextlib.contextmanager
@@ -47,17 +54,25 @@ def write_chains(folder: Path, found: Trajectories, request: SampleRequest, meta
     rows = [request.row(chain) for chain in range(len(found.final))]
     document = {**meta, "complete": True, "chains": describe_chains(found, rows, request.plan)}
     write_atomically(folder / "energies.csv", csv_text([CSV_COLUMNS, *csv_rows(found, request.plan)]))
-    names = row_names(document["chains"])
-    label = "E(x, y)" if request.plan.conditional else "E(x)"
-    plan = request.plan
-    title = f"{len(rows)} chains from {meta['init']}, steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}"
-    write_atomically(folder / "energies.png", energy_plot(found.joint_energy, title, label))
-    write_atomically(folder / "film.png", png_bytes(film_strip(found.frames, found.frame_steps, names)))
+    pictures = chain_pictures(found, request, meta["init"])
+    write_atomically(folder / "energies.png", pictures.energies)
+    write_atomically(folder / "film.png", pictures.film)
     write_atomically(folder / "chains.gif", animation(found.frames, found.frame_steps))
     write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *rows]))
     write_images(folder, [row[0] for row in rows], found.final)
     write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
     return document
+
+
+def chain_pictures(found: Trajectories, request: SampleRequest, init: str) -> ChainPictures:
+    """Both as PNG bytes."""
+    plan, count = request.plan, len(found.final)
+    title = f"{count} chains from {init}, steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}"
+    described = describe_chains(found, [request.row(chain) for chain in range(count)], plan)
+    return ChainPictures(
+        film=png_bytes(film_strip(found.frames, found.frame_steps, row_names(described))),
+        energies=energy_plot(found.joint_energy, title, "E(x, y)" if plan.conditional else "E(x)"),
+    )
 
 
 def row_names(chains: list[dict[str, Any]]) -> list[str]:

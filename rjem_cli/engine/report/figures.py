@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,16 @@ def png(figure: Any) -> bytes:
     return content.getvalue()
 
 
+def svg(figure: Any) -> bytes:
+    """The same figure gives the same bytes: no date in it, and names that are not random."""
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    with rc_context({"svg.hashsalt": "rjem"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
 def epsilon_curve(
     radii: Sequence[float], shares: Sequence[float], intervals: Sequence[tuple[float, float]], label: str, title: str
 ) -> bytes:
@@ -46,6 +56,30 @@ def epsilon_curve(
     )
     axes.legend(loc="best")
     return png(figure)
+
+
+class Curve(NamedTuple):
+    """Values over training steps, in a colour."""
+
+    steps: Sequence[int]
+    values: Sequence[float]
+    color: str
+    dashed: bool = False
+
+
+def training_curves(
+    curves: Sequence[Curve], events: Sequence[tuple[int, str]], label: str, *, log: bool = False
+) -> bytes:
+    """An SVG of curves over training steps; a cross at the top marks each of `events`, (step, colour)."""
+    figure, axes = new_figure(width=5.0, height=3.2)
+    for curve in curves:
+        style = {"linestyle": "--" if curve.dashed else "-", "marker": "o" if len(curve.steps) == 1 else None}
+        axes.plot(curve.steps, curve.values, color=curve.color, linewidth=1.5, **style)
+    for step, color in events:
+        axes.axvline(step, color=color, linewidth=0.8, linestyle=":")
+        axes.plot(step, 0.98, marker="x", color=color, transform=axes.get_xaxis_transform(), clip_on=False)
+    axes.set(xlabel="training step", ylabel=label, yscale="log" if log else "linear")
+    return svg(figure)
 
 
 def energy_plot(energies: np.ndarray, title: str, label: str) -> bytes:

@@ -8,12 +8,21 @@ import json
 
 import pytest
 
-from rjem_cli.engine.comparison.forms import comma_separated, document, latex, markdown, notes_of, pieces, width_of
-from rjem_cli.engine.comparison.reproduce import orderings, over_seeds
-from rjem_cli.engine.comparison.rows import Row, best_of, columns_of, groups_of, published_rows, reasons
+from rjem_cli.engine.comparison.forms import (
+    comma_separated,
+    document,
+    latex,
+    limits_of,
+    markdown,
+    notes_of,
+    pieces,
+    width_of,
+)
+from rjem_cli.engine.comparison.reproduce import over_seeds
+from rjem_cli.engine.comparison.rows import Comparison, Row, best_of, columns_of, groups_of, published_rows, reasons
+from rjem_cli.engine.comparison.table1 import TABLE1, orderings
 
 ONE = {"reference": {"name": "digits", "count": 900}, "samples": 1000}
-NOTES = ["a note"]
 OTHER = {"reference": {"name": "digits", "count": 900}, "samples": 500}
 
 
@@ -52,9 +61,9 @@ def test_rows_of_different_protocols_are_not_ranked_and_it_is_said_why():
     rows = [row("a", 3.0), row("b", 1.0, OTHER), row("c", 2.0)]
     assert best_of(rows, "fid") == set() and groups_of(rows, "fid") == [[0, 2], [1]]
     assert reasons(rows) == ["FID: not ranked, samples is 1000 (a/c), 500 (b)"]
-    notes = notes_of(rows)
-    assert "**" not in markdown(rows, notes) and "- FID: not ranked" in markdown(rows, notes)
-    assert "% FID: not ranked" in latex(rows, notes)
+    comparison = Comparison(rows)
+    assert "**" not in markdown(comparison) and "- FID: not ranked" in markdown(comparison)
+    assert "% FID: not ranked" in latex(comparison)
 
 
 def test_the_same_protocol_in_another_order_is_the_same():
@@ -63,23 +72,21 @@ def test_the_same_protocol_in_another_order_is_the_same():
 
 def test_each_form_says_the_same():
     rows = [row("a_1 & co | x", 3.21987), row("b", 2.5), *published_rows()]
-    assert "| a_1 & co \\| x | - | 3.22 |" in markdown(rows, NOTES) and "| b | - | **2.50** |" in markdown(
-        rows, notes_of(rows)
-    )
-    assert r"a\_1 \& co | x & - & 3.22 \\" in latex(rows, NOTES) and r"b & - & \textbf{2.50} \\" in latex(
-        rows, notes_of(rows)
-    )
-    assert r"\toprule" in latex(rows, NOTES) and latex(rows, NOTES).count(r"\begin{tabular}{lrr}") == 1
-    read = list(csv.DictReader(io.StringIO(comma_separated(rows, NOTES))))
+    comparison = Comparison(rows)
+    assert "| a_1 & co \\| x | - | 3.22 |" in markdown(comparison) and "| b | - | **2.50** |" in markdown(comparison)
+    tex = latex(comparison)
+    assert r"a\_1 \& co | x & - & 3.22 \\" in tex and r"b & - & \textbf{2.50} \\" in tex
+    assert r"\toprule" in tex and tex.count(r"\begin{tabular}{lrr}") == 1
+    read = list(csv.DictReader(io.StringIO(comma_separated(comparison))))
     assert [float(line["fid"]) for line in read] == [each.scores["fid"] for each in rows]  # full digits
     assert read[0]["isc_mean"] == "" and read[0]["quoted"] == "" and read[-1]["quoted"]
-    found = json.loads(json.dumps(document(rows, NOTES), allow_nan=False))
+    found = json.loads(json.dumps(document(comparison), allow_nan=False))
     assert [each["best"] for each in found["rows"][:3]] == [[], ["fid"], []]
 
 
 def test_what_limits_all_rows_is_said_once():
     rows = [Row("a", {}, notes=("of few", "small")), Row("b", {}, notes=("of few",)), *published_rows()]
-    quoted, *own = notes_of(rows)
+    quoted, *own = limits_of(rows)
     assert "Glow: Kingma & Dhariwal 2018" in quoted and own == ["of few", "a: small"]
 
 
@@ -98,7 +105,7 @@ def test_seeds_become_mean_and_deviation():
     mean = over_seeds(rows)
     assert mean.scores["fid"] == 2.0 and mean.spreads["fid"] == pytest.approx(1.0)
     assert mean.protocols["fid"] == {"seeds": 3, **ONE}
-    assert "2.00 ± 1" in markdown([mean], []) and over_seeds(rows[:1]) == rows[0]
+    assert "2.00 ± 1" in markdown(Comparison([mean])) and over_seeds(rows[:1]) == rows[0]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,23 @@ def test_the_papers_orderings_are_told_as_they_are(energy, combined, spread, wor
     ]
     found = list(orderings(rows))
     assert len(found) == 6  # pairs of four rows, in one column
-    assert [line for line in found if f"Robust JEM-Energy < Robust JEM {word}" in line]
-    assert [line for line in found if "Robust JEM < JEM++ holds" in line]
-    assert sum("cannot be told" in line for line in found) == 3
+    verdicts = {each.claim: each.verdict for each in found}
+    assert verdicts["FD-judge: Robust JEM-Energy < Robust JEM"] == word
+    assert verdicts["FD-judge: Robust JEM < JEM++"] == "holds"
+    assert list(verdicts.values()).count("cannot be told") == 3
+    assert set(notes_of(Comparison(rows, tuple(found)))) >= {each.text for each in found}
+
+
+def test_a_verdict_says_how_many_seeds_it_rests_on():
+    one = [Row(entry.name, {"fid": place}) for place, entry in enumerate(TABLE1)]
+    assert all(each.why.endswith("; one seed") for each in orderings(one))
+    three = [over_seeds([row(entry.name, place + seed / 9) for seed in range(3)]) for place, entry in enumerate(TABLE1)]
+    assert "FID: JEM++ < Single Robust Classifier holds (0.111 ± 0.11 and 1.11 ± 0.11; 3 seeds)" in {
+        each.text for each in orderings(three)
+    }
+
+
+def test_what_seeds_do_not_tell_apart_shares_the_best():
+    close = Row("a", {"fid": 1.0}, spreads={"fid": 0.2}), Row("b", {"fid": 1.3}, spreads={"fid": 0.2})
+    far = Row("c", {"fid": 2.0}, spreads={"fid": 0.1})
+    assert best_of([*close, far], "fid") == {0, 1} and best_of(close, "fid") == set()

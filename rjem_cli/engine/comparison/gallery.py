@@ -1,0 +1,51 @@
+"""Watched chains of a checkpoint, for a page. What was drawn is kept."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from rjem_cli.config import CompareConfig, LangevinConfig
+from rjem_cli.engine.comparison.measure import Work, kept_path, read_kept
+from rjem_cli.engine.model.checkpoint import load_checkpoint
+from rjem_cli.engine.report.chains import ChainPictures, chain_pictures
+from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.sampling.request import describe_request, settle_request
+from rjem_cli.engine.sampling.starts import settle_start
+from rjem_cli.engine.sampling.trajectories import run_chains
+from rjem_cli.files import write_atomically
+
+CHAINS, MOMENTS = 8, 11
+
+
+def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> ChainPictures:
+    """A few chains as `rjem langevin` runs them. Raises as it does."""
+    runtime = start_runtime(config.device, reproducible=True)
+    options = LangevinConfig(count=CHAINS, seed=config.sample_seed, data=config.data)
+    checkpoint = load_checkpoint(path, runtime.device)
+    info = checkpoint.info
+    request = settle_request(
+        options, info.config, info.class_names, runtime.device.type, count=options.count, seed=options.seed
+    )
+    request, start, logits_of = settle_start(options, checkpoint, request, runtime)
+    meta = describe_request(request, checkpoint, options.init, start.sha256, runtime)
+    kept = kept_path("chains", [meta["request"], CHAINS, MOMENTS])
+    drawn = read_kept(kept)
+    if drawn is None:
+        found = run_chains(
+            request.plan,
+            start.sampler,
+            logits_of,
+            request.labels(request.indices()),
+            request.seed + request.indices(),
+            batch_size=request.block_size,
+            record=max(1, request.plan.sgld_steps // MOMENTS),
+            clamp=options.clamp,
+            device=runtime.device,
+            report=lambda done: work.watch(f"{name}: chains", done, request.plan.sgld_steps * CHAINS),
+        )
+        pictures = chain_pictures(found, request, options.init)
+        drawn = {kind: base64.b64encode(picture).decode() for kind, picture in pictures._asdict().items()}
+        write_atomically(kept, json.dumps(drawn).encode())
+    return ChainPictures(**{kind: base64.b64decode(drawn[kind]) for kind in ChainPictures._fields})

@@ -1,0 +1,39 @@
+"""One call of `rjem compare`: every row, and the page of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rjem_cli.config import CompareConfig
+from rjem_cli.engine.comparison.gallery import chains_of
+from rjem_cli.engine.comparison.measure import Work, run_rows, sample_row
+from rjem_cli.engine.comparison.page import page_of
+from rjem_cli.engine.comparison.reproduce import Training, reproduced
+from rjem_cli.engine.comparison.rows import Comparison, published_rows
+from rjem_cli.engine.comparison.table1 import orderings
+
+
+def compared(
+    config: CompareConfig, subjects: Mapping[str, Path | None], trainings: Sequence[Training], work: Work
+) -> Comparison:
+    """Rows of the paper's table, made again where there are `trainings`; of each subject, a checkpoint or (None)
+    samples; and the paper's own. Raises as `rjem train`, `generate` and `eval` do."""
+    own = reproduced(config, trainings, work) if trainings else []
+    rows = list(own)
+    for name, path in subjects.items():
+        rows += run_rows(config, name, path, work) if path else [sample_row(config, name, name, work)]
+    rows += published_rows() if config.published else []
+    return Comparison(rows, tuple(orderings(own)) if own else ())
+
+
+def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], work: Work) -> str:
+    """The comparison as HTML, with watched chains of every checkpoint that samples were drawn from."""
+    drawn = {
+        origin.checkpoint: origin.name
+        for row in comparison.rows
+        for origin in row.origins[:1]
+        if origin.samples and origin.checkpoint
+    }
+    chains = {name: chains_of(config, name, path, work) for path, name in drawn.items()}
+    return page_of(comparison, command, chains)

@@ -1,0 +1,59 @@
+"""kill -9 at random moments of the paper's table, each time begun again: is the table that of the one never killed?
+
+Compared are all scores but the seconds, which are this machine's and moment's, and the verdicts on the orderings.
+
+    python tests/benchmarks/table_kills.py --kills 5 -- --scale quickstart
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.kills import killed
+
+COMPARE = [sys.executable, "-m", "rjem_cli", "compare", "--reproduce", "table1", "-q"]
+TIMES = "seconds_per_1000"
+
+
+def table_of(home: Path, flags: list[str]) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """(scores of each row without times, orderings), after whatever is left to do."""
+    environment = {**os.environ, "RJEM_HOME": str(home)}
+    written = subprocess.run([*COMPARE, "--json", *flags], env=environment, check=True, capture_output=True)
+    found: dict[str, Any] = json.loads(written.stdout)
+    scores = [{name: value for name, value in row["scores"].items() if name != TIMES} for row in found["rows"]]
+    return scores, found["orderings"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("flags", nargs="*", help="of rjem compare, behind --")
+    options = parser.parse_args()
+    draws = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as place:
+        whole, home = Path(place, "whole"), Path(place, "killed")
+        started = time.perf_counter()
+        expected = table_of(whole, options.flags)
+        seconds = time.perf_counter() - started
+        print(f"never killed: {seconds:.0f} s, {len(expected[0])} rows", flush=True)
+        landed = 0
+        for moment in (draws.uniform(0, 2 * seconds / (options.kills + 1)) for _ in range(options.kills)):
+            landed += killed(home, [*COMPARE, *options.flags], moment)
+            kept = len(list(home.glob("comparisons/*.json"))), len(list(home.glob("runs/*/summary.json")))
+            print(f"killed after {moment:.0f} s: {kept[0]} measurements kept, {kept[1]} runs ended", flush=True)
+        same = table_of(home, options.flags) == expected
+    print(f"{landed} of {options.kills} kills found it alive; the table is {'the same' if same else 'ANOTHER'}")
+
+
+if __name__ == "__main__":
+    main()
