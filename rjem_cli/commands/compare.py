@@ -81,11 +81,11 @@ def compare(
 
 def announced(config: CompareConfig, console: Console) -> list[Training]:
     """The runs of a reproduction, with the length of each and where it stands."""
-    from rjem_cli.engine.comparison.reproduce import Training, plan_of
+    from rjem_cli.engine.comparison.reproduce import Training, described
 
     runs = run_configs(config)
     trainings = [Training(model, settled, paths.runs_dir() / name) for name, model, settled in runs]
-    for line in plan_of(trainings):
+    for line in described(trainings, config.samples):
         console.say(line)
     return trainings
 

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,3 +196,22 @@ def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home
         return document["rows"]
 
     assert without_time(resumed) == without_time(whole)
+
+
+def test_a_model_that_diverges_is_counted_and_not_trained_again(rjem, own_home, quick_presets, monkeypatch):
+    train = reproduce.run_training
+
+    def diverging(config, *arguments, **options):
+        if config.run == "table1-quickstart-2-steps-jempp-1":
+            config = replace(config, lr=1e9, warmup_steps=0, max_divergences=0)
+        return train(config, *arguments, **options)
+
+    monkeypatch.setattr(reproduce, "run_training", diverging)
+    found = json.loads(reproduced(rjem, "--json").out)
+    jempp = found["rows"][0]
+    assert "JEM++ is of the 1 of 2 seeds that did not diverge" in jempp["notes"]
+    assert "table1-quickstart-2-steps-jempp-1 diverged" in jempp["notes"] and jempp["scores"]["fd_judge"] > 0
+    assert all("one seed" in each["why"] for each in found["orderings"] if "JEM++" in each["claim"])
+    monkeypatch.setattr(reproduce, "run_training", None)
+    assert json.loads(reproduced(rjem, "--json").out) == found
+    assert "jempp-1: " in (plan := reproduced(rjem, "--dry-run").err) and "; diverged" in plan

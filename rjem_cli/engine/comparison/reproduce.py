@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rjem_cli.config import CompareConfig, TrainConfig
+from rjem_cli.engine.chains.pipeline import plan_of
 from rjem_cli.engine.comparison.measure import Work, read_kept, run_rows
 from rjem_cli.engine.comparison.rows import COLUMNS, Row
 from rjem_cli.engine.comparison.table1 import TABLE1
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.checkpoints import newest_whole
+from rjem_cli.engine.training.metrics import read_lines
 from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.errors import DivergedError
@@ -36,11 +38,19 @@ def is_finished(training: Training) -> bool:
     return summary is not None and bool(saved) and summary.get("step") == step_of(saved[-1])
 
 
+def has_diverged(training: Training) -> bool:
+    """Beyond recovery; it would again."""
+    lines = read_lines(training.run_dir / "metrics.jsonl")
+    return bool(lines) and "event" in lines[-1] and lines[-1]["rate_scale"] is None
+
+
 def trained(training: Training, work: Work) -> Path | None:
     """The run's last checkpoint: as an earlier call left it, else trained, or trained on. None for one that diverged
     beyond recovery."""
     if is_finished(training):
         return checkpoints_in(training.run_dir)[-1]
+    if has_diverged(training):
+        return None
     config = training.config
     phase = f"training {training.run_dir.name}"
 
@@ -92,6 +102,8 @@ def over_seeds(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return first
     whole = [row for row in rows if row.scores] or list(rows)
+    if len(whole) < len(rows):
+        notes = (*notes, f"{first.name} is of the {len(whole)} of {len(rows)} seeds that did not diverge")
     shared = [name for name in COLUMNS if all(name in row.scores for row in whole)]
     values = {name: [row.scores[name] for row in whole] for name in shared}
     return Row(
@@ -104,17 +116,27 @@ def over_seeds(rows: Sequence[Row]) -> Row:
     )
 
 
-def plan_of(trainings: Sequence[Training]) -> list[str]:
-    """A line a run: its length, what a step costs, and where it stands."""
+def described(trainings: Sequence[Training], samples: int) -> list[str]:
+    """A line a run: its length, what it costs, and where it stands; and one of what samples cost. A pass is one image
+    forward and backward through the network, in a gradient step or an update."""
     lines = []
     for training in trainings:
         config, saved = training.config, checkpoints_in(training.run_dir)
-        passes = config.pgd_steps * config.attacks + config.sgld_steps * bool(config.px_weight)
+        passes = passes_an_image(config)
         length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-        at = "done" if is_finished(training) else f"at step {step_of(saved[-1])}" if saved else "to do"
-        network = f"WRN-{config.depth}-{config.width}"
+        total = f", {config.steps * config.batch_size * passes / 1e6:.3g} M in all" if config.steps else ""
+        at = f"at step {step_of(saved[-1])}" if saved else "to do"
+        at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
         lines.append(
-            f"{training.run_dir.name}: {network}, {length} of {config.batch_size} images, {passes} gradient steps "
-            f"before each update; {at}"
+            f"{training.run_dir.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
+            f"{passes} passes an image{total}; {at}"
         )
-    return lines
+    configs = {training.model: training.config for training in trainings}
+    each = [f"{plan_of(configs[entry.model], entry.mode).gradient_steps} ({entry.name})" for entry in TABLE1]
+    return [*lines, f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"]
+
+
+def passes_an_image(config: TrainConfig) -> int:
+    """Of one training step: the attack's, the chain's, and the update's on images and chains."""
+    energy = bool(config.px_weight)
+    return config.pgd_steps * config.attacks + config.sgld_steps * energy + 1 + energy

@@ -26,22 +26,26 @@ class Sheet:
 
 
 def sheet_of(images: ImageCollection) -> Sheet:
-    """The first images of each class, a column each, or of some classes where there are many. Sets without classes, or
-    of one, are spread over the sheet."""
+    """Images that are spread evenly over the set: a column a class, or some classes where there are many; without
+    classes, or with one, all over the sheet."""
     places: dict[str | int, list[int]] = {}
     labels: tuple[str | int, ...] = images.labels or ()
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)
     if len(places) < 2:
         count = min(ROWS * COLUMNS, len(images))
-        return Sheet(images.name, images.pixels[spread_indices(len(images), count)], min(COLUMNS, count), len(images))
+        spread = images.pixels[spread_indices(len(images), count)]
+        return Sheet(images.name, spread, min(COLUMNS, count), len(images))
     present = sorted(places)  # type: ignore[type-var]  # all text or all numbers
-    shown = [present[place] for place in spread_indices(len(present), min(COLUMNS, len(present))).tolist()]
-    rows = min(ROWS, max(len(places[label]) for label in shown))
-    blank = torch.full_like(images.pixels[0], BLANK)
-    pixels = [
-        images.pixels[places[label][row]] if row < len(places[label]) else blank
-        for row in range(rows)
-        for label in shown
-    ]
-    return Sheet(images.name, torch.stack(pixels), len(shown), len(images), tuple(map(str, shown)))
+    classes = [present[place] for place in spread_indices(len(present), min(COLUMNS, len(present))).tolist()]
+    columns = [column_of(images.pixels[places[label]]) for label in classes]
+    height = max(map(len, columns))
+    blank = torch.full_like(images.pixels[:1], BLANK)
+    padded = [torch.cat([column, blank.expand(height - len(column), -1, -1, -1)]) for column in columns]
+    return Sheet(
+        images.name, torch.stack(padded, dim=1).flatten(0, 1), len(classes), len(images), tuple(map(str, classes))
+    )
+
+
+def column_of(pixels: Tensor) -> Tensor:
+    return pixels[spread_indices(len(pixels), min(ROWS, len(pixels)))]

@@ -18,7 +18,7 @@ def levels(sheet):
     return sheet.pixels[:, 0, 0, 0].view(-1, sheet.columns).tolist()
 
 
-def test_a_column_holds_the_first_images_of_a_class():
+def test_a_column_holds_images_of_a_class():
     sheet = sheet_of(images(7, ("cat", "ant", "ant", "cat", "bee", "ant", "bee")))
     assert sheet.classes == ("ant", "bee", "cat") and sheet.of == 7
     assert levels(sheet) == [[1, 4, 0], [2, 6, 3], [5, BLANK, BLANK]]
