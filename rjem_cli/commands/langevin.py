@@ -51,16 +51,13 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     meta |= {"clamp": config.clamp, "record": config.record}
     with chains_folder(folder, meta, config.overwrite), console.bar() as bar:
         found = run_chains(
-            request.plan,
+            request,
             start.sampler,
             logits_of,
-            request.labels(request.indices()),
-            request.seed + request.indices(),
-            batch_size=request.block_size,
             record=config.record,
             clamp=config.clamp,
             device=runtime.device,
-            report=lambda done: bar.update("chains", done, request.plan.sgld_steps * config.count),
+            report=lambda done, total: bar.update("chains", done, total),
         )
         document = write_chains(folder, found, request, meta)
     if call.as_json:

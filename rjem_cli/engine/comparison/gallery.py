@@ -34,16 +34,13 @@ def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> Chain
     drawn = read_kept(kept)
     if drawn is None:
         found = run_chains(
-            request.plan,
+            request,
             start.sampler,
             logits_of,
-            request.labels(request.indices()),
-            request.seed + request.indices(),
-            batch_size=request.block_size,
             record=max(1, request.plan.sgld_steps // MOMENTS),
             clamp=options.clamp,
             device=runtime.device,
-            report=lambda done: work.watch(f"{name}: chains", done, request.plan.sgld_steps * CHAINS),
+            report=lambda done, total: work.watch(f"{name}: chains", done, total),
         )
         pictures = chain_pictures(found, request, options.init)
         drawn = {kind: base64.b64encode(picture).decode() for kind, picture in pictures._asdict().items()}

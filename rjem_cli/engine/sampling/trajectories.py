@@ -16,6 +16,7 @@ from rjem_cli.engine.chains.sgld import ChainState
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.model.energy import energy, joint_energy
+from rjem_cli.engine.sampling.request import SampleRequest
 
 FILMED = 64  # chains whose images are kept on the way
 BOX_SLACK = 1e-6
@@ -53,26 +54,25 @@ class Trajectories:
 
 
 def run_chains(
-    plan: SamplePlan,
+    request: SampleRequest,
     start: Sampler,
     logits_of: Logits,
-    labels: Tensor,
-    seeds: Tensor,
     *,
-    batch_size: int,
     record: int,
     clamp: bool,
     device: torch.device,
-    report: Callable[[int], None] = lambda steps: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectories:
-    """Chains from `start` with these labels and seeds, (N,) on the host, an image kept every `record` steps and of the
-    last. `report` hears how many chain steps are done. `logits_of` must be frozen."""
+    """The request's chains from `start`, an image kept every `record` steps and of the last. `report` hears how many
+    chain steps are done, and of how many. `logits_of` must be frozen."""
+    plan, labels, size = request.plan, request.labels(request.indices()), request.block_size
+    seeds = request.seed + request.indices()
     done = 0
 
     def on_step(count: int) -> None:
         nonlocal done
         done += count
-        report(done)
+        report(done, plan.sgld_steps * len(labels))
 
     frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
     parts = [
@@ -88,9 +88,7 @@ def run_chains(
             device=device,
             on_step=on_step,
         )
-        for first, own_labels, own_seeds in zip(
-            range(0, len(labels), batch_size), labels.split(batch_size), seeds.split(batch_size)
-        )
+        for first, own_labels, own_seeds in zip(range(0, len(labels), size), labels.split(size), seeds.split(size))
     ]
     looks = [np.concatenate([part[0][row] for part in parts], axis=1) for row in range(len(Look._fields))]
     energies, joint_energies, saturation, outside, finite = looks
