@@ -62,8 +62,14 @@ def value_text(row: Row, column: str) -> str:
     if column not in row.scores:
         return "-"
     about = COLUMNS[column]
-    value = format(row.scores[column] * about.scale, about.form)
-    return f"{value} ± {row.spreads[column] * about.scale:.2g}" if row.spreads.get(column) else value
+    value = digits(row.scores[column] * about.scale, about.form)
+    return f"{value} ± {digits(row.spreads[column] * about.scale, '.2g')}" if row.spreads.get(column) else value
+
+
+def digits(value: float, form: str) -> str:
+    """`2350`, where .3g alone would give `2.35e+03`."""
+    text = format(value, form)
+    return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e15 else text
 
 
 def notes_of(comparison: Comparison) -> list[str]:

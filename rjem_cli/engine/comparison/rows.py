@@ -85,7 +85,7 @@ class Ordering(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.claim} {self.verdict} ({self.why})"
+        return f"{self.verdict}: {self.claim} ({self.why})"
 
 
 @dataclass(frozen=True)

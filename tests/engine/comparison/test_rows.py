@@ -16,6 +16,7 @@ from rjem_cli.engine.comparison.forms import (
     markdown,
     notes_of,
     pieces,
+    value_text,
     width_of,
 )
 from rjem_cli.engine.comparison.reproduce import over_seeds
@@ -84,6 +85,13 @@ def test_each_form_says_the_same():
     assert [each["best"] for each in found["rows"][:3]] == [[], ["fid"], []]
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(2.35e3, "2350"), (53.94, "53.9"), (0.000123, "0.000123"), (1e300, "1e+300")]
+)
+def test_a_distance_is_told_in_three_digits(value, text):
+    assert value_text(Row("a", {"fd_judge": value}), "fd_judge") == text
+
+
 def test_what_limits_all_rows_is_said_once():
     rows = [Row("a", {}, notes=("of few", "small")), Row("b", {}, notes=("of few",)), *published_rows()]
     quoted, *own = limits_of(rows)
@@ -133,7 +141,7 @@ def test_a_verdict_says_how_many_seeds_it_rests_on():
     one = [Row(entry.name, {"fid": place}) for place, entry in enumerate(TABLE1)]
     assert all(each.why.endswith("; one seed") for each in orderings(one))
     three = [over_seeds([row(entry.name, place + seed / 9) for seed in range(3)]) for place, entry in enumerate(TABLE1)]
-    assert "FID: JEM++ < Single Robust Classifier holds (0.111 ± 0.11 and 1.11 ± 0.11; 3 seeds)" in {
+    assert "holds: FID: JEM++ < Single Robust Classifier (0.111 ± 0.11 and 1.11 ± 0.11; 3 seeds)" in {
         each.text for each in orderings(three)
     }
 
