@@ -53,6 +53,8 @@ def compare(
     names = list(dict.fromkeys(subjects or []))
     if not (names or config.published or config.reproduce):
         raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
+    if config.reproduce and not names and config.mode != CompareConfig.mode:
+        raise ConfigError("--mode goes with runs and checkpoints; the paper's table says how each model is sampled")
     if config.output and config.format == "table" and not call.as_json:
         raise ConfigError("-o needs a --format: md, latex, csv or json")
     found = {name: paths.find_subject(name) for name in names}
@@ -66,7 +68,7 @@ def compare(
             check_file_place(flag, paths.expand(file))
 
     from rjem_cli.engine.comparison.job import compared, page
-    from rjem_cli.engine.comparison.measure import Work
+    from rjem_cli.engine.comparison.work import Work
 
     with stop_on_signals(console.say) as stop, console.bar() as bar:
         work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
@@ -85,22 +87,22 @@ def announced(config: CompareConfig, console: Console) -> list[Training]:
 
     runs = run_configs(config)
     trainings = [Training(model, settled, paths.runs_dir() / name) for name, model, settled in runs]
-    for line in described(trainings, config.samples):
+    for line in described(trainings, config.sample_count):
         console.say(line)
     return trainings
 
 
 def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: Console) -> None:
-    """Tables on a terminal, TSV on a pipe, or the form that was asked for; with --quiet the rows alone."""
+    """Tables on a terminal, TSV on a pipe and with --quiet, or the form that was asked for."""
     from rjem_cli.engine.comparison import forms
 
     written = forms.WRITTEN.get("json" if as_json else config.format)
-    if written is None and console.quiet:
-        columns = forms.columns_of(comparison.rows)
-        console.tab_separated(*forms.cells(comparison.rows, columns, str))
-    elif written is None:
-        for some, columns in forms.pieces(comparison.rows, console.width()):
-            console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
+    if written is None:
+        if console.quiet or not console.on_terminal:
+            console.tab_separated(*forms.plain_cells(comparison.rows))
+        else:
+            for some, columns in forms.pieces(comparison.rows, console.width()):
+                console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
         for note in forms.notes_of(comparison):
             console.say(f"note: {note}")
     elif config.output:

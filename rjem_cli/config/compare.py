@@ -7,9 +7,23 @@ from dataclasses import dataclass
 from rjem_cli.config.common import SAMPLE_MODES, DeviceOptions
 from rjem_cli.config.scores import SampleScoreOptions, TestOptions
 from rjem_cli.errors import ConfigError
-from rjem_cli.knobs import knob
+from rjem_cli.knobs import flag_name, knob
 
-SCALES = {"quickstart": "quickstart", "small": "cifar10-small", "paper": "rjem"}  # and the preset of each
+
+@dataclass(frozen=True)
+class Scale:
+    """A preset, and how many samples a row has: as many as its judge needs, or the field's FID."""
+
+    preset: str
+    samples: int
+
+
+SCALES = {
+    "quickstart": Scale("quickstart", 1000),
+    "small": Scale("cifar10-small", 10_000),
+    "paper": Scale("rjem", 50_000),
+}
+SAMPLES = 1000
 FORMATS = ("table", "md", "latex", "csv", "json")
 
 
@@ -37,7 +51,12 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
         epsilon=True,
     )
     norm: str | None = knob(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
-    samples: int = knob(1000, "Samples drawn from a run or checkpoint", minimum=2, maximum=10**6)
+    samples: int | None = knob(
+        None,
+        "Samples drawn from a run or checkpoint (default: 1000, with --reproduce as its scale has them)",
+        minimum=2,
+        maximum=10**6,
+    )
     seed: int = knob(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
     sample_seed: int = knob(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
     output: str | None = knob(None, "File for the table, in place of stdout")
@@ -53,6 +72,15 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
         if self.eps is not None and len(self.eps) != 1:
             raise ConfigError("--eps: a comparison has one column of robust accuracy; give one radius")
 
+        if not self.reproduce:
+            for name in ("scale", "train_steps", "seeds"):
+                if getattr(self, name) != getattr(CompareConfig, name):
+                    raise ConfigError(f"{flag_name(name)} goes with --reproduce; give both, or neither")
+
     @property
     def modes(self) -> tuple[str, ...]:
-        return () if self.mode == "none" else tuple(mode.strip() for mode in self.mode.split(","))
+        return () if self.mode == "none" else tuple(dict.fromkeys(mode.strip() for mode in self.mode.split(",")))
+
+    @property
+    def sample_count(self) -> int:
+        return self.samples or (SCALES[self.scale].samples if self.reproduce else SAMPLES)

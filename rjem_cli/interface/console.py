@@ -121,9 +121,13 @@ class Console:
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 
+    @property
+    def on_terminal(self) -> bool:
+        return is_terminal(sys.stdout)
+
     def width(self) -> int:
         """Characters of a line on stdout; a pipe has no end of them."""
-        return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else sys.maxsize
+        return shutil.get_terminal_size().columns if self.on_terminal else sys.maxsize
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A Rich table on a terminal; TSV, full width, on a pipe, where a column without a name is left out."""

@@ -30,9 +30,10 @@ def run_configs(config: CompareConfig) -> list[tuple[str, str, TrainConfig]]:
     place = [Path(config.data).name.split(".")[0]] if config.data else [config.dataset] if config.dataset else []
     length = [f"{config.train_steps}-steps"] if config.train_steps else []
     found = []
+    base = preset_layer(SCALES[config.scale].preset)
     for seed in range(config.seeds):
         for model, changes in MODELS.items():
-            layers = [preset_layer(SCALES[config.scale]), Layer("--reproduce", {**given, **changes, "seed": seed})]
+            layers = [base, Layer("--reproduce", {**given, **changes, "seed": seed})]
             name = "-".join(["table1", config.scale, *place, *length, model, str(seed)])
             found.append((name, model, replace(settle(TrainConfig, layers).config, run=name)))
     return found

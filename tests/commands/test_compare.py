@@ -6,18 +6,22 @@ import csv
 import io
 import itertools
 import json
-from dataclasses import replace
+import shutil
 
 import numpy as np
 import pytest
 
-from rjem_cli.engine.comparison import measure, reproduce
+from rjem_cli.engine.comparison import draw, measure, reproduce
 from rjem_cli.engine.data.digits import load_digits
+from rjem_cli.engine.data.pictures import to_image
 from rjem_cli.engine.quality import judge
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.interface import reproduction
 from rjem_cli.interface.settings import Layer
 from rjem_cli.paths import comparisons_dir
 from tests.commands.conftest import TINY_FLAGS
+from tests.poisons import nan_in_a_weight
 
 QUICK = ("--samples", 60, "--limit", 20, "--steps", 1, "--is-splits", 2, "--features", "judge", "--allow-few")
 
@@ -63,9 +67,9 @@ def test_runs_and_samples_are_rows_and_what_was_measured_is_kept(rjem, own_home,
     def refused(*arguments, **options):
         raise AssertionError("measured again")
 
-    for name in ("scored", "write_samples"):
-        monkeypatch.setattr(measure, name, refused)
-    monkeypatch.setattr(measure.checkpoint_scores, "evaluate", refused)
+    monkeypatch.setattr(draw, "write_samples", refused)
+    for module in (measure.sample_scores, measure.checkpoint_scores):
+        monkeypatch.setattr(module, "evaluate", refused)
     assert compared(rjem, *arguments) == found
 
 
@@ -127,6 +131,8 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["nobody"], 3, "nobody is not there"),
         (["--published", "--mode", "magic"], 2, "--mode 'magic'"),
         (["--published", "--eps", "0.1,0.2"], 2, "give one radius"),
+        (["--published", "--seeds", "3"], 2, "--seeds goes with --reproduce"),
+        (["--reproduce", "table1", "--mode", "attack"], 2, "--mode goes with runs"),
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
         (["--published", "-o", "table.txt"], 2, "-o needs a --format"),
         (["--published", "--html", "."], 2, "--html . is a folder"),
@@ -163,9 +169,10 @@ def test_the_papers_table_is_reproduced_with_seeds(rjem, own_home, quick_presets
     names = ["JEM++", "Single Robust Classifier", "Robust JEM-Energy", "Robust JEM"]
     own = [row for row in document["rows"] if row["quoted"] is None]
     assert [row["name"] for row in own] == names and len(document["rows"]) == 10
-    assert all(row["spreads"]["fd_judge"] > 0 and row["protocols"]["fd_judge"]["seeds"] == 2 for row in own)
+    assert all(row["spreads"]["fd_judge"] > 0 and row["seeds"] == 2 == len(row["origins"]) for row in own)
     assert [row["scores"]["gradient_steps"] for row in own] == [1, 1, 1, 2]
-    assert sum(note.startswith(("FD-judge: ", "IS-judge: ")) for note in document["notes"]) >= 12
+    assert [each["claim"].split(": ")[0] for each in document["orderings"]] == ["IS-judge"] * 6 + ["FD-judge"] * 6
+    assert all("2 seeds" in each["why"] for each in document["orderings"])
     assert reproduced(rjem, "--dry-run").err.count("done") == 6
     again = reproduced(rjem, "--published", "--json")
     assert json.loads(again.out) == document and "training" not in again.err
@@ -188,30 +195,106 @@ def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home
     resumed = json.loads(reproduced(rjem, "--json").out)
 
     def without_time(document):
-        for row in document["rows"]:
-            for group in ("scores", "spreads"):
-                row[group].pop("seconds_per_1000", None)
-            row["best"] = [name for name in row["best"] if name != "seconds_per_1000"]
-            row["notes"] = []
-        return document["rows"]
+        """Nor what else is of one home: its judge's place, and how long it took."""
+        rows = [
+            {
+                "name": row["name"],
+                "scores": {name: value for name, value in row["scores"].items() if name != "seconds_per_1000"},
+                "spreads": {name: value for name, value in row["spreads"].items() if name != "seconds_per_1000"},
+                "protocols": row["protocols"],
+                "notes": [note for note in row["notes"] if "--features" not in note],
+            }
+            for row in document["rows"]
+        ]
+        return rows, document["orderings"]
 
     assert without_time(resumed) == without_time(whole)
 
 
-def test_a_model_that_diverges_is_counted_and_not_trained_again(rjem, own_home, quick_presets, monkeypatch):
-    train = reproduce.run_training
+def test_a_model_that_diverges_is_counted_and_not_trained_again(rjem, own_home, quick_presets, monkeypatch, tmp_path):
+    take = Trainer.train_step
 
-    def diverging(config, *arguments, **options):
-        if config.run == "table1-quickstart-2-steps-jempp-1":
-            config = replace(config, lr=1e9, warmup_steps=0, max_divergences=0)
-        return train(config, *arguments, **options)
+    def train_step(trainer):
+        if trainer.run_dir.name == "table1-quickstart-2-steps-jempp-1":
+            nan_in_a_weight(trainer)
+        return take(trainer)
 
-    monkeypatch.setattr(reproduce, "run_training", diverging)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
     found = json.loads(reproduced(rjem, "--json").out)
     jempp = found["rows"][0]
     assert "JEM++ is of the 1 of 2 seeds that did not diverge" in jempp["notes"]
-    assert "table1-quickstart-2-steps-jempp-1 diverged" in jempp["notes"] and jempp["scores"]["fd_judge"] > 0
-    assert all("one seed" in each["why"] for each in found["orderings"] if "JEM++" in each["claim"])
+    assert "table1-quickstart-2-steps-jempp-1 diverged beyond recovery" in jempp["notes"]
+    assert jempp["scores"]["divergences"] == 4 and jempp["scores"]["runs_lost"] == 1 and jempp["scores"]["fd_judge"] > 0
+    assert jempp["seeds"] == 1 and len(jempp["origins"]) == 2
+    assert all("1 and 2 seeds" in each["why"] for each in found["orderings"] if "JEM++" in each["claim"])
     monkeypatch.setattr(reproduce, "run_training", None)
-    assert json.loads(reproduced(rjem, "--json").out) == found
+    again = reproduced(rjem, "--json", "--html", tmp_path / "page.html")
+    assert again.code == 0, again.err
+    assert json.loads(again.out) == found
+    assert "there were 4." in (tmp_path / "page.html").read_text()
     assert "jempp-1: " in (plan := reproduced(rjem, "--dry-run").err) and "; diverged" in plan
+
+
+def test_a_table_is_of_runs_of_its_own_settings_and_images(rjem, own_home, quick_presets, tmp_path):
+    assert reproduced(rjem, "--seeds", 1).code == 0
+    run = own_home / "runs" / "table1-quickstart-2-steps-rjem-0"
+    assert rjem("train", "--resume", run.name, "--steps", 4).code == 0
+    for more in ((), ("--dry-run",)):
+        outcome = reproduced(rjem, "--seeds", 1, *more)
+        assert outcome.code == 2 and f"steps 4, this table's has 2; remove {run}" in outcome.error_line()
+    for place, seed in (("one", 0), ("two", 1)):
+        write_pets(tmp_path / place / "pets", seed)
+        made = ("--data", tmp_path / place / "pets", "--seeds", 1, "--reference", "digits:train")
+        outcome = reproduced(rjem, *made)
+        assert outcome.code == (0 if place == "one" else 1), outcome.err
+    assert "was trained on other images than pets is now" in outcome.error_line()
+
+
+def write_pets(folder, seed):
+    """Class folders of digits."""
+    digits = load_digits()
+    for place in range(seed, 400 + seed):
+        name = folder / str(int(digits.labels[place])) / f"{place}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        to_image(digits.pixels[place]).save(name)
+
+
+def test_a_changed_network_means_new_scores(rjem, own_home, trained, tmp_path):
+    rjem("generate", "tiny", "-n", 60, "-o", tmp_path / "made.npz")
+    rjem("train", "--run", "other", *TINY_FLAGS, "--seed", 1)
+    other = own_home / "runs" / "other" / "checkpoints" / "step-00000003.safetensors"
+    shutil.copy(other, tmp_path / "judge.safetensors")
+    flags = (tmp_path / "made.npz", "--features", tmp_path / "judge.safetensors", "--is-splits", 2, "--allow-few")
+    before = compared(rjem, *flags)["rows"][0]
+    again = compared(rjem, *flags)["rows"][0]
+    assert again == before
+    rjem("train", "--run", "third", *TINY_FLAGS, "--seed", 2)
+    shutil.copy(
+        own_home / "runs" / "third" / "checkpoints" / "step-00000003.safetensors", tmp_path / "judge.safetensors"
+    )
+    after = compared(rjem, *flags)["rows"][0]
+    assert after["scores"]["fd_judge"] != before["scores"]["fd_judge"]
+    assert after["protocols"]["fd_judge"] != before["protocols"]["fd_judge"]
+
+
+def test_selected_samples_are_not_ranked_beside_others(rjem, own_home, trained, tmp_path):
+    """EVALUATION: numbers with top-k selection are not those of samples."""
+    for name in ("all", "best"):
+        rjem("generate", "tiny", "-n", 60, "-o", tmp_path / name)
+    meta = json.loads((tmp_path / "best" / "meta.json").read_text())
+    (tmp_path / "best" / "meta.json").write_text(json.dumps(meta | {"selection": "top 60 of 900"}))
+    found = compared(rjem, tmp_path / "all", tmp_path / "best", *QUICK)
+    assert any("selection is none" in note and "top 60 of 900" in note for note in found["notes"])
+    assert not any("fd_judge" in row["best"] for row in found["rows"])
+
+
+def test_kept_seconds_keep_their_device(rjem, own_home, trained, monkeypatch):
+    first = compared(rjem, "tiny", *QUICK)["rows"][0]
+    device = first["protocols"]["seconds_per_1000"]["device"]
+    monkeypatch.setattr(Runtime, "describe", lambda self: "another device")
+    assert compared(rjem, "tiny", *QUICK)["rows"][0]["protocols"]["seconds_per_1000"]["device"] == device
+    for timing in comparisons_dir().glob("samples-*.json"):
+        timing.unlink()  # as a kill just before it leaves it: samples without a time
+    timed = compared(rjem, "tiny", *QUICK)["rows"][0]
+    assert timed["scores"]["seconds_per_1000"] > 0
+    assert timed["protocols"]["seconds_per_1000"]["device"] == "another device"

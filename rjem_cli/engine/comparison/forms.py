@@ -6,10 +6,21 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rjem_cli import __version__
-from rjem_cli.engine.comparison.rows import COLUMNS, QUOTED, Comparison, Row, best_of, columns_of, reasons
+from rjem_cli.engine.comparison.rows import (
+    COLUMNS,
+    QUOTED,
+    Comparison,
+    Origin,
+    Row,
+    best_of,
+    columns_of,
+    marks_of,
+    reasons,
+)
 
 Mark = Callable[[str], str]
 STAR, BORDER = "*", 3  # behind the best; characters around a cell of a terminal's table
@@ -29,6 +40,12 @@ def cells(
         marked = [mark(text) if place in best[column] else text for column, text in zip(columns, values)]
         texts.append([escape(name_text(row)), *marked])
     return [escape("model"), *(escape(COLUMNS[column].label) for column in columns)], texts
+
+
+def plain_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """For a pipe: no marks, and numbers without their deviations."""
+    columns = columns_of(rows)
+    return cells([replace(row, spreads={}) for row in rows], columns, str)
 
 
 def name_text(row: Row) -> str:
@@ -121,14 +138,17 @@ def latex(comparison: Comparison) -> str:
 
 
 def comma_separated(comparison: Comparison) -> str:
-    """Full digits, the columns' own names, one more for what is quoted; a cell without a score is empty. Notes have no
-    place in it."""
+    """Full digits, the columns' own names, deviations in columns of their own, one for what is quoted; a cell without a
+    score is empty. Notes have no place in it."""
     rows, target = comparison.rows, io.StringIO()
     columns = columns_of(rows)
+    spread = [column for column in columns if any(column in row.spreads for row in rows)]
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["name", "quoted", *columns])
+    writer.writerow(["name", "quoted", "seeds", *columns, *(f"{column}_spread" for column in spread)])
     for row in rows:
-        writer.writerow([row.name, row.quoted or "", *(row.scores.get(column, "") for column in columns)])
+        scores = [row.scores.get(column, "") for column in columns]
+        spreads = [row.spreads.get(column, "") for column in spread]
+        writer.writerow([row.name, row.quoted or "", "" if row.quoted else row.seeds, *scores, *spreads])
     return target.getvalue()
 
 
@@ -139,7 +159,7 @@ def json_text(comparison: Comparison) -> str:
 def document(comparison: Comparison) -> dict[str, Any]:
     """All of it as plain data, protocols too."""
     rows = comparison.rows
-    best = {column: best_of(rows, column) for column in columns_of(rows)}
+    best = marks_of(rows)
     return {
         "rjem": __version__,
         "rows": [
@@ -148,8 +168,10 @@ def document(comparison: Comparison) -> dict[str, Any]:
                 "quoted": row.quoted,
                 "scores": row.scores,
                 "spreads": row.spreads,
+                "seeds": row.seeds,
                 "best": [column for column in best if place in best[column]],
                 "protocols": row.protocols,
+                "origins": [described(origin) for origin in row.origins],
                 "notes": list(row.notes),
             }
             for place, row in enumerate(rows)
@@ -157,6 +179,11 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "orderings": [ordering._asdict() for ordering in comparison.orderings],
         "notes": limits_of(rows),
     }
+
+
+def described(origin: Origin) -> dict[str, Any]:
+    checkpoint = str(origin.checkpoint) if origin.checkpoint else None
+    return {"name": origin.name, "checkpoint": checkpoint, "mode": origin.mode, "protocol": origin.protocol}
 
 
 WRITTEN = {"md": markdown, "latex": latex, "csv": comma_separated, "json": json_text}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from rjem_cli.config import CompareConfig, LangevinConfig
-from rjem_cli.engine.comparison.measure import Work, kept_path, read_kept
+from rjem_cli.engine.comparison.work import Work, kept_path, read_kept
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.report.chains import ChainPictures, chain_pictures
 from rjem_cli.engine.runtime import start_runtime

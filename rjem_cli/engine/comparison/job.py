@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rjem_cli.config import CompareConfig
 from rjem_cli.engine.comparison.gallery import chains_of
-from rjem_cli.engine.comparison.measure import Work, run_rows, sample_row
+from rjem_cli.engine.comparison.measure import run_rows, sample_row
 from rjem_cli.engine.comparison.page import page_of
 from rjem_cli.engine.comparison.reproduce import Training, reproduced
 from rjem_cli.engine.comparison.rows import Comparison, published_rows
 from rjem_cli.engine.comparison.table1 import orderings
+from rjem_cli.engine.comparison.work import Work
 
 
 def compared(
@@ -28,12 +29,13 @@ def compared(
 
 
 def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], work: Work) -> str:
-    """The comparison as HTML, with watched chains of every checkpoint that samples were drawn from."""
+    """The comparison as HTML, with watched chains of the checkpoints, of the first seed, whose samples were made by
+    chains."""
     drawn = {
         origin.checkpoint: origin.name
         for row in comparison.rows
-        for origin in row.origins[:1]
-        if origin.samples and origin.checkpoint
+        for origin in [origin for origin in row.origins if origin.samples][:1]
+        if origin.checkpoint and origin.mode in ("energy", "combined")
     }
     chains = {name: chains_of(config, name, path, work) for path, name in drawn.items()}
     return page_of(comparison, command, chains)

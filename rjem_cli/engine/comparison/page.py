@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rjem_cli import __version__
-from rjem_cli.engine.comparison.forms import limits_of, value_text
-from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Row, best_of, columns_of, flattened, groups_of
+from rjem_cli.engine.comparison.forms import limits_of, name_text, value_text
+from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Row, columns_of, flattened, marks_of
 from rjem_cli.engine.comparison.sheets import Sheet
 from rjem_cli.engine.comparison.table1 import FAILS, HOLDS
 from rjem_cli.engine.data.pictures import contact_sheet, png_bytes
 from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.report.chains import ChainPictures
 from rjem_cli.engine.report.figures import Curve, training_curves
-from rjem_cli.engine.training.metrics import numbers_in, read_lines
+from rjem_cli.engine.training.metrics import events_in, numbers_in, read_lines
 from rjem_cli.paths import run_of
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by all eyes
@@ -52,7 +52,7 @@ class Family:
 
     @property
     def events(self) -> list[tuple[int, str]]:
-        return [(line["at"], self.color) for run in self.runs for line in run.lines if "event" in line]
+        return [(line["at"], self.color) for run in self.runs for line in events_in(run.lines)]
 
 
 def page_of(comparison: Comparison, command: Sequence[str], chains: Mapping[str, ChainPictures]) -> str:
@@ -67,12 +67,12 @@ def page_of(comparison: Comparison, command: Sequence[str], chains: Mapping[str,
         version=__version__,
         command=shlex.join(command),
         columns=[COLUMNS[name].label for name in columns_of(rows)],
-        rows=[table_row(rows, place) for place in range(len(rows))],
+        rows=table_rows(rows),
         notes=limits_of(rows),
         orderings=[(ordering, MARKS.get(ordering.verdict, "open")) for ordering in comparison.orderings],
         sheets=[*real_sheets(rows), *sample_sheets(rows)],
         families=families,
-        divergences=sum(len(family.events) for family in families),
+        divergences=sum(len(events_in(run.lines)) for run in {run.name: run for run in runs}.values()),
         curves=[(label, uri(figure, "svg+xml")) for label, figure in curves_of(families)],
         chains=[(name, uri(each.film, "png"), uri(each.energies, "png")) for name, each in chains.items()],
         protocols=protocols_of(rows),
@@ -85,9 +85,17 @@ def uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def table_row(rows: Sequence[Row], place: int) -> tuple[Row, list[tuple[str, bool]]]:
-    row = rows[place]
-    return row, [(value_text(row, column), place in best_of(rows, column)) for column in columns_of(rows)]
+def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Name and cells, (text, whether it is the best), of each row."""
+    marks = marks_of(rows)
+    return [
+        {
+            "name": name_text(row),
+            "quoted": row.quoted,
+            "cells": [(value_text(row, column), place in best) for column, best in marks.items()],
+        }
+        for place, row in enumerate(rows)
+    ]
 
 
 def sheet_picture(title: str, caption: str, sheet: Sheet) -> dict[str, Any]:
@@ -108,32 +116,28 @@ def real_sheets(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def sample_sheets(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each row's first seed."""
-    found = [(row, origin) for row in rows for origin in row.origins[:1] if origin.samples]
-    return [
-        sheet_picture(row.name, f"{origin.name}: some of {origin.samples.of} samples", origin.samples)
-        for row, origin in found
-        if origin.samples
-    ]
+    """Of each row's first seed that has samples."""
+    found = []
+    for row in rows:
+        for origin in [origin for origin in row.origins if origin.samples][:1]:
+            assert origin.samples
+            found.append(sheet_picture(row.name, f"{origin.name}: some of {origin.samples.of} samples", origin.samples))
+    return found
 
 
 def families_of(rows: Sequence[Row]) -> list[Family]:
     """The runs behind the rows; rows of the same runs share a family."""
     found: dict[tuple[Path, ...], list[Run]] = {}
     for row in rows:
-        paths = tuple(dict.fromkeys(origin.checkpoint for origin in row.origins if origin.checkpoint))
-        runs = [run for path in paths if (run := read_run(path))]
+        newest = {run_of(path): path for origin in row.origins if (path := origin.checkpoint)}
+        runs = {folder: read_run(folder, path) for folder, path in newest.items() if folder}
         if runs:
-            found.setdefault(paths, runs)
+            found.setdefault(tuple(runs), list(runs.values()))
     colors = palette(len(found))
     return [Family(name_of(runs), color, runs) for color, runs in zip(colors, found.values())]
 
 
-def read_run(checkpoint: Path) -> Run | None:
-    """None for a checkpoint that lies in no run's folder."""
-    folder = run_of(checkpoint)
-    if folder is None:
-        return None
+def read_run(folder: Path, checkpoint: Path) -> Run:
     return Run(folder.name, read_lines(folder / "metrics.jsonl"), read_info(checkpoint).config.to_dict())
 
 
@@ -177,19 +181,17 @@ def points_of(run: Run, measure: str, log: bool) -> tuple[list[int], list[float]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def protocols_of(rows: Sequence[Row]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(columns, rows, protocol) of each protocol, once."""
-    found: dict[tuple[str, str], tuple[list[str], dict[str, Any]]] = {}
-    for column in columns_of(rows):
-        for group in groups_of(rows, column):
-            protocol = flattened(rows[group[0]].protocols.get(column, {}))
-            if protocol:
-                names = ", ".join(rows[place].name for place in group)
-                columns, _ = found.setdefault((names, repr(protocol)), ([], protocol))
-                columns.append(COLUMNS[column].label)
-    return [(", ".join(columns), names, protocol) for (names, _), (columns, protocol) in found.items()]
+def protocols_of(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
+    """(what, all that its scores depend on) of each subject."""
+    return [
+        (row.name if row.name == origin.name else f"{row.name}, {origin.name}", flattened(origin.protocol))
+        for row in rows
+        for origin in row.origins
+        if origin.protocol
+    ]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings that not all runs share."""
-    return [key for key in runs[0].settings if len({repr(run.settings.get(key)) for run in runs}) > 1] if runs else []
+    """The settings that not all runs share, but for their names."""
+    names = [name for name in runs[0].settings if name != "run"] if runs else []
+    return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]

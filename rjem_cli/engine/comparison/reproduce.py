@@ -10,17 +10,23 @@ from pathlib import Path
 
 from rjem_cli.config import CompareConfig, TrainConfig
 from rjem_cli.engine.chains.pipeline import plan_of
-from rjem_cli.engine.comparison.measure import Work, read_kept, run_rows
-from rjem_cli.engine.comparison.rows import COLUMNS, Row
-from rjem_cli.engine.comparison.table1 import TABLE1
+from rjem_cli.engine.comparison.measure import run_rows
+from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
+from rjem_cli.engine.comparison.table1 import TABLE1, Entry
+from rjem_cli.engine.comparison.work import Work, read_kept
+from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.checkpoints import newest_whole
-from rjem_cli.engine.training.metrics import read_lines
+from rjem_cli.engine.training.metrics import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
-from rjem_cli.errors import DivergedError
+from rjem_cli.errors import ConfigError, DataError, DivergedError
 from rjem_cli.paths import checkpoints_in, step_of
+
+FREE = {"run", "data", "test_data", "device", "eval_limit"}  # settings that a run of the table may have otherwise
+SUMMED = ("divergences", "runs_lost")
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,36 @@ class Training:
     config: TrainConfig
     run_dir: Path
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        return checkpoints_in(self.run_dir)
+
+
+def check_settings(training: Training) -> None:
+    """Raises ConfigError where the folder holds a run of other settings, which is no part of this table."""
+    if not training.checkpoints:
+        return
+    before, now = read_info(training.checkpoints[-1]).config.to_dict(), training.config.to_dict()
+    for name in now:
+        if name not in FREE and before[name] != now[name]:
+            raise ConfigError(
+                f"{training.run_dir.name} was trained with {name} {before[name]}, this table's has {now[name]}; "
+                f"remove {training.run_dir}, and it is trained anew"
+            )
+
+
+def check_images(training: Training, splits: Splits) -> None:
+    """Raises DataError where the folder holds a run on other images."""
+    if training.checkpoints and read_info(training.checkpoints[-1]).data_digest != splits.train.digest():
+        raise DataError(
+            f"{training.run_dir.name} was trained on other images than {splits.name} is now; "
+            f"remove {training.run_dir}, and it is trained anew"
+        )
+
 
 def is_finished(training: Training) -> bool:
     """Trained to its end, and measured."""
-    summary, saved = read_kept(training.run_dir / "summary.json"), checkpoints_in(training.run_dir)
+    summary, saved = read_kept(training.run_dir / "summary.json"), training.checkpoints
     return summary is not None and bool(saved) and summary.get("step") == step_of(saved[-1])
 
 
@@ -44,14 +76,8 @@ def has_diverged(training: Training) -> bool:
     return bool(lines) and "event" in lines[-1] and lines[-1]["rate_scale"] is None
 
 
-def trained(training: Training, work: Work) -> Path | None:
-    """The run's last checkpoint: as an earlier call left it, else trained, or trained on. None for one that diverged
-    beyond recovery."""
-    if is_finished(training):
-        return checkpoints_in(training.run_dir)[-1]
-    if has_diverged(training):
-        return None
-    config = training.config
+def train(training: Training, splits: Splits, work: Work) -> None:
+    """Begin, or go on from where an earlier call was stopped, until it ends or diverges beyond recovery."""
     phase = f"training {training.run_dir.name}"
 
     def watch(progress: Progress) -> None:
@@ -60,13 +86,14 @@ def trained(training: Training, work: Work) -> Path | None:
         else:
             work.quietly(phase if progress.phase == TRAINING else progress.phase, progress.step, progress.steps)
 
-    splits = load_splits(config, lambda done, total: work.watch(f"fetching {config.dataset}", done, total), work.say)
-    newest, _ = newest_whole(training.run_dir)
+    newest, damaged = newest_whole(training.run_dir)
+    for path in damaged:
+        work.say(f"{path} is damaged; an earlier one is taken")
     try:
         result = run_training(
-            config,
+            training.config,
             splits,
-            start_runtime(config.device, config.precision),
+            start_runtime(training.config.device, training.config.precision),
             training.run_dir,
             resume=newest,
             watch=watch,
@@ -74,54 +101,78 @@ def trained(training: Training, work: Work) -> Path | None:
         )
     except DivergedError as error:
         work.say(str(error))
-        return None
+        return
     if not result.finished:
         work.end(phase)
-    return result.checkpoint
 
 
 def reproduced(config: CompareConfig, trainings: Sequence[Training], work: Work) -> list[Row]:
-    """The measured rows, each the mean over its seeds. `trainings` holds every model once for each seed."""
+    """The measured rows, each the mean over its seeds. `trainings` holds every model once for each seed, all on the
+    same images. Raises ConfigError or DataError where a folder holds another run than the table's."""
+    data = trainings[0].config
+    splits = load_splits(data, lambda done, total: work.watch(f"fetching {data.dataset}", done, total), work.say)
     found: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
     for training in trainings:
-        path = trained(training, work)
+        check_settings(training)
+        check_images(training, splits)
+        if not is_finished(training) and not has_diverged(training):
+            train(training, splits, work)
         for entry in TABLE1:
-            if entry.model != training.model:
-                continue
-            if path is None:
-                found[entry.name].append(Row(entry.name, {}, notes=(f"{training.run_dir.name} diverged",)))
-            else:
-                (row,) = run_rows(replace(config, mode=entry.mode), training.run_dir.name, path, work)
-                found[entry.name].append(replace(row, name=entry.name))
+            if entry.model == training.model:
+                found[entry.name].append(row_of(config, entry, training, work))
     return [over_seeds(rows) for rows in found.values()]
 
 
+def row_of(config: CompareConfig, entry: Entry, training: Training, work: Work) -> Row:
+    """Of one seed. A run that diverged beyond recovery has no samples, and is counted."""
+    name = training.run_dir.name
+    if has_diverged(training):
+        events = float(len(events_in(read_lines(training.run_dir / "metrics.jsonl"))))
+        origin = Origin(name, checkpoint=next(reversed(training.checkpoints), None))
+        counts = {"divergences": events, "runs_lost": 1.0}
+        return Row(entry.name, counts, notes=(f"{name} diverged beyond recovery",), origins=(origin,))
+    (row,) = run_rows(replace(config, mode=entry.mode), name, training.checkpoints[-1], work)
+    return replace(row, name=entry.name, scores={**row.scores, "runs_lost": 0.0})
+
+
 def over_seeds(rows: Sequence[Row]) -> Row:
-    """Mean and standard deviation over seeds of the scores that all of them have; a row of one seed as it is."""
-    first, notes = rows[0], tuple(dict.fromkeys(note for row in rows for note in row.notes))
+    """Mean and standard deviation over seeds of the scores that all of them have, but of runs that were lost; events
+    are summed over all. A row of one seed stays as it is."""
     if len(rows) == 1:
-        return first
-    whole = [row for row in rows if row.scores] or list(rows)
-    if len(whole) < len(rows):
-        notes = (*notes, f"{first.name} is of the {len(whole)} of {len(rows)} seeds that did not diverge")
-    shared = [name for name in COLUMNS if all(name in row.scores for row in whole)]
+        return rows[0]
+    whole = [row for row in rows if not row.scores.get("runs_lost")]
+    shared = [name for name in COLUMNS if whole and all(name in row.scores for row in whole) and name not in SUMMED]
     values = {name: [row.scores[name] for row in whole] for name in shared}
+    sums = {name: sum(row.scores.get(name, 0.0) for row in rows) for name in SUMMED}
+    notes = dict.fromkeys(note for row in rows for note in row.notes)
+    if len(whole) < len(rows):
+        notes[f"{rows[0].name} is of the {len(whole)} of {len(rows)} seeds that did not diverge"] = None
     return Row(
-        first.name,
-        {name: statistics.fmean(each) for name, each in values.items()},
-        {name: {"seeds": len(whole), **protocol} for name, protocol in whole[0].protocols.items() if name in shared},
-        notes=notes,
+        rows[0].name,
+        {name: statistics.fmean(each) for name, each in values.items()} | sums,
+        {name: protocol for name in shared if (protocol := shared_protocol(whole, name))},
+        notes=tuple(notes),
         spreads={name: statistics.stdev(each) for name, each in values.items()} if len(whole) > 1 else {},
-        origins=tuple(origin for row in whole for origin in row.origins),
+        seeds=len(whole),
+        origins=tuple(origin for row in rows for origin in row.origins),
     )
+
+
+def shared_protocol(rows: Sequence[Row], column: str) -> Protocol:
+    """That of all rows; where they differ, what only a row of the same differences can be compared with."""
+    protocols = [row.protocols.get(column, {}) for row in rows]
+    same = all(protocol == protocols[0] for protocol in protocols)
+    return protocols[0] if same else {f"of seed {seed}": protocol for seed, protocol in enumerate(protocols)}
 
 
 def described(trainings: Sequence[Training], samples: int) -> list[str]:
     """A line a run: its length, what it costs, and where it stands; and one of what samples cost. A pass is one image
-    forward and backward through the network, in a gradient step or an update."""
+    forward and backward through the network, in a gradient step or an update. Raises ConfigError as `reproduced` does.
+    """
     lines = []
     for training in trainings:
-        config, saved = training.config, checkpoints_in(training.run_dir)
+        check_settings(training)
+        config, saved = training.config, training.checkpoints
         passes = passes_an_image(config)
         length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
         total = f", {config.steps * config.batch_size * passes / 1e6:.3g} M in all" if config.steps else ""
@@ -137,6 +188,6 @@ def described(trainings: Sequence[Training], samples: int) -> list[str]:
 
 
 def passes_an_image(config: TrainConfig) -> int:
-    """Of one training step: the attack's, the chain's, and the update's on images and chains."""
+    """Of one training step: the attack's, the chain's, and the update's, on x_adv and for energies on x and x_q."""
     energy = bool(config.px_weight)
-    return config.pgd_steps * config.attacks + config.sgld_steps * energy + 1 + energy
+    return config.pgd_steps * config.attacks + config.sgld_steps * energy + 1 + 2 * energy

@@ -47,25 +47,29 @@ COLUMNS = {
     "gradient_steps": Column("steps/sample", "lower", ".0f"),
     "seconds_per_1000": Column("s/1000", "lower", ".3g"),
     "images_seen": Column("images seen", "", ".0f"),
-    "divergences": Column("divergences", "lower", ".0f"),
+    "divergences": Column("divergences", "", ".0f"),
+    "runs_lost": Column("runs lost", "", ".0f"),
 }
 
 
-class Origin(NamedTuple):
+@dataclass(frozen=True)
+class Origin:
     """What a row was measured on: the subject's name, some of its samples, some of the real images that they were
-    compared with, and the checkpoint."""
+    compared with, the checkpoint and how it was sampled; and all that its scores depend on."""
 
     name: str
     samples: Sheet | None = None
     real: Sheet | None = None
     checkpoint: Path | None = None
+    mode: str | None = None
+    protocol: Protocol = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
-    """`scores` and the protocol of each, by column; `quoted` says whose word the scores are, for rows that nobody here
-    measured; `notes` limit a score; `spreads` are standard deviations over seeds, of scores that are their mean, and
-    `origins` has one entry a seed."""
+    """`scores`, and of each what two rows must share to be ranked by it, by column; `quoted` says whose word the scores
+    are, for rows that nobody here measured; `notes` limit a score; `spreads` are standard deviations: over `seeds`, of
+    scores that are their mean, or of one score over its splits, subsets or images. `origins` has one entry a seed."""
 
     name: str
     scores: dict[str, float]
@@ -73,6 +77,7 @@ class Row:
     quoted: str | None = None
     notes: tuple[str, ...] = ()
     spreads: dict[str, float] = field(default_factory=dict)
+    seeds: int = 1
     origins: tuple[Origin, ...] = field(default=(), compare=False)
 
 
@@ -135,8 +140,13 @@ def best_of(rows: Sequence[Row], column: str) -> set[int]:
     return set() if len(found) == len(groups[0]) else found
 
 
+def marks_of(rows: Sequence[Row]) -> dict[str, set[int]]:
+    """The best places of each column."""
+    return {column: best_of(rows, column) for column in columns_of(rows)}
+
+
 def apart(one: Row, other: Row, column: str) -> bool:
-    """Whether two scores differ by more than the sum of their standard deviations over seeds."""
+    """Whether two scores differ by more than the sum of their standard deviations, as far as these are known."""
     spread = one.spreads.get(column, 0.0) + other.spreads.get(column, 0.0)
     return abs(one.scores[column] - other.scores[column]) > spread
 

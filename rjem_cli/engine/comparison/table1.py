@@ -6,7 +6,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rjem_cli.engine.comparison.rows import COLUMNS, Ordering, Row, apart, published_rows
+from rjem_cli.engine.comparison.rows import (
+    COLUMNS,
+    Ordering,
+    Row,
+    apart,
+    difference,
+    flattened,
+    groups_of,
+    published_rows,
+)
 
 
 class Entry(NamedTuple):
@@ -23,7 +32,7 @@ TABLE1 = (
     Entry("Robust JEM-Energy", "rjem", "energy"),
     Entry("Robust JEM", "rjem", "combined"),
 )
-STANDS_FOR = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge")}  # of its columns, the first there is
+STANDS_FOR = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge", "fd_dinov2")}  # the first there is
 HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "is not resolved", "cannot be told"
 
 
@@ -32,9 +41,7 @@ def orderings(rows: Sequence[Row]) -> Iterator[Ordering]:
     quoted = {row.name: row for row in published_rows()}
     measured = {row.name: row for row in rows}
     for papers, names in STANDS_FOR.items():
-        column = next((name for name in names if any(name in row.scores for row in rows)), None)
-        if column is None:
-            continue
+        column = next((name for name in names if any(name in row.scores for row in rows)), papers)
         sign = "<" if COLUMNS[papers].better == "lower" else ">"
         for one, other in itertools.combinations((entry.name for entry in TABLE1), 2):
             better, worse = sorted((one, other), key=lambda name: quoted[name].scores[papers], reverse=sign == ">")
@@ -44,15 +51,24 @@ def orderings(rows: Sequence[Row]) -> Iterator[Ordering]:
 
 def verdict(better: Row, worse: Row, column: str, sign: str) -> tuple[str, str]:
     """(verdict, why)."""
-    if column not in better.scores or column not in worse.scores:
-        return UNKNOWN, "a row has no score"
-    ours, theirs = better.scores[column], worse.scores[column]
-    seeds = min(row.protocols.get(column, {}).get("seeds", 1) for row in (better, worse))
-    spreads = [row.spreads.get(column, 0.0) for row in (better, worse)]
-    values = " and ".join(
-        f"{value:.3g} ± {spread:.2g}" if seeds > 1 else f"{value:.3g}" for value, spread in zip((ours, theirs), spreads)
-    )
-    why = f"{values}; {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    rows = (better, worse)
+    lacking = [row.name for row in rows if column not in row.scores]
+    if lacking:
+        return UNKNOWN, f"{' and '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no such score"
+    if len(groups_of(rows, column)) > 1:
+        protocols = [flattened(row.protocols.get(column, {})) for row in rows]
+        return UNKNOWN, difference([row.name for row in rows], protocols)
+    why = f"{told(better, column)} and {told(worse, column)}; {seeds_of(rows)}"
     if not apart(better, worse, column):
         return UNRESOLVED, why
-    return HOLDS if (ours < theirs) == (sign == "<") else FAILS, why
+    return HOLDS if (better.scores[column] < worse.scores[column]) == (sign == "<") else FAILS, why
+
+
+def told(row: Row, column: str) -> str:
+    spread = f" ± {row.spreads[column]:.2g}" if row.spreads.get(column) else ""
+    return f"{row.scores[column]:.3g}{spread}"
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    counts = sorted({row.seeds for row in rows})
+    return "one seed" if counts == [1] else f"{' and '.join(map(str, counts))} seeds"

@@ -22,6 +22,7 @@ from rjem_cli.engine.report.figures import class_bars
 STANDARD_COUNT = 50_000  # samples of the field's FID
 ENOUGH_PER_FEATURE = 5  # samples a feature; with fewer a Frechet distance is large by their number
 SHOWN, COLUMNS = 50, 5
+UNKNOWN_SELECTION = "not known"
 
 
 def describe_sample_scores(job: EvalJob, found: SampleScores, seconds: float) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def describe_protocol(job: EvalJob, subject: Subject) -> dict[str, Any]:
             "shape": list(samples.image_shape),
             "pixels": "uint8",
             "sha256": samples.digest(),
-            "selection": meta.get("selection", "not known"),
+            "selection": meta.get("selection", UNKNOWN_SELECTION),
             "checkpoint_sha256": meta.get("checkpoint_sha256"),
             "request": meta.get("request"),
         },

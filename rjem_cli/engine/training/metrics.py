@@ -32,7 +32,7 @@ class Metrics:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "event" in line]
+        return events_in(self.lines)
 
     @property
     def measured(self) -> list[dict[str, Any]]:
@@ -121,6 +121,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return valid_lines(found)
+
+
+def events_in(lines: list[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
+    """The divergences among lines, up to a step."""
+    return [line for line in lines if "event" in line and (step is None or line["at"] <= step)]
 
 
 def valid_lines(found: Any) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -55,10 +56,11 @@ def comparison(tmp_path, monkeypatch):
     lines = [{"step": step, "energy_data": -step, "energy_buffer": -step / 2, "r1": 0.1} for step in (20, 40)]
     lines.insert(1, {"step": 20, "event": "divergence", "at": 30, "what": "loss is nan", "rate_scale": 0.5})
     run = Run("digits", lines, {"lr": 0.1, "note": HOSTILE})
-    monkeypatch.setattr("rjem_cli.engine.comparison.page.read_run", lambda path: run)
+    monkeypatch.setattr("rjem_cli.engine.comparison.page.read_run", lambda folder, path: run)
     sheet = Sheet("real", torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 10, 500, (*"abcdefghi", HOSTILE))
-    origin = Origin("digits", sheet, sheet, checkpoint)
-    protocol = {"fid": {"reference": {"name": HOSTILE, "count": 900}}}
+    whole = {"samples": {"reference": {"name": HOSTILE, "count": 900}}}
+    origin = Origin("digits", sheet, sheet, checkpoint, "energy", whole)
+    protocol = {"fid": {"count": 900}}
     rows = [
         Row("digits (energy)", {"fid": 3.25, "divergences": 1.0}, protocol, notes=(HOSTILE,), origins=(origin,)),
         Row(HOSTILE, {"fid": 4.5}, protocol, origins=(Origin(HOSTILE, sheet),)),
@@ -97,7 +99,7 @@ def test_it_tells_rows_marks_verdicts_divergences_and_protocols(page):
     assert '<td class="best">3.25</td>' in page and '<td class="best">4.50</td>' not in page
     assert text.count("[quoted]") == 7  # six rows, and what it means
     assert "holds FID: a < b (one seed)" in text and "there were 1" in text
-    assert "reference count900" in text and "some of 500 samples" in text
+    assert "samples reference count900" in text and "some of 500 samples" in text
 
 
 def test_the_same_comparison_gives_the_same_page(page, comparison):
@@ -112,7 +114,8 @@ def test_quoted_rows_alone_make_a_page():
 
 def test_rows_of_one_run_share_its_curves(comparison):
     (row, *others) = comparison.rows
-    (family,) = families_of([row, Row("digits (attack)", {}, origins=row.origins), *others])
+    other = replace(row.origins[0], checkpoint=row.origins[0].checkpoint.with_name("step-00000020.safetensors"))
+    (family,) = families_of([row, Row("digits (step 20)", {}, origins=(other,)), *others])
     assert family.events == [(30, family.color)] and len(curves_of([family])) == 2  # energies, R1
 
 

@@ -1,0 +1,45 @@
+"""How the work of a comparison is followed and stopped, and where what it measured is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from rjem_cli import __version__
+from rjem_cli.engine.runtime import Watch
+from rjem_cli.engine.sampling.request import digest_of
+from rjem_cli.errors import RjemError
+from rjem_cli.paths import comparisons_dir
+
+
+@dataclass(frozen=True)
+class Work:
+    """How work is followed: `watch` may raise, which ends it; `quietly` may not; `stop` asks whether it should end."""
+
+    say: Callable[[str], None]
+    watch: Watch
+    quietly: Watch
+    stop: Callable[[], bool]
+    stdin: Callable[[], BinaryIO]
+
+    def end(self, phase: str) -> NoReturn:
+        """For work that came back unfinished: `watch` knows why it was stopped."""
+        self.watch(phase, 0, 1)
+        raise RjemError(f"{phase} was stopped; the same command goes on")
+
+
+def kept_path(kind: str, decisive: list[Any]) -> Path:
+    """Where a measurement is kept, under a name made of all that it depends on."""
+    return comparisons_dir() / f"{kind}-{digest_of({'rjem': __version__, 'of': decisive})[:32]}.json"
+
+
+def read_kept(path: Path) -> dict[str, Any] | None:
+    """What an earlier call measured; None where there is none, or it cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
