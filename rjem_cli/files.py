@@ -102,6 +102,8 @@ def check_file_place(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} -: give a file's name")
     if path.is_dir():
         raise ConfigError(f"{flag} {path} is a folder; give a file's name")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigError(f"{flag} {path} is a link or a device, which would be replaced; give a file's name")
     check_writable(make_dir(path.parent))
 
 

@@ -63,9 +63,7 @@ def compare(
     trainings = announced(config, console) if config.reproduce else []
     if call.dry_run:
         return
-    for flag, file in (("--output", config.output), ("--html", config.html)):
-        if file:
-            check_file_place(flag, paths.expand(file))
+    check_places(config)
 
     from rjem_cli.engine.comparison.job import compared, page
     from rjem_cli.engine.comparison.work import Work
@@ -73,12 +71,22 @@ def compare(
     with stop_on_signals(console.say) as stop, console.bar() as bar:
         work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
         comparison = compared(config, found, trainings, work)
-        if config.html:
-            command = ["rjem", "compare", *names, *given_flags(config)]
-            write_atomically(paths.expand(config.html), page(config, comparison, command, work).encode())
+        html = (
+            page(config, comparison, ["rjem", "compare", *names, *given_flags(config)], work) if config.html else None
+        )
     show(comparison, config, call.as_json, console)
-    if config.html:
+    if config.html and html:
+        write_atomically(paths.expand(config.html), html.encode())
         console.say(f"page: {paths.expand(config.html).absolute()}")
+
+
+def check_places(config: CompareConfig) -> None:
+    """That what is asked for can be written once it is there."""
+    given = [(flag, paths.expand(file)) for flag, file in (("-o", config.output), ("--html", config.html)) if file]
+    for flag, path in given:
+        check_file_place(flag, path)
+    if len({path.resolve() for _, path in given}) < len(given):
+        raise ConfigError(f"-o and --html both name {given[0][1]}; give two files")
 
 
 def announced(config: CompareConfig, console: Console) -> list[Training]:

@@ -195,6 +195,7 @@ def rich_console(stream: Any) -> RichConsole:
 def talk(text: str) -> None:
     """To stderr. That its reader has gone or its disk is full is no reason to lose work, nor that a signal's handler
     speaks in the middle of another word."""
+    text = "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             print(wrapped(text), file=sys.stderr, flush=True)

@@ -6,7 +6,10 @@ import csv
 import io
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -261,17 +264,13 @@ def write_pets(folder, seed):
 
 def test_a_changed_network_means_new_scores(rjem, own_home, trained, tmp_path):
     rjem("generate", "tiny", "-n", 60, "-o", tmp_path / "made.npz")
-    rjem("train", "--run", "other", *TINY_FLAGS, "--seed", 1)
-    other = own_home / "runs" / "other" / "checkpoints" / "step-00000003.safetensors"
-    shutil.copy(other, tmp_path / "judge.safetensors")
-    flags = (tmp_path / "made.npz", "--features", tmp_path / "judge.safetensors", "--is-splits", 2, "--allow-few")
+    judge_file = tmp_path / "judge.safetensors"
+    shutil.copy(trained_judge(rjem, own_home), judge_file)
+    flags = (tmp_path / "made.npz", "--features", judge_file, "--is-splits", 2, "--allow-few")
     before = compared(rjem, *flags)["rows"][0]
-    again = compared(rjem, *flags)["rows"][0]
-    assert again == before
+    assert compared(rjem, *flags)["rows"][0] == before
     rjem("train", "--run", "third", *TINY_FLAGS, "--seed", 2)
-    shutil.copy(
-        own_home / "runs" / "third" / "checkpoints" / "step-00000003.safetensors", tmp_path / "judge.safetensors"
-    )
+    shutil.copy(own_home / "runs" / "third" / "checkpoints" / "step-00000003.safetensors", judge_file)
     after = compared(rjem, *flags)["rows"][0]
     assert after["scores"]["fd_judge"] != before["scores"]["fd_judge"]
     assert after["protocols"]["fd_judge"] != before["protocols"]["fd_judge"]
@@ -298,3 +297,68 @@ def test_kept_seconds_keep_their_device(rjem, own_home, trained, monkeypatch):
     timed = compared(rjem, "tiny", *QUICK)["rows"][0]
     assert timed["scores"]["seconds_per_1000"] > 0
     assert timed["protocols"]["seconds_per_1000"]["device"] == "another device"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"accuracy": "x"}', '{"seconds_per_1000": -1}', "[1]", "NaN", "1e999", ""])
+def test_kept_results_that_are_damaged_are_measured_again(rjem, own_home, trained, content):
+    sound = compared(rjem, "tiny", *QUICK)
+    for path in comparisons_dir().iterdir():
+        if path.suffix == ".json" or (path.suffix == ".npz" and not content):
+            path.write_text(content)
+    again = compared(rjem, "tiny", *QUICK)
+    for document in (sound, again):
+        assert document["rows"][0]["scores"].pop("seconds_per_1000") > 0
+    assert again["rows"][0]["scores"] == sound["rows"][0]["scores"]
+
+
+def test_no_link_nor_device_is_replaced(rjem, tmp_path):
+    (tmp_path / "link.html").symlink_to(tmp_path / "report.html")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "link.html", tmp_path / "pipe"):
+        outcome = rjem("compare", "--published", "--html", place)
+        assert outcome.code == 2 and "is a link or a device" in outcome.error_line()
+    assert (tmp_path / "link.html").is_symlink()
+    outcome = rjem("compare", "--published", "--format", "md", "-o", tmp_path / "a", "--html", tmp_path / "a")
+    assert outcome.code == 2 and "-o and --html both name" in outcome.error_line()
+
+
+def test_an_untrained_checkpoint_is_a_row(rjem, own_home, trained):
+    """Of its test images it may know none."""
+    path = own_home / "runs" / "tiny" / "checkpoints" / "step-00000000.safetensors"
+    for limit in (1, 2, 3):
+        outcome = rjem("compare", path, "--mode", "none", "--limit", limit, "--steps", 1, "--json")
+        assert outcome.code == 0, outcome.err
+        assert 0 <= json.loads(outcome.out)["rows"][0]["scores"]["accuracy"] <= 1
+
+
+def test_two_calls_at_once_draw_once(rjem, own_home, trained):
+    """The second waits, and takes what the first drew."""
+    command = [sys.executable, "-m", "rjem_cli", "compare", "tiny", "--json", "--mode", "energy", "--samples", "60"]
+    command += ["--limit", "20", "--steps", "1", "--features", str(trained_judge(rjem, own_home)), "--allow-few"]
+    command += ["--is-splits", "2"]
+    calls = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [call.communicate(timeout=600) for call in calls]
+    assert [call.returncode for call in calls] == [0, 0], ended
+    one, other = (json.loads(out)["rows"] for out, _ in ended)
+    assert one == other
+
+
+def trained_judge(rjem, own_home):
+    rjem("train", "--run", "judge", *TINY_FLAGS, "--seed", 1)
+    return own_home / "runs" / "judge" / "checkpoints" / "step-00000003.safetensors"
+
+
+def test_a_hostile_metrics_file_makes_a_page(rjem, own_home, trained, tmp_path):
+    lines = [
+        {"step": 1, "event": "divergence", "at": None, "what": "x", "rate_scale": 1},
+        {"step": 1, "event": "divergence", "at": [], "what": "x", "rate_scale": 1},
+        {"step": 2, "r1": 1e308, "energy_data": -1e308},
+        {"step": 3, "r1": "much", "energy_data": [1]},
+        {"step": True, "r1": 1},
+    ]
+    metrics = own_home / "runs" / "tiny" / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    outcome = rjem("compare", "tiny", "--mode", "none", "--limit", 20, "--steps", 1, "--html", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.err
+    assert "<h2>Training</h2>" in (tmp_path / "page.html").read_text()

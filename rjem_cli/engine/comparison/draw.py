@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rjem_cli.config import CompareConfig, GenerateConfig
 from rjem_cli.engine.comparison.rows import Protocol
-from rjem_cli.engine.comparison.work import Work, kept_path, read_kept
+from rjem_cli.engine.comparison.work import Work, kept, kept_path
+from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.job import SampleJob, write_samples
 from rjem_cli.engine.sampling.job import prepare as prepare_samples
 from rjem_cli.engine.sampling.request import settle_request
-from rjem_cli.files import write_atomically
+from rjem_cli.errors import RjemError
+from rjem_cli.files import locked
 
 
 class Drawn(NamedTuple):
@@ -29,25 +31,57 @@ class Drawn(NamedTuple):
 
 
 def drawn(config: CompareConfig, checkpoint: Checkpoint, mode: str, work: Work) -> Drawn:
-    """Drawn unless they are there. Raises as `rjem generate` does."""
+    """Drawn unless they are there; where another call is drawing them, that is waited for. Raises as `rjem generate`
+    does."""
     runtime = start_runtime(config.device, reproducible=True)
     job = sample_job(config, checkpoint, mode, runtime)
     made = Path(job.config.output)
-    timing, seconds = made.with_suffix(".json"), None
+    with locked(made, waiting=lambda: work.watch("waiting for another rjem compare", 0, 1)):
+        seconds = None if is_whole(made, job) else draw(job, f"drawing samples ({mode})", work)
+
+        def measure() -> dict[str, Any]:
+            return {"seconds_per_1000": 1000 * (seconds or seconds_a_sample(job)), "device": runtime.describe()}
+
+        def read(document: dict[str, Any]) -> Drawn:
+            costs = {
+                "gradient_steps": float(job.request.plan.gradient_steps),
+                "seconds_per_1000": positive(document["seconds_per_1000"]),
+            }
+            return Drawn(made, costs, {"seconds_per_1000": {"device": str(document["device"])}})
+
+        timing = made.with_suffix(".json")
+        if seconds:
+            timing.unlink(missing_ok=True)  # of other samples
+        return kept(timing, read, measure)
+
+
+def draw(job: SampleJob, phase: str, work: Work) -> float | None:
+    """Seconds a sample; None where some were drawn by an earlier call."""
+    started, total = time.perf_counter(), job.request.count
+    written = write_samples(job, work.stdin, lambda done: work.quietly(phase, done, total), work.stop)
+    if written.done < total:
+        work.end(phase)
+    return None if written.skipped else (time.perf_counter() - started) / total
+
+
+def is_whole(made: Path, job: SampleJob) -> bool:
+    """Whether the file is there and holds this job's samples; one that is damaged is removed."""
     if not made.exists():
-        started, total = time.perf_counter(), job.request.count
-        phase = f"drawing samples ({mode})"
-        written = write_samples(job, work.stdin, lambda done: work.quietly(phase, done, total), work.stop)
-        if written.done < total:
-            work.end(phase)
-        seconds = None if written.skipped else (time.perf_counter() - started) / total
-    known = read_kept(timing) if seconds is None else None
-    if known is None:
-        seconds = seconds or seconds_a_sample(job)
-        known = {"seconds_per_1000": 1000 * seconds, "device": runtime.describe()}
-        write_atomically(timing, json.dumps(known).encode())
-    costs = {"gradient_steps": float(job.request.plan.gradient_steps), "seconds_per_1000": known["seconds_per_1000"]}
-    return Drawn(made, costs, {"seconds_per_1000": {"device": known["device"]}})
+        return False
+    with contextlib.suppress(RjemError):
+        images = read_collection(str(made))
+        if len(images) == job.request.count and (images.meta or {}).get("request") == job.meta["request"]:
+            return True
+    if made.is_file():
+        made.unlink()
+    return False
+
+
+def positive(value: float) -> float:
+    """Raises ValueError for what is no time."""
+    if not value > 0:
+        raise ValueError(f"{value} s")
+    return float(value)
 
 
 def seconds_a_sample(job: SampleJob) -> float:

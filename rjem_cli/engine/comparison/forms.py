@@ -24,7 +24,8 @@ from rjem_cli.engine.comparison.rows import (
 
 Mark = Callable[[str], str]
 STAR, BORDER = "*", 3  # behind the best; characters around a cell of a terminal's table
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+MARKDOWN = "\\`*_|<>"
+LATEX = {"\\": r"\textbackslash{}", "[": "{[}", "]": "{]}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }
 
@@ -49,7 +50,12 @@ def plain_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def name_text(row: Row) -> str:
-    return f"{row.name} [quoted]" if row.quoted else row.name
+    return printable(f"{row.name} [quoted]" if row.quoted else row.name)
+
+
+def printable(text: str) -> str:
+    """Without characters that break a line, move a cursor or turn the direction of writing."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def pieces(rows: Sequence[Row], width: int) -> list[tuple[list[Row], list[str]]]:
@@ -102,12 +108,16 @@ def limits_of(rows: Sequence[Row]) -> list[str]:
     for note in dict.fromkeys(note for row in measured for note in row.notes):
         names = [row.name for row in measured if note in row.notes]
         own.append(note if len(names) == len(measured) else f"{', '.join(names)}: {note}")
-    return [*reasons(rows), *([f"{QUOTED} ({whose})"] if whose else []), *own]
+    return [printable(note) for note in (*reasons(rows), *([f"{QUOTED} ({whose})"] if whose else []), *own)]
 
 
 def markdown(comparison: Comparison) -> str:
+
+    def escape(text: str) -> str:
+        return "".join(f"\\{sign}" if sign in MARKDOWN else sign for sign in text)
+
     rows = comparison.rows
-    titles, texts = cells(rows, columns_of(rows), lambda text: f"**{text}**", lambda text: text.replace("|", "\\|"))
+    titles, texts = cells(rows, columns_of(rows), lambda text: f"**{text}**", escape)
     lines = [titles, ["---", *("---:" for _ in titles[1:])], *texts]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([table, "", *(f"- {note}" for note in notes_of(comparison))]).rstrip() + "\n"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
+from typing import Any
 
 from rjem_cli.config import CompareConfig, LangevinConfig
-from rjem_cli.engine.comparison.work import Work, kept_path, read_kept
+from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.report.chains import ChainPictures, chain_pictures
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.request import describe_request, settle_request
 from rjem_cli.engine.sampling.starts import settle_start
 from rjem_cli.engine.sampling.trajectories import run_chains
-from rjem_cli.files import write_atomically
 
 CHAINS, MOMENTS = 8, 11
 
@@ -30,9 +29,8 @@ def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> Chain
     )
     request, start, logits_of = settle_start(options, checkpoint, request, runtime)
     meta = describe_request(request, checkpoint, options.init, start.sha256, runtime)
-    kept = kept_path("chains", [meta["request"], CHAINS, MOMENTS])
-    drawn = read_kept(kept)
-    if drawn is None:
+
+    def measure() -> dict[str, str]:
         found = run_chains(
             request,
             start.sampler,
@@ -43,6 +41,11 @@ def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> Chain
             report=lambda done, total: work.watch(f"{name}: chains", done, total),
         )
         pictures = chain_pictures(found, request, options.init)
-        drawn = {kind: base64.b64encode(picture).decode() for kind, picture in pictures._asdict().items()}
-        write_atomically(kept, json.dumps(drawn).encode())
-    return ChainPictures(**{kind: base64.b64decode(drawn[kind]) for kind in ChainPictures._fields})
+        return {kind: base64.b64encode(picture).decode() for kind, picture in pictures._asdict().items()}
+
+    def read(document: dict[str, Any]) -> ChainPictures:
+        return ChainPictures(
+            **{kind: base64.b64decode(document[kind], validate=True) for kind in ChainPictures._fields}
+        )
+
+    return kept(kept_path("chains", [meta["request"], CHAINS, MOMENTS]), read, measure)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rjem_cli.config import CompareConfig
 from rjem_cli.engine.comparison.gallery import chains_of
-from rjem_cli.engine.comparison.measure import run_rows, sample_row
+from rjem_cli.engine.comparison.measure import read_samples, run_rows, sample_row
 from rjem_cli.engine.comparison.page import page_of
 from rjem_cli.engine.comparison.reproduce import Training, reproduced
 from rjem_cli.engine.comparison.rows import Comparison, published_rows
 from rjem_cli.engine.comparison.table1 import orderings
 from rjem_cli.engine.comparison.work import Work
+from rjem_cli.errors import AbsentError
 
 
 def compared(
@@ -20,10 +21,11 @@ def compared(
 ) -> Comparison:
     """Rows of the paper's table, made again where there are `trainings`; of each subject, a checkpoint or (None)
     samples; and the paper's own. Raises as `rjem train`, `generate` and `eval` do."""
+    inputs = {name: read_samples(config, name, work) for name, path in subjects.items() if path is None}
     own = reproduced(config, trainings, work) if trainings else []
     rows = list(own)
     for name, path in subjects.items():
-        rows += run_rows(config, name, path, work) if path else [sample_row(config, name, name, work)]
+        rows += run_rows(config, name, path, work) if path else [sample_row(name, inputs[name], work)]
     rows += published_rows() if config.published else []
     return Comparison(rows, tuple(orderings(own)) if own else ())
 
@@ -37,5 +39,10 @@ def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], 
         for origin in [origin for origin in row.origins if origin.samples][:1]
         if origin.checkpoint and origin.mode in ("energy", "combined")
     }
-    chains = {name: chains_of(config, name, path, work) for path, name in drawn.items()}
+    chains = {}
+    for path, name in drawn.items():
+        try:
+            chains[name] = chains_of(config, name, path, work)
+        except AbsentError as error:  # a run that goes on drops its old checkpoints
+            work.say(f"no chains of {name}: {error}")
     return page_of(comparison, command, chains)

@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rjem_cli.config import CompareConfig, EvalConfig, SampleScoreOptions, TestO
 from rjem_cli.engine.comparison.draw import drawn
 from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.comparison.sheets import sheet_of
-from rjem_cli.engine.comparison.work import Work, kept_path, read_kept
+from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.evaluation import checkpoint as checkpoint_scores
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.quality import job as sample_scores
@@ -22,11 +21,11 @@ from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores
 from rjem_cli.engine.report.quality import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.engine.training.metrics import events_in, read_lines
-from rjem_cli.files import write_atomically
 from rjem_cli.paths import run_of, step_of
 
 TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
 EPS, NORM = 0.1, "linf"  # of the robust accuracy: the paper's training attack
+MOST_STEPS = 10**9  # of a sample
 NORMAL_95 = 1.96  # standard deviations on either side of an interval of 95 %
 
 
@@ -38,42 +37,49 @@ def eval_config(config: CompareConfig) -> EvalConfig:
     return EvalConfig(**values)
 
 
-def sample_row(config: CompareConfig, name: str, location: str, work: Work) -> Row:
-    """Samples of any maker. Raises as `rjem eval` does."""
+def read_samples(config: CompareConfig, location: str, work: Work) -> sample_scores.Inputs:
+    """Samples of any maker, and their plan. Raises as `rjem eval` does."""
     inputs = sample_scores.read_inputs(eval_config(config), location, work.stdin)
-    if config.metrics == "all":
-        inputs = replace(inputs, plan=inputs.plan.only(TABLE_METRICS))
+    return replace(inputs, plan=inputs.plan.only(TABLE_METRICS)) if config.metrics == "all" else inputs
+
+
+def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
+    """Of samples of any maker. Raises as `rjem eval` does."""
     job = sample_scores.prepare(inputs, work.say, work.watch, work.quietly, work.stop)
     if job is None:
         work.end("training the judge")
     case = job.inputs.case
     reference = describe_reference(case.reference)
-    decisive = [case.config.to_dict(), case.samples.digest(), case.samples.meta, reference, job.extractor.identity]
-    kept = kept_path("scored", decisive)
-    document = read_kept(kept)
-    if document is None:
+
+    def measure() -> dict[str, Any]:
         work.say(f"{name}: scores of {len(case.samples)} samples")
         started = time.perf_counter()
         found = sample_scores.evaluate(job, work.watch)
-        document = describe_sample_scores(job, found, time.perf_counter() - started)
-        write_atomically(kept, json.dumps(document).encode())
-    protocol, notes = document["protocol"], list(document["notes"])
-    scores = {column: float(document[column]) for column in COLUMNS if column in document}
-    steps = (case.samples.meta or {}).get("gradient_steps_per_sample")
-    if isinstance(steps, int):
-        scores["gradient_steps"] = float(steps)
-    if protocol["samples"]["selection"] == UNKNOWN_SELECTION:
-        notes.append("whether samples were selected is not known")
-    real = None if case.reference.images is None else sheet_of(case.reference.images)
-    origin = Origin(name, sheet_of(case.samples), real, protocol={"samples": protocol})
-    return Row(
-        name,
-        scores,
-        sample_protocols(protocol),
-        notes=tuple(notes),
-        spreads={column: float(document[std_of(column)]) for column in scores if std_of(column) in document},
-        origins=(origin,),
-    )
+        return describe_sample_scores(job, found, time.perf_counter() - started)
+
+    def read(document: dict[str, Any]) -> Row:
+        protocol, notes = document["protocol"], [str(note) for note in document["notes"]]
+        scores = {column: float(document[column]) for column in COLUMNS if column in document}
+        if protocol["samples"]["selection"] == UNKNOWN_SELECTION:
+            notes.append("whether samples were selected is not known")
+        real = None if case.reference.images is None else sheet_of(case.reference.images)
+        return Row(
+            name,
+            scores | steps_of(case.samples.meta),
+            sample_protocols(protocol),
+            notes=tuple(notes),
+            spreads={column: float(document[std_of(column)]) for column in scores if std_of(column) in document},
+            origins=(Origin(name, sheet_of(case.samples), real, protocol={"samples": protocol}),),
+        )
+
+    decisive = [case.config.to_dict(), case.samples.digest(), case.samples.meta, reference, job.extractor.identity]
+    return kept(kept_path("scored", decisive), read, measure)
+
+
+def steps_of(meta: dict[str, Any] | None) -> dict[str, float]:
+    """As rjem's own meta.json tells them; nothing where that cannot be."""
+    steps = (meta or {}).get("gradient_steps_per_sample")
+    return {"gradient_steps": float(steps)} if type(steps) is int and 0 <= steps <= MOST_STEPS else {}
 
 
 def std_of(column: str) -> str:
@@ -107,7 +113,7 @@ def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[R
     for mode in config.modes:
         work.say(f"{name}: {config.sample_count} samples, mode {mode}")
         made = drawn(config, checkpoint, mode, work)
-        scored = sample_row(config, f"{name} ({mode})", str(made.file), work)
+        scored = sample_row(f"{name} ({mode})", read_samples(config, str(made.file), work), work)
         rows.append(
             replace(
                 scored,
@@ -123,7 +129,9 @@ def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[R
 
 def merged(name: str, mode: str, tested: Origin, scored: Origin) -> Origin:
     protocol = tested.protocol | scored.protocol
-    return replace(scored, name=name, checkpoint=tested.checkpoint, mode=mode, protocol=protocol)
+    return replace(
+        scored, name=name, checkpoint=tested.checkpoint, mode=mode, settings=tested.settings, protocol=protocol
+    )
 
 
 def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tuple[Row, Checkpoint]:
@@ -131,33 +139,34 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
     scoring = eval_config(config)
     job = checkpoint_scores.prepare(scoring, path)
     info, sha256 = job.checkpoint.info, job.found.images.digest()
-    kept = kept_path("tested", [scoring.to_dict(), job.checkpoint.sha256(), sha256])
-    document = read_kept(kept)
-    if document is None:
+
+    def measure() -> dict[str, Any]:
         work.say(f"{name}: accuracy on {len(job.found.images)} images")
         started = time.perf_counter()
         found = checkpoint_scores.evaluate(job, work.watch)
-        document = describe_checkpoint_scores(job, found, time.perf_counter() - started)
-        write_atomically(kept, json.dumps(document).encode())
-    protocol, robust = document["protocol"], document["robust"][-1]
-    images = {"images": sha256, "count": protocol["images"]}
-    attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"], "seed": protocol["seed"]}
-    intervals = {"accuracy": document["accuracy_interval_95"], "robust_accuracy": robust["accuracy"]["interval_95"]}
-    scores = {
-        "accuracy": float(document["accuracy"]),
-        "robust_accuracy": float(robust["accuracy"]["value"]),
-        "images_seen": float(info.step * info.config.batch_size),
-        **divergences_of(path),
-    }
-    details = {**protocol, "indices": digest_of({"of": protocol["indices"]})}
-    row = Row(
-        name,
-        scores,
-        {"accuracy": images, "robust_accuracy": attack},
-        spreads={column: (high - low) / (2 * NORMAL_95) for column, (low, high) in intervals.items()},
-        origins=(Origin(name, checkpoint=path, protocol={"checkpoint": details}),),
-    )
-    return row, job.checkpoint
+        return describe_checkpoint_scores(job, found, time.perf_counter() - started)
+
+    def read(document: dict[str, Any]) -> Row:
+        protocol, robust = document["protocol"], document["robust"][-1]
+        images = {"images": sha256, "count": protocol["images"]}
+        attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"], "seed": protocol["seed"]}
+        intervals = {"accuracy": document["accuracy_interval_95"], "robust_accuracy": robust["accuracy"]["interval_95"]}
+        details = {**protocol, "indices": digest_of({"of": protocol["indices"]})}
+        scores = {
+            "accuracy": float(document["accuracy"]),
+            "robust_accuracy": float(robust["accuracy"]["value"]),
+            "images_seen": float(info.step * info.config.batch_size),
+        }
+        return Row(
+            name,
+            scores | divergences_of(path),
+            {"accuracy": images, "robust_accuracy": attack},
+            spreads={column: (high - low) / (2 * NORMAL_95) for column, (low, high) in intervals.items()},
+            origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
+        )
+
+    decisive = [scoring.to_dict(), job.checkpoint.sha256(), sha256]
+    return kept(kept_path("tested", decisive), read, measure), job.checkpoint
 
 
 def divergences_of(checkpoint: Path) -> dict[str, float]:

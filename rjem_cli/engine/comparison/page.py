@@ -13,11 +13,10 @@ from typing import Any
 
 from rjem_cli import __version__
 from rjem_cli.engine.comparison.forms import limits_of, name_text, value_text
-from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Row, columns_of, flattened, marks_of
+from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Origin, Row, columns_of, flattened, marks_of
 from rjem_cli.engine.comparison.sheets import Sheet
 from rjem_cli.engine.comparison.table1 import FAILS, HOLDS
 from rjem_cli.engine.data.pictures import contact_sheet, png_bytes
-from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.report.chains import ChainPictures
 from rjem_cli.engine.report.figures import Curve, training_curves
 from rjem_cli.engine.training.metrics import events_in, numbers_in, read_lines
@@ -30,6 +29,7 @@ PANELS = (  # label, what of metrics.jsonl, the second dashed, log scale
     ("R1 = |dE/dx| on data", ("r1",), True),
     ("saturation of the chains", ("saturation",), False),
 )
+LARGEST_DRAWN = 1e30  # beyond it matplotlib's own sums overflow
 MARKS = {HOLDS: "holds", FAILS: "fails"}  # CSS classes of verdicts
 
 
@@ -129,16 +129,19 @@ def families_of(rows: Sequence[Row]) -> list[Family]:
     """The runs behind the rows; rows of the same runs share a family."""
     found: dict[tuple[Path, ...], list[Run]] = {}
     for row in rows:
-        newest = {run_of(path): path for origin in row.origins if (path := origin.checkpoint)}
-        runs = {folder: read_run(folder, path) for folder, path in newest.items() if folder}
-        if runs:
-            found.setdefault(tuple(runs), list(runs.values()))
+        folders = {folder: origin for origin in row.origins if (folder := folder_of(origin))}
+        if folders:
+            found.setdefault(tuple(folders), [read_run(folder, origin) for folder, origin in folders.items()])
     colors = palette(len(found))
     return [Family(name_of(runs), color, runs) for color, runs in zip(colors, found.values())]
 
 
-def read_run(folder: Path, checkpoint: Path) -> Run:
-    return Run(folder.name, read_lines(folder / "metrics.jsonl"), read_info(checkpoint).config.to_dict())
+def folder_of(origin: Origin) -> Path | None:
+    return run_of(origin.checkpoint) if origin.checkpoint else None
+
+
+def read_run(folder: Path, origin: Origin) -> Run:
+    return Run(folder.name, read_lines(folder / "metrics.jsonl"), origin.settings)
 
 
 def name_of(runs: Sequence[Run]) -> str:
@@ -177,7 +180,8 @@ def curves_of(families: Sequence[Family]) -> list[tuple[str, bytes]]:
 def points_of(run: Run, measure: str, log: bool) -> tuple[list[int], list[float]]:
     """(steps, values) of the lines that have it, and can be drawn."""
     found = [(line["step"], numbers_in(line).get(measure)) for line in run.lines if "event" not in line]
-    points = [(step, value) for step, value in found if value is not None and (value > 0 or not log)]
+    drawable = [(step, value) for step, value in found if value is not None and abs(value) < LARGEST_DRAWN]
+    points = [(step, value) for step, value in drawable if value > 0 or not log]
     return [step for step, _ in points], [value for _, value in points]
 
 

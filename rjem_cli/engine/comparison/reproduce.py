@@ -128,7 +128,8 @@ def row_of(config: CompareConfig, entry: Entry, training: Training, work: Work) 
     name = training.run_dir.name
     if has_diverged(training):
         events = float(len(events_in(read_lines(training.run_dir / "metrics.jsonl"))))
-        origin = Origin(name, checkpoint=next(reversed(training.checkpoints), None))
+        path = next(reversed(training.checkpoints), None)
+        origin = Origin(name, checkpoint=path, settings=training.config.to_dict())
         counts = {"divergences": events, "runs_lost": 1.0}
         return Row(entry.name, counts, notes=(f"{name} diverged beyond recovery",), origins=(origin,))
     (row,) = run_rows(replace(config, mode=entry.mode), name, training.checkpoints[-1], work)

@@ -55,13 +55,14 @@ COLUMNS = {
 @dataclass(frozen=True)
 class Origin:
     """What a row was measured on: the subject's name, some of its samples, some of the real images that they were
-    compared with, the checkpoint and how it was sampled; and all that its scores depend on."""
+    compared with, the checkpoint, its training's settings and how it was sampled; and all that its scores depend on."""
 
     name: str
     samples: Sheet | None = None
     real: Sheet | None = None
     checkpoint: Path | None = None
     mode: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     protocol: Protocol = field(default_factory=dict)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from rjem_cli import __version__
 from rjem_cli.engine.runtime import Watch
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.errors import RjemError
+from rjem_cli.files import write_atomically
 from rjem_cli.paths import comparisons_dir
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,28 @@ def kept_path(kind: str, decisive: list[Any]) -> Path:
     return comparisons_dir() / f"{kind}-{digest_of({'rjem': __version__, 'of': decisive})[:32]}.json"
 
 
+def kept(path: Path, read: Callable[[dict[str, Any]], Kept], measure: Callable[[], dict[str, Any]]) -> Kept:
+    """What `read` makes of an earlier call's document, or of a new one that `measure` gives, which is kept."""
+    document = read_kept(path)
+    if document is not None:
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):  # it is not what was written
+            return read(document)
+    document = measure()
+    write_atomically(path, json.dumps(document, allow_nan=False).encode())
+    return read(document)
+
+
 def read_kept(path: Path) -> dict[str, Any] | None:
     """What an earlier call measured; None where there is none, or it cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), parse_constant=finite, parse_float=finite)
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def finite(text: str) -> float:
+    """Raises ValueError for what JSON has no word for."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return value

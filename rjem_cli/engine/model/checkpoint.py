@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ class Checkpoint:
     info: CheckpointInfo
 
     def sha256(self) -> str:
-        """Of the file: what a score or a sample came from."""
+        """Of the file, as it was when this was first asked: what a score or a sample came from."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

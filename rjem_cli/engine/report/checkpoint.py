@@ -50,7 +50,9 @@ def describe_checkpoint_scores(job: CheckpointJob, found: CheckpointScores, seco
 
 
 def describe_looks(looks: Looks) -> dict[str, Any]:
-    """E(x): mean and quantiles; the mean length of dE/dx; null for values that are not finite."""
+    """E(x): mean and quantiles; the mean length of dE/dx; null for values that are not finite, and of no images."""
+    if not len(looks.energy):
+        return {"count": 0} | dict.fromkeys(("mean", "q05", "median", "q95", "gradient_norm"))
     low, median, high = looks.energy.double().quantile(looks.energy.new_tensor(QUANTILES).double()).tolist()
     values = {
         "count": len(looks.energy),

@@ -131,8 +131,12 @@ def events_in(lines: list[dict[str, Any]], step: int | None = None) -> list[dict
 def valid_lines(found: Any) -> list[dict[str, Any]]:
     """Those with a step, and if they are events with all that is said of one."""
     lines = [line for line in found if isinstance(line, dict)] if isinstance(found, list) else []
-    lines = [line for line in lines if isinstance(line.get("step"), int)]
-    return [line for line in lines if "event" not in line or line.keys() >= EVENT]
+    lines = [line for line in lines if is_step(line.get("step"))]
+    return [line for line in lines if "event" not in line or (line.keys() >= EVENT and is_step(line["at"]))]
+
+
+def is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def beyond_the_end(line: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def comparison(tmp_path, monkeypatch):
     monkeypatch.setattr("rjem_cli.engine.comparison.page.read_run", lambda folder, path: run)
     sheet = Sheet("real", torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 10, 500, (*"abcdefghi", HOSTILE))
     whole = {"samples": {"reference": {"name": HOSTILE, "count": 900}}}
-    origin = Origin("digits", sheet, sheet, checkpoint, "energy", whole)
+    origin = Origin("digits", sheet, sheet, checkpoint, "energy", protocol=whole)
     protocol = {"fid": {"count": 900}}
     rows = [
         Row("digits (energy)", {"fid": 3.25, "divergences": 1.0}, protocol, notes=(HOSTILE,), origins=(origin,)),

@@ -74,7 +74,7 @@ def test_the_same_protocol_in_another_order_is_the_same():
 def test_each_form_says_the_same():
     rows = [row("a_1 & co | x", 3.21987), row("b", 2.5), *published_rows()]
     comparison = Comparison(rows)
-    assert "| a_1 & co \\| x | - | 3.22 |" in markdown(comparison) and "| b | - | **2.50** |" in markdown(comparison)
+    assert "| a\\_1 & co \\| x | - | 3.22 |" in markdown(comparison) and "| b | - | **2.50** |" in markdown(comparison)
     tex = latex(comparison)
     assert r"a\_1 \& co | x & - & 3.22 \\" in tex and r"b & - & \textbf{2.50} \\" in tex
     assert r"\toprule" in tex and tex.count(r"\begin{tabular}{lrr}") == 1
@@ -166,3 +166,11 @@ def test_verdicts_and_ranks_agree_on_what_can_be_compared():
         of_other = each.claim.startswith("IS") or each.claim.endswith(" Robust JEM") or " Robust JEM <" in each.claim
         assert (each.verdict == "cannot be told") == of_other
     assert any("samples is" in each.why for each in orderings(rows))
+
+
+def test_no_name_breaks_a_form():
+    comparison = Comparison([row("[a\nb\x1b[31m\u202ec", 1.0), row("a\\|b", 2.0)])
+    for form in (markdown, latex):
+        text = form(comparison)
+        assert not any(sign in text for sign in "\x1b\u202e") and "a\nb" not in text
+    assert "{[}a" in latex(comparison) and "| a\\\\\\|b |" in markdown(comparison)
