@@ -3,7 +3,7 @@
 Folders of photographs from two archives, and InceptionV3 with random weights (the published ones are a download). Each
 command is called as a user would, one after the other. `other samples` is rjem with the reference known.
 
-    python tests/benchmarks/fidelity.py cifar10-train.tar.xz cifar10-test.tar.xz
+    python -m tests.benchmarks.fidelity cifar10-train.tar.xz cifar10-test.tar.xz
 """
 
 from __future__ import annotations

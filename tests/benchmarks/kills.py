@@ -3,8 +3,8 @@
 Every run has a RJEM_HOME of its own and the same flags. Once killed it goes on with `--resume`, or begins again where
 it was killed before its first checkpoint. Compared are the final checkpoint, its state and the metrics.
 
-    python tests/benchmarks/kills.py --runs 20 -- --preset quickstart
-    python tests/benchmarks/kills.py --runs 1 --kills 20 -- --preset quickstart
+    python -m tests.benchmarks.kills --runs 20 -- --preset quickstart
+    python -m tests.benchmarks.kills --runs 1 --kills 20 -- --preset quickstart
 """
 
 from __future__ import annotations

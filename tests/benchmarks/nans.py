@@ -3,7 +3,7 @@
 A weight, the chains, an image, or a weight and its average become NaN just before a step. Each
 recovery halves the learning rate, so what is left of accuracy is shown beside that of the run without any.
 
-    python tests/benchmarks/nans.py --runs 10 --nans 5 -- --preset quickstart
+    python -m tests.benchmarks.nans --runs 10 --nans 5 -- --preset quickstart
 """
 
 from __future__ import annotations

@@ -1,0 +1,29 @@
+"""The cost that a plan names is the cost that training has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.comparison.reproduce import passes_an_image
+from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.training.trainer import Trainer
+
+
+@pytest.mark.parametrize("changes", [{}, {"pgd_steps": 0}, {"px_weight": 0.0}, {"loss_statistics": "separate"}])
+def test_passes_are_those_of_a_training_step(tmp_path, changes):
+    """Images through the network with gradients, per image of a batch."""
+    tiny = {"depth": 10, "width": 1, "batch_size": 8, "pgd_steps": 3, "sgld_steps": 2, "buffer_size": 16, "steps": 2}
+    config = TrainConfig(**{**tiny, **changes})
+    trainer = Trainer(config, digit_splits(0.1, shifted=False), start_runtime("cpu"), tmp_path, lambda progress: None)
+    passed = []
+
+    def count(module, inputs, output):
+        if torch.is_grad_enabled():
+            passed.append(len(inputs[0]))
+
+    trainer.model.register_forward_hook(count)  # its frozen copies have it too
+    trainer.train_step()
+    assert sum(passed) == passes_an_image(config) * config.batch_size
