@@ -139,13 +139,16 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
         (["--published", "-o", "table.txt"], 2, "-o needs a --format"),
         (["--published", "--html", "."], 2, "--html . is a folder"),
+        (["tiny", "--metrics", "magic"], 2, "magic"),
+        (["tiny", "--reference", "nowhere/"], 3, "--reference nowhere/"),
         (["--published", "--html", "-"], 2, "--html -: give a file's name"),
         (["--published", "--html", "/proc/none/report.html"], 1, "/proc/none"),
     ],
 )
-def test_bad_input_gives_one_line_and_its_exit_code(rjem, arguments, code, message):
+def test_bad_input_gives_one_line_and_its_exit_code_before_any_work(rjem, trained, arguments, code, message):
     outcome = rjem("compare", *arguments)
     assert outcome.code == code and message in outcome.error_line()
+    assert not comparisons_dir().exists()
 
 
 def reproduced(rjem, *arguments):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rjem_cli.config import CompareConfig
 from rjem_cli.engine.comparison.gallery import chains_of
-from rjem_cli.engine.comparison.measure import read_samples, run_rows, sample_row
+from rjem_cli.engine.comparison.measure import check_scoring, read_samples, run_rows, sample_row
 from rjem_cli.engine.comparison.page import page_of
 from rjem_cli.engine.comparison.reproduce import Training, reproduced
 from rjem_cli.engine.comparison.rows import Comparison, published_rows
@@ -21,6 +21,7 @@ def compared(
 ) -> Comparison:
     """Rows of the paper's table, made again where there are `trainings`; of each subject, a checkpoint or (None)
     samples; and the paper's own. Raises as `rjem train`, `generate` and `eval` do."""
+    check_scoring(config)
     inputs = {name: read_samples(config, name, work) for name, path in subjects.items() if path is None}
     own = reproduced(config, trainings, work) if trainings else []
     rows = list(own)

@@ -17,6 +17,9 @@ from rjem_cli.engine.evaluation import checkpoint as checkpoint_scores
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.quality import job as sample_scores
 from rjem_cli.engine.quality.catalogue import CATALOGUE
+from rjem_cli.engine.quality.choose import check_features
+from rjem_cli.engine.quality.plan import parse_metrics
+from rjem_cli.engine.quality.reference import read_reference
 from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores
 from rjem_cli.engine.report.quality import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.sampling.request import digest_of
@@ -35,6 +38,14 @@ def eval_config(config: CompareConfig) -> EvalConfig:
     values = {name: getattr(config, name) for name in shared}
     values |= {"eps": config.eps or (EPS,), "norm": config.norm or NORM, "ood": "none", "samples": 0}
     return EvalConfig(**values)
+
+
+def check_scoring(config: CompareConfig) -> None:
+    """What samples will be scored by, before any are drawn for it. Raises as `rjem eval` does."""
+    parse_metrics(config.metrics)
+    check_features(config.features)
+    if config.reference is not None:
+        read_reference(config.reference, config.protocol)
 
 
 def read_samples(config: CompareConfig, location: str, work: Work) -> sample_scores.Inputs:
@@ -155,7 +166,7 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
         scores = {
             "accuracy": float(document["accuracy"]),
             "robust_accuracy": float(robust["accuracy"]["value"]),
-            "images_seen": float(info.step * info.config.batch_size),
+            "images_seen": float(info.images_seen),
         }
         return Row(
             name,

@@ -14,6 +14,7 @@ from rjem_cli.engine.comparison.measure import run_rows
 from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.comparison.table1 import TABLE1, Entry
 from rjem_cli.engine.comparison.work import Work, read_kept
+from rjem_cli.engine.data.downloads import TRAINING_IMAGES
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import read_info
@@ -22,6 +23,7 @@ from rjem_cli.engine.training.checkpoints import newest_whole
 from rjem_cli.engine.training.metrics import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
+from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.errors import ConfigError, DataError, DivergedError
 from rjem_cli.paths import checkpoints_in, step_of
 
@@ -176,7 +178,8 @@ def described(trainings: Sequence[Training], samples: int) -> list[str]:
         config, saved = training.config, training.checkpoints
         passes = passes_an_image(config)
         length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-        total = f", {config.steps * config.batch_size * passes / 1e6:.3g} M in all" if config.steps else ""
+        steps = known_steps(config)
+        total = f", {steps * config.batch_size * passes / 1e6:,.3f} M in all" if steps else ""
         at = f"at step {step_of(saved[-1])}" if saved else "to do"
         at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
         lines.append(
@@ -186,6 +189,13 @@ def described(trainings: Sequence[Training], samples: int) -> list[str]:
     configs = {training.model: training.config for training in trainings}
     each = [f"{plan_of(configs[entry.model], entry.mode).gradient_steps} ({entry.name})" for entry in TABLE1]
     return [*lines, f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"]
+
+
+def known_steps(config: TrainConfig) -> int | None:
+    """Its length; None for epochs of images that would have to be counted first."""
+    published = None if config.data else TRAINING_IMAGES.get(config.dataset)
+    trained_on = published and round(published * (1 - config.val_fraction))
+    return total_steps(config, trained_on) if trained_on else config.steps
 
 
 def passes_an_image(config: TrainConfig) -> int:

@@ -6,8 +6,9 @@ as splits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -27,7 +28,21 @@ def read_class_folders(location: str) -> dict[str, ImageSet]:
     Raises AbsentError if `location` is not there or holds no image, DataError for one that is corrupt, odd-sized or in
     no class folder (with its name).
     """
-    found = decode_all(read_members(readable(location)), location)
+    path = readable(location)
+    if path.is_dir():
+        return read_tree(path, location)
+    at = path.stat()
+    return dict(read_archive(path.resolve(), location, at.st_mtime_ns, at.st_size))
+
+
+@functools.lru_cache(maxsize=2)
+def read_archive(path: Path, location: str, mtime_ns: int, size: int) -> dict[str, ImageSet]:
+    """Once in a process, training and test images: a comparison asks for them with each of its rows."""
+    return read_tree(path, location)
+
+
+def read_tree(path: Path, location: str) -> dict[str, ImageSet]:
+    found = decode_all(read_members(path), location)
     if not found.names:
         raise AbsentError(
             f"{location} holds no images; give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"

@@ -71,6 +71,7 @@ SVHN = (
     ),
 )
 DOWNLOADED = (*CIFAR, "svhn")
+TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # as their authors state
 
 
 def folder_of(name: str) -> Path:

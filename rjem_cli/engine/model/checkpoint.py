@@ -28,8 +28,9 @@ from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.paths import run_of, trained_in
 from rjem_cli.plain_yaml import read_mapping
 
-FORMAT = "rjem-checkpoint-4"
+FORMAT = "rjem-checkpoint-5"
 LARGEST_SIDE = 4096  # pixels
+MOST_IMAGES = 2**63 - 1  # seen in training
 CONFIG_FILE = "config.yaml"
 PLACES = ("data", "test_data")  # knobs that are paths
 
@@ -37,7 +38,8 @@ PLACES = ("data", "test_data")  # knobs that are paths
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a model needs to be used: its config, its classes, its images' shape (C, H, W) and its training data's
-    digest; `val_accuracy` where it was measured when the checkpoint was due; what its state is known by.
+    digest; how many training images it has seen; `val_accuracy` where it was measured when the checkpoint was due; what
+    its state is known by.
 
     A file holds no path: where a user's `own_images` are, the config.yaml of the run's folder says."""
 
@@ -48,6 +50,7 @@ class CheckpointInfo:
     data_digest: str
     own_images: bool
     step: int
+    images_seen: int = 0
     val_accuracy: float | None = None
     state_sha256: str | None = None
 
@@ -61,8 +64,8 @@ class CheckpointInfo:
             )
         return cls(config, splits.class_names, shape, splits.name, splits.train.digest(), own, step)
 
-    def at(self, step: int, val_accuracy: float | None) -> CheckpointInfo:
-        return replace(self, step=step, val_accuracy=val_accuracy)
+    def at(self, step: int, images_seen: int, val_accuracy: float | None) -> CheckpointInfo:
+        return replace(self, step=step, images_seen=images_seen, val_accuracy=val_accuracy)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(replace(self, config=without_places(self.config)))
@@ -82,6 +85,8 @@ class CheckpointInfo:
         "".join(str(name) for name in values["class_names"]).encode()  # a ValueError for what no file can hold
         if not re.fullmatch("[0-9a-f]{64}", str(values["data_digest"])):  # it names files
             raise ValueError("data_digest is no sha256")
+        if not 0 <= (images_seen := int(values["images_seen"])) <= MOST_IMAGES:
+            raise ValueError("images_seen is no count")
         return cls(
             config=without_places(TrainConfig.from_dict(values["config"])),
             class_names=tuple(str(name) for name in values["class_names"]),
@@ -90,6 +95,7 @@ class CheckpointInfo:
             data_digest=str(values["data_digest"]),
             own_images=bool(values["own_images"]),
             step=int(values["step"]),
+            images_seen=images_seen,
             val_accuracy=None if values["val_accuracy"] is None else float(values["val_accuracy"]),
             state_sha256=None if values["state_sha256"] is None else str(values["state_sha256"]),
         )

@@ -39,7 +39,7 @@ def frechet_distance(generated: Statistics, real: Statistics) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     first, second = ({"mu": part.mu, "sigma": part.sigma} for part in (generated, real))
-    return fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID]  # type: ignore[no-any-return]
+    return not_below_zero(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
 
 
 def frechet_of_few(generated: Tensor, real: Tensor) -> float:
@@ -49,7 +49,12 @@ def frechet_of_few(generated: Tensor, real: Tensor) -> float:
     a, b = ((part - part.mean(dim=0)) / (len(part) - 1) ** 0.5 for part in (first, second))
     cross = torch.linalg.svdvals(a @ b.T).sum()
     means = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
-    return float(means + a.square().sum() + b.square().sum() - 2 * cross)
+    return not_below_zero(float(means + a.square().sum() + b.square().sum() - 2 * cross))
+
+
+def not_below_zero(distance: float) -> float:
+    """Without what rounding left below 0; NaN stays NaN."""
+    return float(np.maximum(distance, 0.0))
 
 
 def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
 from rjem_cli.paths import checkpoints_dir, checkpoints_in, step_of
 
-STATE_FORMAT = "rjem-state-2"
+STATE_FORMAT = "rjem-state-3"
 HEADERS = 2**20  # bytes that two files need besides their tensors, at most
 ASIDE = ".aside"
 LEFT_BY_KILLS = (

@@ -91,6 +91,7 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     config = trainer.config
     trainer.metrics.add(trainer.train_step())
     trainer.step += 1
+    trainer.images_seen += trainer.batch_size
     last = trainer.step == trainer.steps
     saving, metrics = last or config.saves_at(trainer.step), None
     if saving or config.logs_at(trainer.step):
@@ -180,7 +181,8 @@ def save(trainer: Trainer) -> Path:
         if not all_finite([tensor]):
             raise Divergence(f"{name} is not finite")
     path = path_of(trainer)
-    info = trainer.info.at(trainer.step, trainer.metrics.val_accuracy_at(trainer.step))
+    val_accuracy = trainer.metrics.val_accuracy_at(trainer.step)
+    info = trainer.info.at(trainer.step, trainer.images_seen, val_accuracy)
     save_pair(path, model, info, state, trainer.metrics.unwritten)
     trainer.saved_step = trainer.step
     drop_old(trainer.run_dir, path, config.keep_last, config.keep_best)

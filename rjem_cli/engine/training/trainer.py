@@ -70,7 +70,7 @@ class Trainer:
         self.batch_size = min(config.batch_size, len(self.images))
         self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and R1
         self.steps = total_steps(config, len(self.images))
-        self.step = 0
+        self.step = self.images_seen = 0
         self.saved_step: int | None = None
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
@@ -220,15 +220,15 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """What a run goes on from, by name: `model.`, `average.`, the optimizer's and `sums.` in their own types; the
-        buffer, float (N, C, H, W) in [-1, 1]; `step` and `divergences`, int64."""
+        buffer, float (N, C, H, W) in [-1, 1]; `step`, `images_seen` and `divergences`, int64."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         tensors |= pack_optimizer(self.optimizer)
         tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
-        counts = {"step": torch.tensor(self.step), "divergences": torch.tensor(self.guard.count)}
+        counts = {"step": self.step, "images_seen": self.images_seen, "divergences": self.guard.count}
         if self.buffer is not None:
             tensors["buffer"] = self.buffer.images
-        return tensors | counts
+        return tensors | {name: torch.tensor(count) for name, count in counts.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this
@@ -244,7 +244,8 @@ class Trainer:
             buffer.images.copy_(stored)
         elif buffer is not None:  # a run that begins with energies now begins with new chains
             self.buffer = self.new_buffer()
-        self.step, self.guard.count = int(tensors["step"]), max(0, int(tensors["divergences"]))
+        self.step, self.images_seen = int(tensors["step"]), int(tensors["images_seen"])
+        self.guard.count = max(0, int(tensors["divergences"]))
 
 
 def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.comparison.reproduce import passes_an_image
+from rjem_cli.engine.comparison.reproduce import known_steps, passes_an_image
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import Trainer
@@ -27,3 +27,15 @@ def test_passes_are_those_of_a_training_step(tmp_path, changes):
     trainer.model.register_forward_hook(count)  # its frozen copies have it too
     trainer.train_step()
     assert sum(passed) == passes_an_image(config) * config.batch_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"dataset": "cifar10", "epochs": 3.0, "val_fraction": 0.1}, 3 * (45_000 // 64)),
+        ({"dataset": "cifar10", "steps": 7}, 7),
+        ({"dataset": "cifar10", "data": "images.tar", "epochs": 3.0}, None),
+    ],
+)
+def test_the_length_of_a_plan_is_known_before_images_are_read(changes, steps):
+    assert known_steps(TrainConfig(**{"batch_size": 64, **changes})) == steps

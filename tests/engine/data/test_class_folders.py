@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rjem_cli.config import DataOptions
+from rjem_cli.engine.data import class_folders
 from rjem_cli.engine.data.class_folders import read_class_folders
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.errors import AbsentError, DataError
@@ -127,3 +128,13 @@ def test_train_and_test_must_be_alike(tmp_path):
     others = write({"cat/0.png": png(1), "emu/0.png": png(1)}, tmp_path / "others")
     with pytest.raises(DataError, match="dog, emu"):
         load_splits(DataOptions(data=str(train), test_data=str(others)))
+
+
+def test_an_archive_is_read_once_and_again_where_it_changed(tmp_path, monkeypatch):
+    reads, read_tree = [], class_folders.read_tree
+    monkeypatch.setattr(class_folders, "read_tree", lambda *given: reads.append(given) or read_tree(*given))
+    path = write(tree(4), tmp_path / "images.zip")
+    first, second = (read_class_folders(str(path)) for _ in range(2))
+    assert len(reads) == 1 and first["train"].digest() == second["train"].digest()
+    write(tree(3), path)
+    assert len(read_class_folders(str(path))["train"]) == 6 and len(reads) == 2

@@ -165,5 +165,5 @@ def test_a_file_that_reads_back_otherwise_never_takes_the_old_ones_place(saved, 
     content = saved.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
     with pytest.raises(RjemError, match="reads back otherwise"):
-        save_checkpoint(saved, build_model(CONFIG, 1, 3), INFO.at(13, None))
+        save_checkpoint(saved, build_model(CONFIG, 1, 3), INFO.at(13, 208, None))
     assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]

@@ -144,6 +144,12 @@ def test_from_any_step_and_with_more_steps_than_were_asked_for_first(tmp_path, s
         assert metrics_of(tmp_path / parts) == metrics_of(tmp_path / "whole")
 
 
+def test_images_seen_are_counted_over_batches_of_any_size(tmp_path):
+    train(tmp_path, stop_at=4)
+    result, _ = train(tmp_path, resume=True, batch_size=8)
+    assert read_info(result.checkpoint).images_seen == 4 * 16 + 2 * 8
+
+
 def test_the_metrics_of_an_end_stay_where_nothing_is_trained_after_it(tmp_path):
     first, _ = train(tmp_path, steps=5)  # neither a line nor a checkpoint is due then
     before = metrics_of(tmp_path)
