@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rjem_cli import paths
-from rjem_cli.config import CompareConfig
+from rjem_cli.config import SUFFIXES, CompareConfig
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import check_file_place, write_atomically
 from rjem_cli.interface.console import Console
@@ -55,21 +55,21 @@ def compare(
         raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
     if config.reproduce and not names and config.mode != CompareConfig.mode:
         raise ConfigError("--mode goes with runs and checkpoints; the paper's table says how each model is sampled")
-    if config.output and config.format == "table" and not call.as_json:
-        raise ConfigError("-o needs a --format: md, latex, csv or json")
+    if config.output and config.form == "table" and not call.as_json:
+        raise ConfigError(f"-o {config.output}: give a --format, or a name that ends in {', '.join(SUFFIXES)}")
     found = {name: paths.find_subject(name) for name in names}
-    for name, path in found.items():
-        console.say(f"{name}: {f'checkpoint {path}, modes {config.mode}' if path else 'samples'}")
     trainings = announced(config, console) if config.reproduce else []
-    if call.dry_run:
-        return
-    check_places(config)
 
-    from rjem_cli.engine.comparison.job import compared, page
+    from rjem_cli.engine.comparison.job import compared, page, planned
     from rjem_cli.engine.comparison.work import Work
 
     with stop_on_signals(console.say) as stop, console.bar() as bar:
         work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
+        if call.dry_run:
+            for line in planned(config, found, work):
+                console.say(line)
+            return
+        check_places(config)
         comparison = compared(config, found, trainings, work)
         html = (
             page(config, comparison, ["rjem", "compare", *names, *given_flags(config)], work) if config.html else None
@@ -104,7 +104,7 @@ def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: 
     """Tables on a terminal, TSV on a pipe and with --quiet, or the form that was asked for."""
     from rjem_cli.engine.comparison import forms
 
-    written = forms.WRITTEN.get("json" if as_json else config.format)
+    written = forms.WRITTEN.get("json" if as_json else config.form)
     if written is None:
         if console.quiet or not console.on_terminal:
             console.tab_separated(*forms.plain_cells(comparison.rows))

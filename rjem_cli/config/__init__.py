@@ -14,7 +14,7 @@ from rjem_cli.config.common import (
     DeviceOptions,
     RuntimeOptions,
 )
-from rjem_cli.config.compare import FORMATS, SCALES, CompareConfig
+from rjem_cli.config.compare import FORMATS, SCALES, SUFFIXES, CompareConfig
 from rjem_cli.config.scores import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions, TestOptions
 from rjem_cli.config.training import (
     AttackTrainingOptions,
@@ -37,6 +37,7 @@ __all__ = [
     "SAMPLE_MODES",
     "SCALES",
     "STREAM",
+    "SUFFIXES",
     "SYNTHETIC_SETS",
     "AttackConfig",
     "AttackTrainingOptions",

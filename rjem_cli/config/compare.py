@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from rjem_cli.config.common import SAMPLE_MODES, DeviceOptions
 from rjem_cli.config.scores import SampleScoreOptions, TestOptions
@@ -25,6 +26,7 @@ SCALES = {
 }
 SAMPLES = 1000
 FORMATS = ("table", "md", "latex", "csv", "json")
+SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}  # of -o, where no --format is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,9 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
     )
     seed: int = knob(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
     sample_seed: int = knob(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
-    output: str | None = knob(None, "File for the table, in place of stdout")
+    output: str | None = knob(
+        None, f"File for the table, in place of stdout; without --format as its name ends ({', '.join(SUFFIXES)})"
+    )
     html: str | None = knob(
         None, "File for a page of its own with tables, samples side by side, training curves, chains, protocols"
     )
@@ -76,6 +80,12 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
             for name in ("scale", "train_steps", "seeds"):
                 if getattr(self, name) != getattr(CompareConfig, name):
                     raise ConfigError(f"{flag_name(name)} goes with --reproduce; give both, or neither")
+
+    @property
+    def form(self) -> str:
+        """Of the table that is written."""
+        by_name = SUFFIXES.get(PurePath(self.output).suffix.lower(), "table") if self.output else "table"
+        return by_name if self.format == "table" else self.format
 
     @property
     def modes(self) -> tuple[str, ...]:

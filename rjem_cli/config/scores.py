@@ -74,7 +74,8 @@ class SampleScoreOptions(Options):
     reference: str | None = knob(
         None,
         "NAME:PART of a built-in data set (cifar10:train, digits:test, ...:all), a folder or archive of images, or "
-        "statistics .npz (default: what the samples' meta.json names, else cifar10:train)",
+        "statistics .npz (default: what the samples' meta.json names; where it names none, cifar10:train for 32x32 "
+        "colour images)",
     )
     features: str = knob(
         "auto",

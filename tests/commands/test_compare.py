@@ -76,6 +76,31 @@ def test_runs_and_samples_are_rows_and_what_was_measured_is_kept(rjem, own_home,
     assert compared(rjem, *arguments) == found
 
 
+def test_tests_are_kept_where_only_samples_are_scored_otherwise(rjem, own_home, trained, monkeypatch):
+    """And samples where only tests are of another kind."""
+    evaluate = {module: module.evaluate for module in (measure.sample_scores, measure.checkpoint_scores)}
+    calls = []
+
+    def counted(module):
+        def call(*arguments, **options):
+            calls.append(module)
+            return evaluate[module](*arguments, **options)
+
+        return call
+
+    for module in evaluate:
+        monkeypatch.setattr(module, "evaluate", counted(module))
+    for changed, measured in [
+        ((), [measure.sample_scores, measure.checkpoint_scores]),
+        (("--num", 40), [measure.sample_scores]),
+        (("--metrics", "fid"), [measure.sample_scores]),
+        (("--limit", 30), [measure.checkpoint_scores]),
+    ]:
+        calls.clear()
+        compared(rjem, "tiny", *QUICK, *changed)
+        assert set(calls) == set(measured), changed
+
+
 def test_samples_of_other_counts_are_not_ranked(rjem, tmp_path):
     pixels = load_digits().pixels.permute(0, 2, 3, 1).numpy()
     for name, count in (("few", 300), ("more", 600)):
@@ -93,6 +118,17 @@ def test_each_form_goes_to_stdout_or_a_file(rjem, tmp_path, form):
     assert written.out == f"{tmp_path / 'table'}\n" and (tmp_path / "table").read_text() == shown.out
     if form == "csv":
         assert len(list(csv.DictReader(io.StringIO(shown.out)))) == 6
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"), [(".md", "md"), (".TEX", "latex"), (".csv", "csv"), (".json", "json"), (".txt", "md")]
+)
+def test_a_table_has_the_form_that_its_files_name_ends_in(rjem, tmp_path, ending, form):
+    """But for a --format, which is said in so many words."""
+    file = tmp_path / f"table{ending}"
+    said = ("--format", form) if ending == ".txt" else ()
+    assert rjem("compare", "--published", *said, "-o", file).code == 0
+    assert file.read_text() == rjem("compare", "--published", "--format", form).out
 
 
 def test_a_page_of_runs_and_samples(rjem, own_home, trained, tmp_path):
@@ -122,8 +158,13 @@ def test_quiet_leaves_the_rows(rjem):
 
 
 def test_dry_run_measures_nothing(rjem, own_home, trained):
-    outcome = rjem("compare", "tiny", "--dry-run")
-    assert outcome.code == 0 and "step-00000003.safetensors, modes energy" in outcome.err
+    rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
+    outcome = rjem("compare", "tiny", own_home / "made.npz", "--mode", "energy,combined", *QUICK, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    run, samples = outcome.err.splitlines()[-2:]
+    assert "step-00000003.safetensors, tested on images of digits, 60 samples" in run
+    assert run.endswith("mode energy, 2 passes each; mode combined, 4 passes each")
+    assert "60 samples against digits" in samples and "features by judge" in samples and "is trained first" in samples
     assert not comparisons_dir().exists()
 
 
@@ -137,7 +178,7 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["--published", "--seeds", "3"], 2, "--seeds goes with --reproduce"),
         (["--reproduce", "table1", "--mode", "attack"], 2, "--mode goes with runs"),
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
-        (["--published", "-o", "table.txt"], 2, "-o needs a --format"),
+        (["--published", "-o", "table.txt"], 2, "-o table.txt: give a --format, or a name that ends in .md"),
         (["--published", "--html", "."], 2, "--html . is a folder"),
         (["tiny", "--metrics", "magic"], 2, "magic"),
         (["tiny", "--reference", "nowhere/"], 3, "--reference nowhere/"),
@@ -188,7 +229,7 @@ def test_the_papers_table_is_reproduced_with_seeds(rjem, own_home, quick_presets
     assert all("2 seeds" in each["why"] for each in document["orderings"])
     assert reproduced(rjem, "--dry-run").err.count("done") == 6
     again = reproduced(rjem, "--published", "--json")
-    assert json.loads(again.out) == document and "training" not in again.err
+    assert json.loads(again.out) == document and ": 0 of 2" not in again.err
 
 
 def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):

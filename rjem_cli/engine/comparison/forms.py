@@ -10,16 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from rjem_cli import __version__
+from rjem_cli.engine.comparison.notes import limits_of, notes_of, printable
 from rjem_cli.engine.comparison.rows import (
     COLUMNS,
-    QUOTED,
     Comparison,
     Origin,
     Row,
     best_of,
     columns_of,
     marks_of,
-    reasons,
 )
 
 Mark = Callable[[str], str]
@@ -44,18 +43,16 @@ def cells(
 
 
 def plain_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """For a pipe: no marks, and numbers without their deviations."""
+    """For a pipe: no marks, and deviations in columns of their own behind the scores."""
     columns = columns_of(rows)
-    return cells([replace(row, spreads={}) for row in rows], columns, str)
+    titles, texts = cells([replace(row, spreads={}) for row in rows], columns, str)
+    spread = [column for column in columns if any(row.spreads.get(column) for row in rows)]
+    behind = [[deviation_text(row, column) or "-" for column in spread] for row in rows]
+    return [*titles, *(f"± {COLUMNS[column].label}" for column in spread)], [a + b for a, b in zip(texts, behind)]
 
 
 def name_text(row: Row) -> str:
     return printable(f"{row.name} [quoted]" if row.quoted else row.name)
-
-
-def printable(text: str) -> str:
-    """Without characters that break a line, move a cursor or turn the direction of writing."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def pieces(rows: Sequence[Row], width: int) -> list[tuple[list[Row], list[str]]]:
@@ -84,31 +81,20 @@ def width_of(rows: Sequence[Row], columns: Sequence[str]) -> int:
 def value_text(row: Row, column: str) -> str:
     if column not in row.scores:
         return "-"
-    about = COLUMNS[column]
+    about, deviation = COLUMNS[column], deviation_text(row, column)
     value = digits(row.scores[column] * about.scale, about.form)
-    return f"{value} ± {digits(row.spreads[column] * about.scale, '.2g')}" if row.spreads.get(column) else value
+    return f"{value} ± {deviation}" if deviation else value
+
+
+def deviation_text(row: Row, column: str) -> str:
+    """Empty where it is not known, or is nought."""
+    return digits(row.spreads[column] * COLUMNS[column].scale, ".2g") if row.spreads.get(column) else ""
 
 
 def digits(value: float, form: str) -> str:
     """`2350`, where .3g alone would give `2.35e+03`."""
     text = format(value, form)
     return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e15 else text
-
-
-def notes_of(comparison: Comparison) -> list[str]:
-    """What became of the paper's orderings, and what limits the table."""
-    return [*(ordering.text for ordering in comparison.orderings), *limits_of(comparison.rows)]
-
-
-def limits_of(rows: Sequence[Row]) -> list[str]:
-    """Why columns are not ranked, whose word quoted rows are, and what limits the others, each thing once."""
-    whose = ", ".join(f"{row.name}: {row.quoted}" for row in rows if row.quoted)
-    measured = [row for row in rows if row.quoted is None]
-    own = []
-    for note in dict.fromkeys(note for row in measured for note in row.notes):
-        names = [row.name for row in measured if note in row.notes]
-        own.append(note if len(names) == len(measured) else f"{', '.join(names)}: {note}")
-    return [printable(note) for note in (*reasons(rows), *([f"{QUOTED} ({whose})"] if whose else []), *own)]
 
 
 def markdown(comparison: Comparison) -> str:

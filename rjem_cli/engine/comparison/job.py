@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rjem_cli.config import CompareConfig
+from rjem_cli.config import STREAM, CompareConfig
+from rjem_cli.engine.chains.pipeline import plan_of
 from rjem_cli.engine.comparison.gallery import chains_of
 from rjem_cli.engine.comparison.measure import check_scoring, read_samples, run_rows, sample_row
 from rjem_cli.engine.comparison.page import page_of
@@ -13,6 +14,8 @@ from rjem_cli.engine.comparison.reproduce import Training, reproduced
 from rjem_cli.engine.comparison.rows import Comparison, published_rows
 from rjem_cli.engine.comparison.table1 import orderings
 from rjem_cli.engine.comparison.work import Work
+from rjem_cli.engine.model.checkpoint import read_info
+from rjem_cli.engine.quality.job import Inputs
 from rjem_cli.errors import AbsentError
 
 
@@ -29,6 +32,35 @@ def compared(
         rows += run_rows(config, name, path, work) if path else [sample_row(name, inputs[name], work)]
     rows += published_rows() if config.published else []
     return Comparison(rows, tuple(orderings(own)) if own else ())
+
+
+def planned(config: CompareConfig, subjects: Mapping[str, Path | None], work: Work) -> list[str]:
+    """A line a subject: what would be drawn, tested and scored. Reads samples, all but a stream, as `compared` would.
+    Raises as that does."""
+    check_scoring(config)
+    lines = []
+    for name, path in subjects.items():
+        if path is not None:
+            lines.append(f"{name}: {described_run(config, path)}")
+        elif name == STREAM:
+            lines.append(f"{name}: samples on standard input")
+        else:
+            lines.append(f"{name}: {described_samples(read_samples(config, name, work))}")
+    return lines
+
+
+def described_samples(inputs: Inputs) -> str:
+    case, steps = inputs.case, inputs.judge_steps
+    judge = f"; a judge is trained first, {steps}, and then kept" if steps else ""
+    features = f"features by {case.choice.kind} ({case.choice.reason}){judge}"
+    return f"{len(case.samples)} samples against {case.reference.name}; {', '.join(inputs.plan.metrics)}; {features}"
+
+
+def described_run(config: CompareConfig, path: Path) -> str:
+    info = read_info(path)
+    each = [f"mode {mode}, {plan_of(info.config, mode).gradient_steps} passes each" for mode in config.modes]
+    drawn = f", {config.sample_count} samples: {'; '.join(each)}" if each else ", no samples"
+    return f"checkpoint {path}, tested on images of {config.dataset or config.data or info.data_name}{drawn}"
 
 
 def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], work: Work) -> str:

@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores
 from rjem_cli.engine.report.quality import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.engine.training.metrics import events_in, read_lines
+from rjem_cli.knobs import Options
 from rjem_cli.paths import run_of, step_of
 
 TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
@@ -83,8 +85,15 @@ def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
             origins=(Origin(name, sheet_of(case.samples), real, protocol={"samples": protocol}),),
         )
 
-    decisive = [case.config.to_dict(), case.samples.digest(), case.samples.meta, reference, job.extractor.identity]
+    scoring = decided_by(case.config, SampleScoreOptions, but=("reference", "num"))  # by their images
+    decisive = [scoring, case.samples.digest(), case.samples.meta, reference, job.extractor.identity]
     return kept(kept_path("scored", decisive), read, measure)
+
+
+def decided_by(config: EvalConfig, group: type[Options], but: Sequence[str] = ()) -> dict[str, Any]:
+    """The knobs of one group, by which a measurement is kept: one of samples does not depend on those of tests."""
+    names = {knob.name for knob in fields(group)} - set(but)
+    return {name: getattr(config, name) for name in sorted(names | {"device", "seed"})}
 
 
 def steps_of(meta: dict[str, Any] | None) -> dict[str, float]:
@@ -176,7 +185,7 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
             origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
         )
 
-    decisive = [scoring.to_dict(), job.checkpoint.sha256(), sha256]
+    decisive = [decided_by(scoring, TestOptions), job.checkpoint.sha256(), sha256]
     return kept(kept_path("tested", decisive), read, measure), job.checkpoint
 
 

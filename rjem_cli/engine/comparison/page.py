@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rjem_cli import __version__
-from rjem_cli.engine.comparison.forms import limits_of, name_text, value_text
-from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Origin, Row, columns_of, flattened, marks_of
+from rjem_cli.engine.comparison.forms import name_text, value_text
+from rjem_cli.engine.comparison.notes import limits_of, tally_of
+from rjem_cli.engine.comparison.rows import COLUMNS, Comparison, Origin, Protocol, Row, columns_of, flattened, marks_of
 from rjem_cli.engine.comparison.sheets import Sheet
 from rjem_cli.engine.comparison.table1 import FAILS, HOLDS
 from rjem_cli.engine.data.pictures import contact_sheet, png_bytes
@@ -69,6 +70,7 @@ def page_of(comparison: Comparison, command: Sequence[str], chains: Mapping[str,
         columns=[COLUMNS[name].label for name in columns_of(rows)],
         rows=table_rows(rows),
         notes=limits_of(rows),
+        tally=tally_of(comparison.orderings),
         orderings=[(ordering, MARKS.get(ordering.verdict, "open")) for ordering in comparison.orderings],
         sheets=[*real_sheets(rows), *sample_sheets(rows)],
         families=families,
@@ -185,14 +187,21 @@ def points_of(run: Run, measure: str, log: bool) -> tuple[list[int], list[float]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def protocols_of(rows: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
-    """(what, all that its scores depend on) of each subject."""
+def protocols_of(rows: Sequence[Row]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """(what, all that its scores depend on by what they are scores of) of each subject."""
     return [
-        (row.name if row.name == origin.name else f"{row.name}, {origin.name}", flattened(origin.protocol))
+        (row.name if row.name == origin.name else f"{row.name}, {origin.name}", flat_parts(origin.protocol))
         for row in rows
         for origin in row.origins
         if origin.protocol
     ]
+
+
+def flat_parts(protocol: Protocol) -> dict[str, dict[str, Any]]:
+    return {
+        part: {key: value for key, value in flattened(values).items() if value not in ("", None)}
+        for part, values in protocol.items()
+    }
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

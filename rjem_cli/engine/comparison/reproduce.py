@@ -3,6 +3,7 @@ is kept, so a stop loses at most one."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -172,14 +173,15 @@ def described(trainings: Sequence[Training], samples: int) -> list[str]:
     """A line a run: its length, what it costs, and where it stands; and one of what samples cost. A pass is one image
     forward and backward through the network, in a gradient step or an update. Raises ConfigError as `reproduced` does.
     """
-    lines = []
+    lines, sums = [], 0.0
     for training in trainings:
         check_settings(training)
         config, saved = training.config, training.checkpoints
         passes = passes_an_image(config)
         length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
         steps = known_steps(config)
-        total = f", {steps * config.batch_size * passes / 1e6:,.3f} M in all" if steps else ""
+        total = f", {steps * config.batch_size * passes / 1e6:,.3f} M passes in all" if steps else ""
+        sums += steps * config.batch_size * passes / 1e6 if steps else math.nan
         at = f"at step {step_of(saved[-1])}" if saved else "to do"
         at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
         lines.append(
@@ -188,7 +190,8 @@ def described(trainings: Sequence[Training], samples: int) -> list[str]:
         )
     configs = {training.model: training.config for training in trainings}
     each = [f"{plan_of(configs[entry.model], entry.mode).gradient_steps} ({entry.name})" for entry in TABLE1]
-    return [*lines, f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"]
+    whole = [] if math.isnan(sums) else [f"{len(trainings)} trainings, {sums:,.3f} M passes in all"]
+    return [*lines, *whole, f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"]
 
 
 def known_steps(config: TrainConfig) -> int | None:

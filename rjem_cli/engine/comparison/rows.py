@@ -14,7 +14,6 @@ import yaml
 from rjem_cli.engine.comparison.sheets import Sheet
 
 Protocol = dict[str, Any]
-QUOTED = "[quoted] as Table 1 of Korst & Asadulaev 2022 has it for CIFAR-10; not measured here, so not ranked"
 
 
 class Column(NamedTuple):
@@ -150,18 +149,6 @@ def apart(one: Row, other: Row, column: str) -> bool:
     """Whether two scores differ by more than the sum of their standard deviations, as far as these are known."""
     spread = one.spreads.get(column, 0.0) + other.spreads.get(column, 0.0)
     return abs(one.scores[column] - other.scores[column]) > spread
-
-
-def reasons(rows: Sequence[Row]) -> list[str]:
-    """Why columns are not ranked, a sentence each; columns with the same reason share one."""
-    found: dict[str, list[str]] = {}
-    for column in columns_of(rows):
-        groups = groups_of(rows, column)
-        if len(groups) > 1 and COLUMNS[column].better:
-            protocols = [flattened(rows[group[0]].protocols.get(column, {})) for group in groups]
-            names = ["/".join(rows[place].name for place in group) for group in groups]
-            found.setdefault(difference(names, protocols), []).append(COLUMNS[column].label)
-    return [f"{', '.join(labels)}: not ranked, {reason}" for reason, labels in found.items()]
 
 
 def difference(names: list[str], protocols: list[dict[str, Any]]) -> str:

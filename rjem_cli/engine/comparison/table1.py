@@ -34,6 +34,7 @@ TABLE1 = (
 )
 STANDS_FOR = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge", "fd_dinov2")}  # the first there is
 HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "is not resolved", "cannot be told"
+ONCE = "on one measurement"
 
 
 def orderings(rows: Sequence[Row]) -> Iterator[Ordering]:
@@ -50,7 +51,7 @@ def orderings(rows: Sequence[Row]) -> Iterator[Ordering]:
 
 
 def verdict(better: Row, worse: Row, column: str, sign: str) -> tuple[str, str]:
-    """(verdict, why)."""
+    """(verdict, why). Without any deviation it is a verdict on one measurement, and says so."""
     rows = (better, worse)
     lacking = [row.name for row in rows if column not in row.scores]
     if lacking:
@@ -61,7 +62,8 @@ def verdict(better: Row, worse: Row, column: str, sign: str) -> tuple[str, str]:
     why = f"{told(better, column)} and {told(worse, column)}; {seeds_of(rows)}"
     if not apart(better, worse, column):
         return UNRESOLVED, why
-    return HOLDS if (better.scores[column] < worse.scores[column]) == (sign == "<") else FAILS, why
+    found = HOLDS if (better.scores[column] < worse.scores[column]) == (sign == "<") else FAILS
+    return (found if any(row.spreads.get(column) for row in rows) else f"{found} {ONCE}"), why
 
 
 def told(row: Row, column: str) -> str:

@@ -93,7 +93,8 @@ def read_downloaded(name: str, report: Report = silent, tell: Tell = unsaid) -> 
         contents = [fetched(file, folder_of(name), report, tell) for file in files_of(name)]
     except AbsentError as error:
         raise AbsentError(
-            f"{name} cannot be had: {error}; fetch it elsewhere into {folder_of(name)}, or give images of your own"
+            f"{name} cannot be had: {error}; fetch {' and '.join(file.url for file in files_of(name))} elsewhere into "
+            f"{folder_of(name)}, or give images of your own (--data; of a score, --reference)"
         ) from None
     if name in CIFAR:
         return read_cifar(contents[0], CIFAR[name])

@@ -59,7 +59,9 @@ def default_reference(samples: ImageCollection, protocol: str) -> str:
         return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}"
     name = dataset.get("name")
     if name is None and samples.image_shape != CIFAR_SHAPE:
-        raise DataError(f"{samples.name} names no data set that it is like; say one with --reference")
+        raise DataError(
+            f"{samples.name} names no data set that it is like; say one with --reference, such as digits:train"
+        )
     if name is not None and not isinstance(name, str):
         raise DataError(f"the samples' meta.json names no data set but {name!r}; say one with --reference")
     return name or "cifar10"

@@ -58,7 +58,13 @@ def comparison(tmp_path, monkeypatch):
     run = Run("digits", lines, {"lr": 0.1, "note": HOSTILE})
     monkeypatch.setattr("rjem_cli.engine.comparison.page.read_run", lambda folder, path: run)
     sheet = Sheet("real", torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 10, 500, (*"abcdefghi", HOSTILE))
-    whole = {"samples": {"reference": {"name": HOSTILE, "count": 900}}}
+    whole = {
+        "samples": {
+            "samples": {"count": 1000},
+            "reference": {"name": HOSTILE, "count": 900},
+            "features": {"network": "judge"},
+        }
+    }
     origin = Origin("digits", sheet, sheet, checkpoint, "energy", protocol=whole)
     protocol = {"fid": {"count": 900}}
     rows = [
@@ -99,7 +105,7 @@ def test_it_tells_rows_marks_verdicts_divergences_and_protocols(page):
     assert '<td class="best">3.25</td>' in page and '<td class="best">4.50</td>' not in page
     assert text.count("[quoted]") == 7  # six rows, and what it means
     assert "holds FID: a < b (one seed)" in text and "there were 1" in text
-    assert "samples reference count900" in text and "some of 500 samples" in text
+    assert "reference count900" in text and "some of 500 samples" in text
 
 
 def test_the_same_comparison_gives_the_same_page(page, comparison):

@@ -12,15 +12,15 @@ from rjem_cli.engine.comparison.forms import (
     comma_separated,
     document,
     latex,
-    limits_of,
     markdown,
-    notes_of,
     pieces,
+    plain_cells,
     value_text,
     width_of,
 )
+from rjem_cli.engine.comparison.notes import limits_of, notes_of, reasons
 from rjem_cli.engine.comparison.reproduce import over_seeds
-from rjem_cli.engine.comparison.rows import Comparison, Row, best_of, columns_of, groups_of, published_rows, reasons
+from rjem_cli.engine.comparison.rows import Comparison, Row, best_of, columns_of, groups_of, published_rows
 from rjem_cli.engine.comparison.table1 import TABLE1, orderings
 
 ONE = {"reference": {"name": "digits", "count": 900}, "samples": 1000}
@@ -59,12 +59,30 @@ def test_quoted_rows_are_never_ranked_nor_kept_from_ranking_others():
 
 
 def test_rows_of_different_protocols_are_not_ranked_and_it_is_said_why():
-    rows = [row("a", 3.0), row("b", 1.0, OTHER), row("c", 2.0)]
+    of_few = {**ONE, "reference": {"name": "digits", "count": 10}}
+    rows = [row("a", 3.0), row("b", 1.0, of_few), row("c", 2.0)]
     assert best_of(rows, "fid") == set() and groups_of(rows, "fid") == [[0, 2], [1]]
-    assert reasons(rows) == ["FID: not ranked, samples is 1000 (a/c), 500 (b)"]
+    assert reasons(rows) == ["FID: not ranked, reference count is 900 (a/c), 10 (b)"]
     comparison = Comparison(rows)
     assert "**" not in markdown(comparison) and "- FID: not ranked" in markdown(comparison)
     assert "% FID: not ranked" in latex(comparison)
+
+
+def test_where_only_counts_differ_the_remedy_is_told():
+    assert reasons([row("a", 3.0), row("b", 1.0, OTHER)]) == [
+        "FID: not ranked, samples is 1000 (a), 500 (b); --num 500 scores as many of each"
+    ]
+    far = {**OTHER, "reference": {"name": "cifar10", "count": 900}}
+    assert not any("--num" in reason for reason in reasons([row("a", 3.0), row("b", 1.0, far)]))
+
+
+def test_a_best_of_one_measurement_is_said_to_be_one():
+    once = [row("a", 3.0, gradient_steps=5.0), row("b", 1.0, gradient_steps=9.0)]
+    assert limits_of(once) == ["FID: the best of one measurement each, whose deviation is not known"]
+    several = [Row(name, {"fid": value}, spreads={"fid": 0.1}) for name, value in (("a", 3.0), ("b", 1.0))]
+    assert limits_of(several) == []
+    close = [Row(name, {"fid": value}, spreads={"fid": 0.1}) for name, value in (("a", 1.1), ("b", 1.0))]
+    assert limits_of(close) == ["FID: no best is marked, for all lie within their deviations"]
 
 
 def test_the_same_protocol_in_another_order_is_the_same():
@@ -90,6 +108,13 @@ def test_each_form_says_the_same():
 )
 def test_a_distance_is_told_in_three_digits(value, text):
     assert value_text(Row("a", {"fd_judge": value}), "fd_judge") == text
+
+
+def test_a_script_gets_numbers_and_deviations_in_columns_of_their_own():
+    rows = [Row("a", {"fid": 1.5, "recall": 0.25}, spreads={"fid": 0.2}), Row("b", {"fid": 2.5}, spreads={"fid": 0.0})]
+    titles, (one, other) = plain_cells(rows)
+    assert titles == ["model", "FID", "recall", "± FID"]
+    assert one == ["a", "1.50", "0.250", "0.2"] and other == ["b", "2.50", "-", "-"]
 
 
 def test_what_limits_all_rows_is_said_once():
@@ -145,6 +170,7 @@ def test_a_verdict_says_how_many_seeds_it_rests_on():
     one = [Row(entry.name, {"fid": place}) for place, entry in enumerate(TABLE1)]
     told = [each for each in orderings(one) if each.verdict != "cannot be told"]
     assert len(told) == 6 and all(each.why.endswith("; one seed") for each in told)
+    assert {each.verdict for each in told} == {"holds on one measurement", "does not hold on one measurement"}
     three = [over_seeds([row(entry.name, place + seed / 9) for seed in range(3)]) for place, entry in enumerate(TABLE1)]
     assert "holds: FID: JEM++ < Single Robust Classifier (0.111 ± 0.11 and 1.11 ± 0.11; 3 seeds)" in {
         each.text for each in orderings(three)
