@@ -58,7 +58,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
 
 
 def is_due(path: Path) -> bool:
-    """Whether its run saved it on its way, and not because it was stopped there."""
+    """Whether its run saved it on its way, and not because it was stopped there, or by the clock."""
     try:
         return read_info(path).config.saves_at(step_of(path))
     except RjemError:
@@ -107,10 +107,10 @@ def set_aside(path: Path, tell: Callable[[str], None]) -> None:
 
 
 def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:
-    """All but the one just saved, the newest `keep_last`, the newest that was due, to which a divergence goes back, and
-    the best on the validation images."""
+    """All but the one just saved, the newest `keep_last` that were due, for a divergence goes back to one, and the best
+    on the validation images."""
     paths = checkpoints_in(run_dir)
-    kept = {saved, *paths[-keep_last:], *itertools.islice(filter(is_due, reversed(paths)), 1)}
+    kept = {saved, *itertools.islice(filter(is_due, reversed(paths)), keep_last)}
     if keep_best and (best := best_of(paths)):
         kept.add(best)
     with explained("clear", run_dir):
@@ -137,7 +137,7 @@ def best_of(paths: list[Path]) -> Path | None:
 
 
 def set_aside_after(run_dir: Path, path: Path, tell: Callable[[str], None]) -> None:
-    """Those that stops, or an end, saved on the way to a divergence; the run takes that way again, and otherwise."""
+    """Those that stops, the clock, or an end saved on the way to a divergence, which the run will not take again."""
     for other in checkpoints_in(run_dir):
         if step_of(other) > step_of(path):
             set_aside(other, tell)

@@ -100,7 +100,8 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics))
     if saving and last:
         save_last(trainer)
-    elif saving:
+    elif saving or 0 < config.checkpoint_minutes <= clock.minutes_since_save():
+        clock.save()
         tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
     if not last and trainer.step % config.sample_every == 0:
         tell_failure(trainer, lambda: draw(trainer), "draws the next")
@@ -126,9 +127,9 @@ def draw(trainer: Trainer) -> None:
 
 def recover(trainer: Trainer, event: Divergence) -> None:
     """Back to the last checkpoint that was due, with half the learning rate and a share of the chains started again.
-    That checkpoint stays as it is: a run that is killed now meets this event again. One that a stop saved between two
-    is passed over, for the run that was not stopped has none there. Raises DivergedError after max_divergences such
-    events."""
+    That checkpoint stays as it is: a run that is killed now meets this event again. One between two, saved at a stop or
+    by the clock, is passed over, for another run of this config has none there. Raises DivergedError after
+    max_divergences such events."""
     at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
     path, damaged = newest_whole(trainer.run_dir, due=True)
     for other in damaged:

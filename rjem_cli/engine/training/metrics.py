@@ -172,13 +172,20 @@ def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Ten
 
 
 class Clock:
-    """Steps per second since the last question."""
+    """Steps per second since the last question, and the time since a checkpoint was last written, or tried to be."""
 
     def __init__(self, step: int):
         self.step, self.time = step, time.perf_counter()
+        self.saved_at = self.time
 
     def steps_per_second(self, step: int) -> float:
         now = time.perf_counter()
         rate = (step - self.step) / max(1e-9, now - self.time)
         self.step, self.time = step, now
         return rate
+
+    def minutes_since_save(self) -> float:
+        return (time.perf_counter() - self.saved_at) / 60
+
+    def save(self) -> None:
+        self.saved_at = time.perf_counter()

@@ -13,6 +13,7 @@ from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
 from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid, read_state
 from rjem_cli.engine.training.divergence import Divergence
+from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
@@ -412,6 +413,35 @@ def test_a_run_stopped_before_an_event_goes_back_as_far_as_one_that_was_not(tmp_
     resumed, _ = train(tmp_path / "stopped", resume=True, keep_last=1)
     assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
     assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
+
+
+def test_the_clock_saves_between_two_checkpoints_and_changes_nothing(tmp_path, monkeypatch):
+    """A kill then loses minutes, though checkpoints are hours apart; also where the run diverges."""
+
+    def sick_at_step_4(trainer):
+        if trainer.step == 4 and trainer.guard.count == 0:
+            nan_in_a_weight(trainer)
+
+    poisoned(monkeypatch, range(1000), sick_at_step_4)
+    whole, _ = train(tmp_path / "whole", keep_last=1)
+    monkeypatch.setattr(Clock, "minutes_since_save", lambda self: TrainConfig.checkpoint_minutes)
+
+    class Killed(BaseException):
+        pass
+
+    def die_at_step_5(trainer):
+        if trainer.step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        poisoned(patched, range(1000), die_at_step_5)
+        train(tmp_path / "killed", keep_last=1)
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "killed")] == ["00000003", "00000005"]
+    resumed, steps = train(tmp_path / "killed", resume=True, keep_last=1)
+    assert steps == [6] and resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+    names = [[path.name for path in checkpoints_in(tmp_path / run)] for run in ("killed", "whole")]
+    assert names[0] == names[1]
 
 
 def test_a_stop_after_an_event_is_where_the_run_goes_on(tmp_path, monkeypatch):
