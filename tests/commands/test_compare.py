@@ -232,6 +232,13 @@ def test_the_papers_table_is_reproduced_with_seeds(rjem, own_home, quick_presets
     assert json.loads(again.out) == document and ": 0 of 2" not in again.err
 
 
+def test_a_plan_says_what_is_downloaded_first(rjem, own_home):
+    plan = rjem("compare", "--reproduce", "table1", "--scale", "small", "--dry-run")
+    assert plan.code == 0 and plan.err.splitlines()[0].endswith("cifar10 is downloaded first, 170 MB")
+    assert plan.err.count("; to do") == 3 and "3 trainings, " in plan.err
+    assert "downloaded" not in rjem("compare", "--reproduce", "table1", "--dry-run").err
+
+
 def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):
     whole = json.loads(reproduced(rjem, "--json").out)
     monkeypatch.setenv("RJEM_HOME", str(tmp_path / "other-home"))

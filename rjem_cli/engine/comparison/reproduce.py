@@ -3,7 +3,6 @@ is kept, so a stop loses at most one."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from rjem_cli.engine.comparison.measure import run_rows
 from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.comparison.table1 import TABLE1, Entry
 from rjem_cli.engine.comparison.work import Work, read_kept
-from rjem_cli.engine.data.downloads import TRAINING_IMAGES
+from rjem_cli.engine.data.downloads import DOWNLOADED, TRAINING_IMAGES, files_of, is_downloaded
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import read_info
@@ -170,28 +169,40 @@ def shared_protocol(rows: Sequence[Row], column: str) -> Protocol:
 
 
 def described(trainings: Sequence[Training], samples: int) -> list[str]:
-    """A line a run: its length, what it costs, and where it stands; and one of what samples cost. A pass is one image
-    forward and backward through the network, in a gradient step or an update. Raises ConfigError as `reproduced` does.
-    """
-    lines, sums = [], 0.0
-    for training in trainings:
-        check_settings(training)
-        config, saved = training.config, training.checkpoints
-        passes = passes_an_image(config)
-        length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-        steps = known_steps(config)
-        total = f", {steps * config.batch_size * passes / 1e6:,.3f} M passes in all" if steps else ""
-        sums += steps * config.batch_size * passes / 1e6 if steps else math.nan
-        at = f"at step {step_of(saved[-1])}" if saved else "to do"
-        at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
-        lines.append(
-            f"{training.run_dir.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
-            f"{passes} passes an image{total}; {at}"
-        )
+    """What is downloaded, a line a run, and what all of them and the samples cost. A pass is one image forward and
+    backward through the network, in a gradient step or an update. Raises ConfigError as `reproduced` does."""
+    costs = [cost_of(training.config) for training in trainings]
+    total = [] if None in costs else [f"{len(trainings)} trainings, {sum(filter(None, costs)):,.3f} M passes in all"]
     configs = {training.model: training.config for training in trainings}
     each = [f"{plan_of(configs[entry.model], entry.mode).gradient_steps} ({entry.name})" for entry in TABLE1]
-    whole = [] if math.isnan(sums) else [f"{len(trainings)} trainings, {sums:,.3f} M passes in all"]
-    return [*lines, *whole, f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"]
+    sampling = f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"
+    return [*described_downloads(trainings), *map(described_training, trainings), *total, sampling]
+
+
+def described_downloads(trainings: Sequence[Training]) -> list[str]:
+    wanted = dict.fromkeys(training.config.dataset for training in trainings if not training.config.data)
+    absent = [name for name in wanted if name in DOWNLOADED and not is_downloaded(name)]
+    return [f"{name} is downloaded first, {sum(file.size for file in files_of(name)) / 1e6:.0f} MB" for name in absent]
+
+
+def described_training(training: Training) -> str:
+    """Its length, what it costs, and where it stands."""
+    check_settings(training)
+    config, saved, cost = training.config, training.checkpoints, cost_of(training.config)
+    length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+    total = f", {cost:,.3f} M passes in all" if cost else ""
+    at = f"at step {step_of(saved[-1])}" if saved else "to do"
+    at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
+    return (
+        f"{training.run_dir.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
+        f"{passes_an_image(config)} passes an image{total}; {at}"
+    )
+
+
+def cost_of(config: TrainConfig) -> float | None:
+    """Millions of passes; None where its length is not known."""
+    steps = known_steps(config)
+    return steps * config.batch_size * passes_an_image(config) / 1e6 if steps else None
 
 
 def known_steps(config: TrainConfig) -> int | None:
