@@ -82,7 +82,9 @@ def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
             sample_protocols(protocol),
             notes=tuple(notes),
             spreads={column: float(document[std_of(column)]) for column in scores if std_of(column) in document},
-            origins=(Origin(name, sheet_of(case.samples), real, protocol={"samples": protocol}),),
+            origins=(
+                Origin(name, sheet_of(case.samples, case.labels.class_names), real, protocol={"samples": protocol}),
+            ),
         )
 
     scoring = decided_by(case.config, SampleScoreOptions, but=("reference", "num"))  # by their images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,12 @@ class Sheet:
     classes: tuple[str, ...] = ()
 
 
-def sheet_of(images: ImageCollection) -> Sheet:
+def sheet_of(images: ImageCollection, class_names: Sequence[str] = ()) -> Sheet:
     """Images that are spread evenly over the set: a column a class, or some classes where there are many; without
-    classes, or with one, all over the sheet."""
+    classes, or with one, all over the sheet. `class_names` are those of labels that are numbers."""
     places: dict[str | int, list[int]] = {}
-    labels: tuple[str | int, ...] = images.labels or ()
+    numbers = images.class_numbers(class_names)
+    labels = (images.labels or ()) if numbers is None else tuple(class_names[number] for number in numbers.tolist())
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)
     if len(places) < 2:

@@ -24,6 +24,13 @@ def test_a_column_holds_images_of_a_class():
     assert levels(sheet) == [[1, 4, 0], [2, 6, 3], [5, BLANK, BLANK]]
 
 
+def test_labels_that_are_numbers_have_the_names_of_the_classes_they_count():
+    numbered = images(4, (1, 0, 1, 0))
+    assert sheet_of(numbered, ("dog", "cat")).classes == ("cat", "dog")
+    assert levels(sheet_of(numbered, ("dog", "cat"))) == [[0, 1], [2, 3]]
+    assert sheet_of(numbered, ("dog",)).classes == sheet_of(numbered).classes == ("0", "1")
+
+
 def test_of_many_classes_some_are_shown_and_of_many_images_some_rows():
     sheet = sheet_of(images(200, tuple(place % 20 for place in range(200))))
     assert len(sheet.classes) == sheet.columns == COLUMNS and len(sheet.pixels) == ROWS * COLUMNS
