@@ -75,6 +75,7 @@ def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
         scores = {column: float(document[column]) for column in COLUMNS if column in document}
         if protocol["samples"]["selection"] == UNKNOWN_SELECTION:
             notes.append("whether samples were selected is not known")
+        sheet = sheet_of(case.samples, case.labels.class_names)
         real = None if case.reference.images is None else sheet_of(case.reference.images)
         return Row(
             name,
@@ -82,9 +83,7 @@ def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
             sample_protocols(protocol),
             notes=tuple(notes),
             spreads={column: float(document[std_of(column)]) for column in scores if std_of(column) in document},
-            origins=(
-                Origin(name, sheet_of(case.samples, case.labels.class_names), real, protocol={"samples": protocol}),
-            ),
+            origins=(Origin(name, sheet, real, protocol={"samples": protocol}),),
         )
 
     scoring = decided_by(case.config, SampleScoreOptions, but=("reference", "num"))  # by their images
