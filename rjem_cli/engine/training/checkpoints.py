@@ -107,10 +107,10 @@ def set_aside(path: Path, tell: Callable[[str], None]) -> None:
 
 
 def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:
-    """All but the one just saved, the newest `keep_last` that were due, for a divergence goes back to one, and the best
-    on the validation images."""
+    """All but the one just saved, the newest `keep_last` of any kind, as many that were due, for a divergence goes back
+    to one of those, and the best on the validation images."""
     paths = checkpoints_in(run_dir)
-    kept = {saved, *itertools.islice(filter(is_due, reversed(paths)), keep_last)}
+    kept = {saved, *paths[-keep_last:], *itertools.islice(filter(is_due, reversed(paths)), keep_last)}
     if keep_best and (best := best_of(paths)):
         kept.add(best)
     with explained("clear", run_dir):
