@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from rjem_cli.engine.data import downloads
-from rjem_cli.engine.data.downloads import CIFAR, read_downloaded, read_svhn
+from rjem_cli.engine.data.downloads import CIFAR, files_of, read_downloaded, read_svhn
 from rjem_cli.engine.data.fetch import sha256_of
 from rjem_cli.errors import AbsentError
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
 def test_offline_and_absent_says_what_to_do(name):
-    with pytest.raises(AbsentError, match=f"{name} cannot be had: .* RJEM_OFFLINE forbids the download; fetch it"):
+    with pytest.raises(AbsentError, match=f"{name} cannot be had: .* RJEM_OFFLINE forbids the download; ") as told:
         read_downloaded(name)
+    assert all(f"{file.url} " in str(told.value) for file in files_of(name)) and "--data" in str(told.value)
 
 
 def archive_of(name: str, counts: dict[str, int], class_names: list[str]) -> tuple[bytes, dict[str, np.ndarray]]:
