@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rjem_cli.errors import RjemError
+from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError
 
 INTERRUPTED = 128 + 2
 
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
         completion_init()
     try:
         code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
-        if code == INTERRUPTED:  # Typer swallows a KeyboardInterrupt
+        if code == INTERRUPTED and os.environ.get("RANK", "0") == "0":  # Typer swallows a KeyboardInterrupt
             fail("interrupted")
         return code
     except BrokenPipeError:  # the reader of our pipe has gone; there is nobody to tell
@@ -48,7 +48,11 @@ def run(arguments: list[str]) -> int:
         if explained is None:
             raise
         message, code = explained
-        fail(message)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            fail(message)
+        elif not is_told_by_first(error):
+            fail(f"rank {rank}: {message}")
         return code
 
 
@@ -56,14 +60,23 @@ def explain(error: Exception) -> tuple[str, int] | None:
     """(one line, exit code) of an error that has a plain meaning; None for one that is a bug."""
     if isinstance(error, RjemError):
         return str(error), error.exit_code
-    # Typer keeps its usage errors in a private module
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return f"{error.format_message()} (see --help)", int(error.exit_code)
+    if is_usage(error):
+        return f"{error.format_message()} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
         return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1
     return None
+
+
+def is_told_by_first(error: Exception) -> bool:
+    """Whether the first process of a job has the same to say: of flags, which all of them have, and of signals."""
+    return is_usage(error) or isinstance(error, ConfigError | InterruptedRunError) or getattr(error, "told", False)
+
+
+def is_usage(error: Exception) -> bool:
+    """Typer keeps its usage errors in a private module."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
 if __name__ == "__main__":

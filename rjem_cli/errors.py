@@ -10,6 +10,7 @@ class RjemError(Exception):
     """A known failure. Its text is one line: what, which value or file, and what to do."""
 
     exit_code = 1
+    told = False  # by another process of the same job
 
 
 class ConfigError(RjemError):
@@ -46,6 +47,13 @@ class InterruptedRunError(RjemError):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)
+
+
+class LostRanksError(RjemError):
+    """Another process of the same job has gone, or cannot be reached."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

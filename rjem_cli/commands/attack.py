@@ -8,14 +8,14 @@ from rjem_cli import paths
 from rjem_cli.config import AttackConfig
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
-from rjem_cli.interface.console import Console
+from rjem_cli.interface.console import Console, told_cost
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.job import AttackJob
 
 
-@with_knobs(AttackConfig)
+@with_knobs(AttackConfig, ranks=True)
 def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> None:
     """Attack a checkpoint and measure what still stands: accuracy with 95 % intervals, per class and radius.
 
@@ -31,24 +31,29 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 
       rjem attack my-run --standard --limit 500
     """
-    console, config = call.console, call.settle()
-    path = paths.find_checkpoint(checkpoint)
+    console, ranks = call.console, call.ranks
+    config, path = ranks.jointly(lambda: (call.settle(), paths.find_checkpoint(checkpoint)))
 
-    from rjem_cli.engine.evaluation.job import attack_results, clean_state, prepare
+    from rjem_cli.engine.chains.timing import peak_bytes
+    from rjem_cli.engine.evaluation.job import attack_results, clean_state, estimate, prepare
     from rjem_cli.engine.report.attack import AttackReport
 
-    job = prepare(config, path)
+    job = ranks.jointly(lambda: prepare(config, path, ranks))
     announce(job, console)
     if call.dry_run:
+        console.say(f"at most about {told_cost(estimate(job), peak_bytes(job.runtime.device))}")
         return
     clean = clean_state(job)
-    with AttackReport(job, clean) as report, console.bar() as bar:
+    with ranks.opened_by_first(lambda: AttackReport(job, clean)) as report, console.bar() as bar:
 
         def watch(done: int, total: int, text: str) -> None:
             bar.update("attacking", done, total, text)
 
         for result in attack_results(job, clean, watch, console.say):
-            report.add(result)
+            if report is not None:
+                report.add(result)
+    if report is None:
+        return
     if call.as_json:
         console.document(report.document)
         return

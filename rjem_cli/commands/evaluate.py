@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rjem_cli import paths
-from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
+from rjem_cli.config import STREAM, CheckpointScoreOptions, EvalConfig, SampleScoreOptions
+from rjem_cli.errors import ConfigError
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.eval_view import (
     announce_cost,
@@ -33,7 +34,7 @@ SubjectArgument = Annotated[
 ]
 
 
-@with_knobs(EvalConfig)
+@with_knobs(EvalConfig, ranks=True)
 def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
     """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
     calibration, robust accuracy, out-of-distribution AUROC, energies).
@@ -50,13 +51,20 @@ def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
 
       rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
     """
-    config = call.settle()
-    checkpoint = paths.find_subject(subject)
-    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subject)
+    config, checkpoint = call.ranks.jointly(lambda: settled(call, subject))
     if checkpoint is None:
         evaluate_samples(call, config, subject)
     else:
         evaluate_checkpoint(call, config, checkpoint)
+
+
+def settled(call: Call[EvalConfig], subject: str) -> tuple[EvalConfig, Path | None]:
+    """(config, the checkpoint, or None for samples). Raises ConfigError or AbsentError."""
+    config, checkpoint = call.settle(), paths.find_subject(subject)
+    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subject)
+    if subject == STREAM and call.ranks.world > 1:
+        raise ConfigError("- is read by one process; give a folder or a file to several")
+    return config, checkpoint
 
 
 def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) -> None:
@@ -64,19 +72,21 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
     from rjem_cli.engine.report.evaluation import opened_results
     from rjem_cli.engine.report.quality import describe_sample_scores, pictures_of
 
-    console, started = call.console, time.perf_counter()
-    inputs = read_inputs(config, location, console.binary_input)
+    console, ranks, started = call.console, call.ranks, time.perf_counter()
+    inputs = ranks.in_turn(lambda: read_inputs(config, location, console.binary_input, ranks))
     announce_inputs(inputs, console)
     if call.dry_run:
         return
-    with opened_results(config) as results:
+    with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
             watch = stoppable(bar, stop, FEATURES_KEPT)
-            job = prepare(inputs, console.say, watch, bar.update, stop)
+            job = ranks.in_turn(lambda: prepare(inputs, console.say, watch, bar.update, stop))
             if job is None:
                 raise interrupted(stop, FEATURES_KEPT)
             announce_cost(job, watch, console)
             found = evaluate(job, watch)
+        if results is None:
+            return
         document = describe_sample_scores(job, found, time.perf_counter() - started)
         with results.write(document, pictures_of(job, found)):
             show_sample_scores(document, found.scores, console)
@@ -88,15 +98,17 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) 
     from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores, pictures_of
     from rjem_cli.engine.report.evaluation import opened_results
 
-    console, started = call.console, time.perf_counter()
-    job = prepare(config, path)
+    console, ranks, started = call.console, call.ranks, time.perf_counter()
+    job = ranks.in_turn(lambda: prepare(config, path, ranks))
     console.say(describe_checkpoint(path, job.checkpoint.info))
     announce_tests(job, console)
     if call.dry_run:
         return
-    with opened_results(config) as results:
+    with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
             found = evaluate(job, stoppable(bar, stop, "stopped; nothing is kept of a checkpoint's scores"))
+        if results is None:
+            return
         document = describe_checkpoint_scores(job, found, time.perf_counter() - started)
         with results.write(document, pictures_of(job, found)):
             show_checkpoint_scores(document, found.scores, console)

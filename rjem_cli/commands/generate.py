@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
+from rjem_cli.interface.console import told_cost
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
 
-@with_knobs(GenerateConfig)
+@with_knobs(GenerateConfig, ranks=True)
 def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) -> None:
     """Generate images of chosen classes. What is not given is as the checkpoint was trained to sample.
 
@@ -28,30 +30,13 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
 
       rjem generate my-run -n 1000 -o - | tar t
     """
-    console, config = call.console, call.settle()
-    if config.output == STREAM:
-        console.check_stream(call.as_json)
-    path = paths.find_checkpoint(checkpoint)
+    console, ranks = call.console, call.ranks
+    config, path = ranks.jointly(lambda: settled(call, checkpoint))
 
-    from rjem_cli.engine.model.checkpoint import load_checkpoint
-    from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling.job import prepare, write_samples
-    from rjem_cli.engine.sampling.output.writer import check_output
-    from rjem_cli.engine.sampling.request import settle_request
+    from rjem_cli.engine.chains.timing import peak_bytes
+    from rjem_cli.engine.sampling.job import estimate, prepare, settle, write_samples
 
-    check_output(config.output)
-    runtime = start_runtime(config.device, config.precision, reproducible=True)
-    loaded = load_checkpoint(path, runtime.device)
-    request = settle_request(
-        config,
-        loaded.info.config,
-        loaded.info.class_names,
-        runtime.device.type,
-        count=config.count,
-        seed=config.seed,
-        mode=config.mode,
-        shard_text=config.shard,
-    )
+    loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
@@ -59,8 +44,10 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
+        seconds = estimate(loaded, request, runtime)
+        console.say(f"about {told_cost(seconds, peak_bytes(runtime.device))}")
         return
-    job, started = prepare(config, loaded, request, runtime), time.perf_counter()
+    job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:
 
         def watch(done: int) -> None:
@@ -77,3 +64,11 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:
         console.result(str(paths.expand(config.output).absolute()))
+
+
+def settled(call: Call[GenerateConfig], checkpoint: str | None) -> tuple[GenerateConfig, Path]:
+    """Raises ConfigError or AbsentError."""
+    config = call.settle()
+    if config.output == STREAM:
+        call.console.check_stream(call.as_json)
+    return config, paths.find_checkpoint(checkpoint)

@@ -14,13 +14,21 @@ from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import DEFAULT_PRESET, how_to_go_on, settle_run
 from rjem_cli.interface.settings import preset_names
 from rjem_cli.interface.signals import stop_on_signals
-from rjem_cli.interface.training_view import announce, announce_inputs, show_progress, show_result, show_stopped, where
+from rjem_cli.interface.training_view import (
+    announce,
+    announce_forecast,
+    announce_inputs,
+    show_progress,
+    show_result,
+    show_stopped,
+    where,
+)
 
 if TYPE_CHECKING:
     from rjem_cli.engine.training.progress import Progress
 
 
-@with_knobs(TrainConfig)
+@with_knobs(TrainConfig, ranks=True)
 def train(
     call: Call[TrainConfig],
     preset: Annotated[
@@ -55,21 +63,24 @@ def train(
 
       rjem train --resume auto --max-time 25m
     """
-    console, deadline = call.console, Deadline("--max-time", max_time)
-    config, run_dir, checkpoint = settle_run(call, preset, resume)
+    console, ranks, deadline = call.console, call.ranks, Deadline("--max-time", max_time)
+    config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, preset, resume))
     announce(config, run_dir, console)
     if checkpoint:
         console.say(f"goes on from step {paths.step_of(checkpoint)}")
     if config.data:
-        paths.existing_data(config.data)  # also for --dry-run, which reads nothing
-    if call.dry_run:
-        return
+        paths.existing_data(config.data)
 
     from rjem_cli.engine.data.load import load_splits
     from rjem_cli.engine.runtime import start_runtime
+    from rjem_cli.engine.training.forecast import DataShape, forecast
     from rjem_cli.engine.training.run import run_training
 
-    runtime = start_runtime(config.device, config.precision)
+    runtime = ranks.jointly(lambda: start_runtime(config.device, config.precision, ranks=ranks))
+    if call.dry_run:
+        shape = ranks.in_turn(lambda: DataShape.of(config))
+        announce_forecast(forecast(config, shape, runtime), runtime, console)
+        return
     with console.bar() as bar:
 
         def fetching(done: int, total: int) -> None:
@@ -77,7 +88,7 @@ def train(
                 raise RjemError(f"--max-time {max_time} was over before {config.dataset} was fetched; give more")
             bar.update(f"fetching {config.dataset}", done, total)
 
-        splits = load_splits(config, fetching, console.say)
+        splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
     with stop_on_signals(console.say) as stop, console.bar() as bar:
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from rjem_cli.engine.model.frozen import FrozenLogits
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.errors import AbsentError, ConfigError
 
 Watch = Callable[[str, int, int], None]  # how long work is followed: phase, done, total
@@ -21,9 +23,10 @@ class Runtime:
     precision: str
     device_reason: str
     precision_reason: str
+    ranks: Ranks = ALONE
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """`model` as x (B, C, H, W) -> fp32 logits (B, K). Only the network runs in bf16, never a chain's state."""
+        """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
 
         def logits_of(x: Tensor) -> Tensor:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
@@ -31,6 +34,16 @@ class Runtime:
             return logits_BK.float()
 
         return logits_of
+
+    def frozen(self, model: nn.Module) -> FrozenLogits:
+        """A copy of `model` as chains and attacks see it."""
+        return FrozenLogits(model, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether independent chains are faster in one pass: not where twice the images no longer fit a CPU's
+        caches."""
+        return self.device.type != "cpu"
 
     def home_of(self, byte_count: int) -> torch.device:
         """Where data of this size stays: on the device while it takes at most half of its free memory."""
@@ -42,7 +55,9 @@ class Runtime:
         return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
 
 
-def start_runtime(device_name: str = "auto", precision_name: str = "auto", reproducible: bool = False) -> Runtime:
+def start_runtime(
+    device_name: str = "auto", precision_name: str = "auto", reproducible: bool = False, ranks: Ranks = ALONE
+) -> Runtime:
     """Resolve the two names and set torch's matmul mode; `reproducible` takes only kernels that give the same bits
     each time. Raises ConfigError or AbsentError for a device that is not there."""
     device, device_reason = choose_device(device_name)
@@ -51,12 +66,14 @@ def start_runtime(device_name: str = "auto", precision_name: str = "auto", repro
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cudnn.deterministic = reproducible
-    return Runtime(device, precision, device_reason, precision_reason)
+    return Runtime(device, precision, device_reason, precision_reason, ranks)
 
 
-def scoring_runtime(device_name: str) -> Runtime:
+def scoring_runtime(device_name: str, ranks: Ranks = ALONE) -> Runtime:
     """fp32, and only kernels that give the same bits each time: a score in another arithmetic is another score."""
-    return replace(start_runtime(device_name, "fp32", reproducible=True), precision_reason="as all scores are")
+    return replace(
+        start_runtime(device_name, "fp32", reproducible=True, ranks=ranks), precision_reason="as all scores are"
+    )
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:

@@ -84,10 +84,11 @@ class Bar:
 
 @dataclass(frozen=True)
 class Console:
-    """How one command speaks: `quiet` leaves the essential line, `as_json` one JSON document."""
+    """How one command speaks: `quiet` leaves the essential line, `as_json` one JSON document, `mute` nothing."""
 
     quiet: bool = False
     as_json: bool = False
+    mute: bool = False
 
     def say(self, text: str) -> None:
         """Talk, for a person."""
@@ -96,6 +97,8 @@ class Console:
 
     def result(self, text: str) -> None:
         """The line that a script needs."""
+        if self.mute:
+            return
         with explained("write to", "standard output"):
             print(text, flush=True)
 
@@ -171,6 +174,23 @@ class Console:
         )
         with Progress(*columns, console=rich_console(sys.stderr), expand=True) as progress:
             yield Bar(self, progress)
+
+
+def told_cost(seconds: float, memory: int | None) -> str:
+    """`memory` in bytes."""
+    return f"{told_time(seconds)} here" + ("" if memory is None else f" and {memory / 1e9:.2g} GB of memory")
+
+
+def told_time(seconds: float) -> str:
+    """In its two largest units."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{int(minutes)} min {int(seconds % 60)} s"
+    if days < 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{int(days)} d {int(hours % 24)} h"
 
 
 def is_terminal(stream: Any) -> bool:

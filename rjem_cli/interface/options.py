@@ -12,6 +12,7 @@ from typing import Annotated, Any, Generic
 import typer
 
 from rjem_cli.config import SampleScoreOptions
+from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.settings import Layer, settle_command
@@ -83,7 +84,7 @@ COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default;
 
 @dataclass(frozen=True)
 class Call(Generic[OptionsT]):
-    """What a command was asked: values for its knobs, and how it should go about it and speak."""
+    """What a command was asked: values for its knobs, how it should go about it and speak, and with which others."""
 
     config_class: type[OptionsT]
     flags: dict[str, Any]
@@ -93,10 +94,12 @@ class Call(Generic[OptionsT]):
     dry_run: bool
     as_json: bool
     quiet: bool
+    ranks: Ranks = ALONE
 
     @property
     def console(self) -> Console:
-        return Console(self.quiet, self.as_json)
+        """Of several processes the first one speaks."""
+        return Console(self.quiet or not self.ranks.is_first, self.as_json, mute=not self.ranks.is_first)
 
     def settle(self, base: Layer | None = None) -> OptionsT:
         """The checked config from flags, environment, file and `base`. With --print-config it is printed and the
@@ -114,9 +117,11 @@ class Call(Generic[OptionsT]):
                 raise ConfigError(f"{flag_name(knob.name)} goes with {OF[group.__name__]}s, and {subject} is none")
 
 
-def with_knobs(config_class: type[OptionsT]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_knobs(
+    config_class: type[OptionsT], ranks: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each field of `config_class` and the COMMON options; what was given arrives as its
-    argument `call`."""
+    argument `call`. With `ranks`, several processes can share its work."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         names = [knob.name for knob in fields(config_class)]
@@ -124,7 +129,10 @@ def with_knobs(config_class: type[OptionsT]) -> Callable[[Callable[..., None]], 
         def with_flags(**values: Any) -> None:
             flags = {name: value for name in names if (value := values.pop(name)) is not None}
             common = {name: values.pop(name) for name in COMMON}
-            command(Call(config_class, flags, **common), **values)
+            if are_started() and not ranks:
+                raise ConfigError(f"rjem {command.__name__} runs in one process; start it without torchrun")
+            with joined() as others:
+                command(Call(config_class, flags, **common, ranks=others), **values)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]

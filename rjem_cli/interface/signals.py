@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from rjem_cli.errors import InterruptedRunError
+from rjem_cli.engine.ranks import are_started
+from rjem_cli.errors import InterruptedRunError, LostRanksError
 from rjem_cli.interface.console import Bar
 
 
@@ -28,6 +29,8 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if request.signal_number is not None and are_started():
+            return  # torchrun sends on what the terminal sent already, and itself ends what does not stop
         if request.signal_number is not None:
             tell(f"{signal.Signals(number).name} again: stopped at once")
             raise SystemExit(128 + number)
@@ -40,6 +43,10 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     earlier = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request
+    except LostRanksError:
+        if request():  # of several processes the others were asked to stop as well
+            raise interrupted(request, "stopped with the other processes") from None
+        raise
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.interface.console import Bar, Console
+from rjem_cli.interface.console import Bar, Console, told_cost, told_time
 from rjem_cli.interface.resuming import how_to_go_on
 from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.data.images import Splits
     from rjem_cli.engine.runtime import Runtime
+    from rjem_cli.engine.training.forecast import Forecast
     from rjem_cli.engine.training.progress import Progress
     from rjem_cli.engine.training.run import RunResult
 
@@ -41,6 +42,12 @@ def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
     console.say(f"device: {runtime.describe()}")
     console.say(f"data: {splits.name}, {sizes}")
+
+
+def announce_forecast(found: Forecast, runtime: Runtime, console: Console) -> None:
+    parts = f"{found.steps} steps of {found.step_seconds:.3g} s, {told_time(found.other_seconds)} of pictures and tests"
+    console.say(f"device: {runtime.describe()}")
+    console.say(f"about {told_cost(found.seconds, found.memory)}: {parts}")
 
 
 def show_progress(progress: Progress, bar: Bar, console: Console) -> None:

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.chains.moves import Question, look
+from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.model.frozen import FrozenLogits, freeze
 from rjem_cli.engine.model.wide_resnet import WideResNet
 
 
@@ -30,3 +32,53 @@ def test_a_frozen_network_sees_each_image_alone():
     model(x)
     frozen = freeze(model)
     torch.testing.assert_close(frozen(x)[2:3], frozen(x[2:3]))
+
+
+def trained_a_little(norm: str) -> WideResNet:
+    torch.manual_seed(0)
+    model = WideResNet(3, num_classes=10, depth=16, width=2, norm=norm)
+    for _ in range(3):
+        model(torch.randn(16, 3, 32, 32))
+    return model
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
+    model = trained_a_little(norm)
+    following = FrozenLogits(model)
+    storage = [tensor.data_ptr() for tensor in following.network.state_dict().values()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    model(torch.randn(16, 3, 32, 32))
+    x = torch.rand(4, 3, 32, 32) * 2 - 1
+    assert torch.equal(following.follow(model)(x), FrozenLogits(model)(x))
+    assert [tensor.data_ptr() for tensor in following.network.state_dict().values()] == storage  # for compiled chains
+
+
+@pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.12), ("none", 0.12)])
+def test_in_bf16_gradients_point_where_those_in_fp32_do(norm, tolerance):
+    """Their difference is a small share of their length, and E(x) is the same to its third digit."""
+    model = trained_a_little(norm)
+    x = torch.rand(8, 3, 32, 32) * 2 - 1
+    (exact,), (rounded,) = (
+        look(FrozenLogits(model, dtype), [Question(x, energy)]) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rounded.gradient.dtype == rounded.value_B.dtype == torch.float32
+    assert (rounded.gradient - exact.gradient).norm() <= tolerance * exact.gradient.norm()
+    torch.testing.assert_close(rounded.value_B, exact.value_B, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_activations_in_place_change_no_input(norm):
+    """Least of all without a norm, where a shortcut needs what the activation is given."""
+    model = trained_a_little(norm)
+    x = torch.rand(2, 3, 32, 32)
+    kept = x.clone()
+    frozen = freeze(model)
+    assert torch.equal(frozen(x), frozen(x)) and torch.equal(x, kept)
+    hidden = torch.randn(2, 16, 8, 8)
+    kept = hidden.clone()
+    model.blocks[0](hidden)
+    frozen.blocks[0](hidden)
+    assert torch.equal(hidden, kept)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from rjem_cli.engine.chains.moves import walk
 from rjem_cli.engine.chains.pgd import l2_norm, pgd, project, random_start
 
 torch.manual_seed(1)
@@ -23,33 +24,33 @@ def linear(x: torch.Tensor) -> torch.Tensor:
 
 def test_linf_on_a_linear_model_ends_in_the_worst_corner():
     center = torch.zeros(3, *SHAPE)
-    x = pgd(linear, center, LABELS, eps=0.3, steps=10)
+    x = walk(linear, pgd(center, LABELS, eps=0.3, steps=10))
     away = torch.where(LABELS == 0, 1.0, -1.0).view(3, 1, 1, 1)  # class 0 is hurt by a larger w.x
     torch.testing.assert_close(x, 0.3 * away * WEIGHT.sign().view(1, *SHAPE).expand(3, *SHAPE))
 
 
 def test_l2_on_a_linear_model_ends_along_the_weights():
-    x = pgd(linear, torch.zeros(1, *SHAPE), LABELS[:1], eps=0.5, steps=20, norm="l2")
+    x = walk(linear, pgd(torch.zeros(1, *SHAPE), LABELS[:1], eps=0.5, steps=20, norm="l2"))
     torch.testing.assert_close(x.flatten(1), 0.5 * WEIGHT / WEIGHT.norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_targeted_attack_is_the_untargeted_one_of_the_other_class():
     center = torch.rand(3, *SHAPE) - 0.5
-    targeted = pgd(linear, center, 1 - LABELS, eps=0.2, steps=5, targeted=True)
-    torch.testing.assert_close(targeted, pgd(linear, center, LABELS, eps=0.2, steps=5))
+    targeted = walk(linear, pgd(center, 1 - LABELS, eps=0.2, steps=5, targeted=True))
+    torch.testing.assert_close(targeted, walk(linear, pgd(center, LABELS, eps=0.2, steps=5)))
 
 
 def test_eps_zero_changes_nothing():
     center = torch.rand(3, *SHAPE) * 2 - 1
-    assert torch.equal(pgd(linear, center, LABELS, eps=0.0, steps=7), center)
+    assert torch.equal(walk(linear, pgd(center, LABELS, eps=0.0, steps=7)), center)
 
 
 def test_steps_have_the_length_of_the_step():
     center = torch.zeros(3, *SHAPE)
     for step_size in (0.01, 0.3):
-        l2 = pgd(linear, center, LABELS, eps=0.5, steps=1, step_size=step_size, norm="l2")
+        l2 = walk(linear, pgd(center, LABELS, eps=0.5, steps=1, step_size=step_size, norm="l2"))
         torch.testing.assert_close(l2_norm(l2).flatten(), torch.full((3,), step_size))
-        linf = pgd(linear, center, LABELS, eps=0.5, steps=1, step_size=step_size)
+        linf = walk(linear, pgd(center, LABELS, eps=0.5, steps=1, step_size=step_size))
         torch.testing.assert_close(linf.abs(), torch.full((3, *SHAPE), step_size))
 
 
@@ -64,7 +65,7 @@ def test_steps_have_the_length_of_the_step():
 )
 def test_the_result_is_in_the_ball_and_in_the_box(eps, steps, step_size, norm, targeted, seed):
     center = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    x = pgd(linear, center, LABELS, eps=eps, steps=steps, step_size=step_size, norm=norm, targeted=targeted)
+    x = walk(linear, pgd(center, LABELS, eps=eps, steps=steps, step_size=step_size, norm=norm, targeted=targeted))
     offset = (x - center).flatten(1)
     size = offset.abs().max() if norm == "linf" else offset.norm(dim=1).max()
     assert size <= eps + 1e-5
@@ -83,7 +84,7 @@ def test_the_attack_raises_the_loss_of_a_network_and_leaves_its_parameters_witho
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
     center = torch.rand(3, *SHAPE) - 0.5
-    x = pgd(model, center, LABELS, eps=0.3, steps=10, norm=norm)
+    x = walk(model, pgd(center, LABELS, eps=0.3, steps=10, norm=norm))
     assert F.cross_entropy(model(x), LABELS) > F.cross_entropy(model(center), LABELS)
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -20,6 +20,7 @@ from rjem_cli.engine.chains import (
     targeted_pgd,
     uniform_noise,
 )
+from rjem_cli.engine.chains.moves import walk
 from rjem_cli.engine.chains.noise import chain_noise
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.data.images import to_model, to_pixels
@@ -51,14 +52,17 @@ def model():
 def test_combined_is_attack_then_contrast_then_chain(start, model):
     x = start(LABELS, SEEDS)
     combined = sampler_of(plan_of(CONFIG, "combined"), start, model)(LABELS, SEEDS)
-    attacked = pgd(model, x, LABELS, eps=CONFIG.attack_eps, steps=3, targeted=True)
-    by_hand = sgld(
-        lambda x: joint_energy(model(x), LABELS),
-        attacked * CONFIG.contrast,
-        sgld_steps=4,
-        step_size=CONFIG.sgld_step_size * CONFIG.inner_steps,
-        noise_std=0.05,
-        noise=chain_noise(SEEDS),
+    attacked = walk(model, pgd(x, LABELS, eps=CONFIG.attack_eps, steps=3, targeted=True))
+    by_hand = walk(
+        model,
+        sgld(
+            lambda logits: joint_energy(logits, LABELS),
+            attacked * CONFIG.contrast,
+            sgld_steps=4,
+            step_size=CONFIG.sgld_step_size * CONFIG.inner_steps,
+            noise_std=0.05,
+            noise=chain_noise(SEEDS),
+        ),
     )
     assert torch.equal(combined, by_hand)
     assert torch.equal(sampler_of(plan_of(CONFIG, "attack"), start, model)(LABELS, SEEDS), attacked)
@@ -79,13 +83,16 @@ def test_composition_is_associative_and_takes_plain_functions(start, model):
 
 def test_unconditional_chains_follow_the_energy_of_x(start, model):
     plan = plan_of(CONFIG, "energy", conditional=False)
-    by_hand = sgld(
-        lambda x: energy(model(x)),
-        start(LABELS, SEEDS),
-        sgld_steps=6,
-        step_size=1.0,
-        noise_std=0.05,
-        noise=chain_noise(SEEDS),
+    by_hand = walk(
+        model,
+        sgld(
+            energy,
+            start(LABELS, SEEDS),
+            sgld_steps=6,
+            step_size=1.0,
+            noise_std=0.05,
+            noise=chain_noise(SEEDS),
+        ),
     )
     assert torch.equal(sampler_of(plan, start, model)(LABELS, SEEDS), by_hand)
 

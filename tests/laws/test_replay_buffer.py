@@ -11,7 +11,7 @@ PRIOR = ClassGaussianPrior(torch.full((3, 4), FROM_PRIOR), tuple(torch.zeros(4, 
 
 
 def buffer(size: int, reinit_prob: float) -> ReplayBuffer:
-    return ReplayBuffer(torch.full((size, 1, 2, 2), -1.0), PRIOR, reinit_prob)
+    return ReplayBuffer(torch.full((size, 1, 2, 2), -1.0), size, PRIOR, reinit_prob)
 
 
 def test_the_share_of_restarted_chains_is_as_set():

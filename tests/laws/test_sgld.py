@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.sgld import ChainState, energy_gradient, sgld, sgld_step
+from rjem_cli.engine.chains.moves import walk
+from rjem_cli.engine.chains.sgld import ChainState, energy_gradient, itself, sgld, sgld_step
 from rjem_cli.engine.model.energy import energy
 
 
@@ -16,13 +17,16 @@ def test_stationary_variance_on_a_quadratic_energy():
     """x' = (1 - a k) x + s n has variance s^2 / (1 - (1 - a k)^2)."""
     step_size, stiffness, noise_std = 0.1, 2.0, 0.05
     generator = torch.Generator().manual_seed(0)
-    x = sgld(
+    x = walk(
         quadratic(stiffness),
-        torch.zeros(2000, 1, 5, 5),
-        sgld_steps=60,
-        step_size=step_size,
-        noise_std=noise_std,
-        noise=lambda step, x: torch.randn(x.shape, generator=generator),
+        sgld(
+            itself,
+            torch.zeros(2000, 1, 5, 5),
+            sgld_steps=60,
+            step_size=step_size,
+            noise_std=noise_std,
+            noise=lambda step, x: torch.randn(x.shape, generator=generator),
+        ),
     )
     expected = noise_std**2 / (1 - (1 - step_size * stiffness) ** 2)
     assert x.var().item() == pytest.approx(expected, rel=0.03)
@@ -33,14 +37,17 @@ def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
     variances = []
     for temperature, stiffness in ((4.0, 2.0), (1.0, 0.5)):
         generator = torch.Generator().manual_seed(0)
-        x = sgld(
+        x = walk(
             quadratic(stiffness),
-            torch.zeros(500, 1, 5, 5),
-            sgld_steps=60,
-            step_size=0.2,
-            noise_std=0.05,
-            noise=lambda step, x, g=generator: torch.randn(x.shape, generator=g),
-            temperature=temperature,
+            sgld(
+                itself,
+                torch.zeros(500, 1, 5, 5),
+                sgld_steps=60,
+                step_size=0.2,
+                noise_std=0.05,
+                noise=lambda step, x, g=generator: torch.randn(x.shape, generator=g),
+                temperature=temperature,
+            ),
         )
         variances.append(x.var().item())
     assert variances[0] == pytest.approx(variances[1], rel=1e-4)
@@ -50,14 +57,17 @@ def test_proper_langevin_samples_the_density_of_its_energy():
     """Eq. 1 with a = 2 * step: for E = k x^2 / 2 the variance is 1 / k, up to a factor 1 / (1 - step * k / 2)."""
     step_size, stiffness = 0.02, 40.0
     generator = torch.Generator().manual_seed(0)
-    x = sgld(
+    x = walk(
         quadratic(stiffness),
-        torch.zeros(2000, 1, 5, 5),
-        sgld_steps=80,
-        step_size=step_size,
-        grad_clip=None,
-        noise_std=(2 * step_size) ** 0.5,
-        noise=lambda step, x: torch.randn(x.shape, generator=generator),
+        sgld(
+            itself,
+            torch.zeros(2000, 1, 5, 5),
+            sgld_steps=80,
+            step_size=step_size,
+            grad_clip=None,
+            noise_std=(2 * step_size) ** 0.5,
+            noise=lambda step, x: torch.randn(x.shape, generator=generator),
+        ),
     )
     assert x.var().item() == pytest.approx(1 / stiffness / (1 - step_size * stiffness / 2), rel=0.03)
 
@@ -72,7 +82,7 @@ def test_a_chain_that_is_not_clamped_may_leave_the_box():
 def test_without_noise_the_energy_falls_at_every_step():
     seen: list[ChainState] = []
     x = torch.rand(4, 1, 3, 3) * 2 - 1
-    sgld(quadratic(1.0), x, sgld_steps=8, step_size=0.3, observe=seen.append)
+    walk(quadratic(1.0), sgld(itself, x, sgld_steps=8, step_size=0.3, observe=seen.append))
     energies = torch.stack([state.energy_B for state in seen])
     assert (energies[1:] < energies[:-1]).all()
     assert [state.step for state in seen] == list(range(8))
@@ -88,7 +98,7 @@ def test_chains_stay_in_the_box_and_no_step_is_longer_than_the_clip_allows():
 
 def test_noise_without_a_source_is_refused():
     with pytest.raises(ValueError, match="noise"):
-        sgld(quadratic(1.0), torch.zeros(1, 1, 2, 2), sgld_steps=1, step_size=0.1, noise_std=0.1)
+        walk(quadratic(1.0), sgld(itself, torch.zeros(1, 1, 2, 2), sgld_steps=1, step_size=0.1, noise_std=0.1))
 
 
 def test_the_closed_form_equals_the_literal_proximal_loop():

@@ -25,6 +25,7 @@ LAYERS = {
 }
 LAYERS |= {"app": 4, "__main__": 4}
 ENGINE_LAYERS = {
+    "ranks": 0,
     "runtime": 0,
     "seeds": 0,
     "data": 0,

@@ -4,6 +4,7 @@ The names below are rjem's public Python interface; README shows it at work.
 """
 
 from rjem_cli.engine.chains.apgd import ApgdState
+from rjem_cli.engine.chains.moves import together, walk
 from rjem_cli.engine.chains.pgd import pgd, random_start
 from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of, sampler_of
 from rjem_cli.engine.chains.sgld import ChainState, sgld, sgld_step
@@ -27,5 +28,7 @@ __all__ = [
     "sgld",
     "sgld_step",
     "targeted_pgd",
+    "together",
     "uniform_noise",
+    "walk",
 ]

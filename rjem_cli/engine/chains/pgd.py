@@ -12,8 +12,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rjem_cli.engine.chains.losses import attack_loss
+from rjem_cli.engine.chains.moves import Moves, Question
 from rjem_cli.engine.chains.noise import ATTACK_STREAM, standard_normal, uniform
-from rjem_cli.engine.chains.sgld import energy_gradient
 
 Logits = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> (B, K)
 TINY = 1e-12
@@ -59,7 +59,6 @@ def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart
 
 
 def pgd(
-    logits_of: Logits,
     center: Tensor,
     labels_B: Tensor,
     *,
@@ -68,10 +67,11 @@ def pgd(
     step_size: float | None = None,
     norm: str = "linf",
     targeted: bool = False,
-) -> Tensor:
-    """`steps` of PGD from `center`, images in [-1, 1], (B, C, H, W). eps and step_size in model units.
+) -> Moves:
+    """`steps` of PGD from `center`, images in [-1, 1], (B, C, H, W), on a network that gives logits. eps and step_size
+    in model units.
 
-    Returns the last iterate, in [-1, 1] and within eps of the center; eps 0 or steps 0 return the center. No host
+    Ends with the last iterate, in [-1, 1] and within eps of the center; eps 0 or steps 0 with the center. No host
     sync. To attack a data set, with restarts and the best iterate, see evaluation/attack.py.
     """
     if step_size is None:
@@ -79,6 +79,6 @@ def pgd(
     loss = attack_loss("ce", targeted)
     x = center
     for _ in range(steps if eps > 0 else 0):
-        _, gradient = energy_gradient(lambda x: loss(logits_of(x), labels_B), x)
+        _, gradient = yield Question(x, lambda logits_BK: loss(logits_BK, labels_B))
         x = pgd_step(x, center, gradient, step_size, eps, norm)
-    return x.detach()
+    return x

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from rjem_cli.engine.chains.moves import Look, Moves, Objective, Question, look
 
 EnergyFunction = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> E (B,)
 NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal draws like x
@@ -28,13 +29,15 @@ class ChainState(NamedTuple):
     gradient: Tensor
 
 
-def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> Look:
     """E (B,) and dE/dx, shaped like x. Gradients flow to x only, never to parameters."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        energy_B = energy_of(x)
-        (gradient,) = torch.autograd.grad(energy_B.sum(), x)
-    return energy_B.detach(), gradient
+    (found,) = look(energy_of, [Question(x, itself)])
+    return found
+
+
+def itself(value_B: Tensor) -> Tensor:
+    """The objective of a network that gives energies."""
+    return value_B
 
 
 def sgld_step(
@@ -52,7 +55,7 @@ def sgld_step(
 
 
 def sgld(
-    energy_of: EnergyFunction,
+    energy_of: Objective,
     x: Tensor,
     *,
     sgld_steps: int,
@@ -63,8 +66,9 @@ def sgld(
     temperature: float = 1.0,
     clamp: bool = True,
     observe: Callable[[ChainState], None] | None = None,
-) -> Tensor:
-    """`sgld_steps` outer steps from x in [-1, 1]; one network pass each, no host sync.
+) -> Moves:
+    """`sgld_steps` outer steps from x in [-1, 1] on the energy that `energy_of` reads from the network's output; one
+    network pass each, no host sync.
 
     `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. The chain follows E / temperature
     (small steps, noise_std^2 = 2 * step_size and no clip give the density p(x)^(1 / temperature)). `observe` sees each
@@ -73,9 +77,9 @@ def sgld(
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")
     for step in range(sgld_steps):
-        energy_B, gradient = energy_gradient(energy_of, x)
+        energy_B, gradient = yield Question(x, energy_of)
         draws = noise_std * noise(step, x) if noise_std > 0 and noise is not None else None
         if observe is not None:
             observe(ChainState(step, x, energy_B, gradient))
         x = sgld_step(x, gradient / temperature, step_size, grad_clip, draws, clamp)
-    return x.detach()
+    return x

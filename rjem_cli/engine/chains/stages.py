@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rjem_cli.engine.chains.moves import walk
 from rjem_cli.engine.chains.noise import chain_noise
 from rjem_cli.engine.chains.pgd import Logits, pgd
 from rjem_cli.engine.chains.sgld import ChainState, sgld
@@ -46,9 +47,8 @@ def targeted_pgd(logits_of: Logits, *, eps: float, steps: int, norm: str = "linf
     """PGD towards each label, `eps` in model units (Santurkar et al. 2019). `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        return pgd(
-            logits_of, x, labels_B.to(x.device, non_blocking=True), eps=eps, steps=steps, norm=norm, targeted=True
-        )
+        wanted = labels_B.to(x.device, non_blocking=True)
+        return walk(logits_of, pgd(x, wanted, eps=eps, steps=steps, norm=norm, targeted=True))
 
     return Sampler((stage,))
 
@@ -75,8 +75,8 @@ def langevin(
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         labels_here = labels_B.to(x.device, non_blocking=True)
-        return sgld(
-            lambda x: joint_energy(logits_of(x), labels_here) if conditional else energy(logits_of(x)),
+        chain = sgld(
+            (lambda logits_BK: joint_energy(logits_BK, labels_here)) if conditional else energy,
             x,
             sgld_steps=steps,
             step_size=step_size,
@@ -87,5 +87,6 @@ def langevin(
             clamp=clamp,
             observe=observe,
         )
+        return walk(logits_of, chain)
 
     return Sampler((stage,))

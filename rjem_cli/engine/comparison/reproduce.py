@@ -14,7 +14,7 @@ from rjem_cli.engine.comparison.measure import run_rows
 from rjem_cli.engine.comparison.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.comparison.table1 import TABLE1, Entry
 from rjem_cli.engine.comparison.work import Work, read_kept
-from rjem_cli.engine.data.downloads import DOWNLOADED, TRAINING_IMAGES, files_of, is_downloaded
+from rjem_cli.engine.data.downloads import DOWNLOADED, STATED, files_of, is_downloaded
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import read_info
@@ -207,7 +207,7 @@ def cost_of(config: TrainConfig) -> float | None:
 
 def known_steps(config: TrainConfig) -> int | None:
     """Its length; None for epochs of images that would have to be counted first."""
-    published = None if config.data else TRAINING_IMAGES.get(config.dataset)
+    published = STATED[config.dataset].train if not config.data and config.dataset in STATED else None
     trained_on = published and round(published * (1 - config.val_fraction))
     return total_steps(config, trained_on) if trained_on else config.steps
 

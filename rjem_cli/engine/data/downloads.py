@@ -20,6 +20,15 @@ from rjem_cli.errors import AbsentError
 SIDE = 32  # pixels
 
 
+class Stated(NamedTuple):
+    """What a set's authors say is in it."""
+
+    image_shape: tuple[int, int, int]
+    classes: int
+    train: int
+    test: int
+
+
 class Cifar(NamedTuple):
     """One archive. A record is `label_bytes`, the last of which is the class, and three planes of 32x32."""
 
@@ -71,7 +80,11 @@ SVHN = (
     ),
 )
 DOWNLOADED = (*CIFAR, "svhn")
-TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}  # as their authors state
+STATED = {
+    "cifar10": Stated((3, SIDE, SIDE), 10, 50_000, 10_000),
+    "cifar100": Stated((3, SIDE, SIDE), 100, 50_000, 10_000),
+    "svhn": Stated((3, SIDE, SIDE), 10, 73_257, 26_032),
+}
 
 
 def folder_of(name: str) -> Path:

@@ -18,6 +18,7 @@ from rjem_cli.engine.chains.pgd import Logits, random_start
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.search import AttackPlan, attempt, evaluate
+from rjem_cli.engine.ranks import ALONE, Ranks
 
 Report = Callable[[int, int, str], None]  # done, total (the most there can be), what is going on
 
@@ -80,18 +81,24 @@ def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: 
 
 
 def look_at_clean(
-    logits_of: Logits, plan: AttackPlan, chosen: AttackSet, device: torch.device, batch_size: int
+    logits_of: Logits,
+    plan: AttackPlan,
+    chosen: AttackSet,
+    device: torch.device,
+    batch_size: int,
+    ranks: Ranks = ALONE,
 ) -> CleanState:
     """Classify the images. Attacked are those that are classified rightly and, targeted, not of their target's class.
     A gradient that vanishes tells of masking rather than of robustness (Athalye et al. 2018)."""
     loss = attack_loss(plan.loss, plan.targeted)
-    predictions, vanished = [], []
-    for rows in torch.arange(len(chosen)).split(batch_size):
+
+    def look(rows: Tensor) -> tuple[Tensor, Tensor]:
         x, aims = to_model(chosen.images.pixels[rows].to(device)), chosen.aims[rows].to(device)
         logits_BK, _, gradient = evaluate(logits_of, loss, x, aims, with_gradient=True)
-        predictions.append(logits_BK.argmax(dim=1).cpu())
-        vanished.append((gradient == 0).flatten(1).float().mean(dim=1).cpu())
-    predicted, share = torch.cat(predictions), torch.cat(vanished)
+        return logits_BK.argmax(dim=1).cpu(), (gradient == 0).flatten(1).float().mean(dim=1).cpu()
+
+    looks = list(ranks.spread(look, torch.arange(len(chosen)).split(batch_size)))
+    predicted, share = (torch.cat(parts) for parts in zip(*looks))
     attacked = predicted == chosen.images.labels
     if chosen.targets is not None:
         attacked &= chosen.images.labels != chosen.targets
@@ -109,6 +116,7 @@ def attack_images(
     device: torch.device,
     batch_size: int,
     report: Report = lambda done, total, text: None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[EpsResult]:
     """One result a radius, the smallest first. `logits_of` must be frozen. Between restarts the images that still
     stand are packed into full batches again."""
@@ -119,12 +127,14 @@ def attack_images(
         best_loss.fill_(-torch.inf)  # a larger ball: what stands is searched for again
         for restart in range(plan.restarts):
             standing = (clean.attacked & ~hit).nonzero().squeeze(1)
-            left = len(standing)
-            for rows in standing.split(batch_size) if left else ():
+            left, parts = len(standing), standing.split(batch_size) if len(standing) else ()
+
+            def search(rows: Tensor, eps: float = eps, restart: int = restart) -> tuple[Tensor, ...]:
                 center, aims = to_model(chosen.images.pixels[rows].to(device)), chosen.aims[rows].to(device)
                 start = start_of(plan, center, (chosen.seed + chosen.indices[rows]).to(device), eps, restart)
-                found = attempt(logits_of, plan, eps, start, center, aims)
-                x, won, loss = (part.cpu() for part in found)
+                return tuple(part.cpu() for part in attempt(logits_of, plan, eps, start, center, aims))
+
+            for rows, (x, won, loss) in zip(parts, ranks.spread(search, parts)):
                 better = won | (loss > best_loss[rows])
                 best_x[rows[better]], best_loss[rows[better]] = x[better], loss[better]
                 hit[rows[won]] = True

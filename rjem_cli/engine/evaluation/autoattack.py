@@ -103,19 +103,23 @@ def autoattack_images(
         parts = list((clean.attacked & ~hit).nonzero().squeeze(1).split(batch_size))
         parts = [rows for rows in parts if len(rows) and eps > 0]
         left = sum(map(len, parts))
-        for number, rows in enumerate(parts):
-            path = folder / f"eps-{eps!r}-part-{number:05d}.safetensors"
+
+        def attack(number: int, eps: float = eps, parts: list[Tensor] = parts) -> tuple[Tensor, ...]:
+            path, rows = folder / f"eps-{eps!r}-part-{number:05d}.safetensors", parts[number]
             with locked(path):
                 found = read_part(path, rows)
-                if found is not None and not told:
-                    told = True
-                    say(f"parts that are done already are taken from {folder}")
+                was_done = torch.tensor(found is not None)
                 if found is None:
                     found = attack_part(logits_of, chosen, rows, eps, norm, runtime.device)
                     write_atomically(path, safetensors.torch.save(found))
-            won = found["hit"]
+            return found["hit"], found["x"], was_done
+
+        for rows, (won, won_x, was_done) in zip(parts, runtime.ranks.spread(attack, range(len(parts)))):
+            if was_done and not told:
+                told = True
+                say(f"parts that are done already are taken from {folder}")
             hit[rows[won]] = True
-            x[rows[won]] = found["x"]
+            x[rows[won]] = won_x
             left -= len(rows)
             report(
                 (place + 1) * count - left, len(radii) * count, f"eps {eps:g}, {1 - int(hit.sum()) / count:.1%} stand"

@@ -24,7 +24,7 @@ from rjem_cli.engine.evaluation.gates import Gates, check_finite, parse_gates
 from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look_at, made_set
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
-from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.job import SampleJob
@@ -91,10 +91,10 @@ def auroc_name(kind: str, score: str) -> str:
     return f"auroc_{kind}_{score}"
 
 
-def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
+def prepare(config: EvalConfig, path: Path, ranks: Ranks = ALONE) -> CheckpointJob:
     """Read the checkpoint and all images. Raises ConfigError, AbsentError or DataError."""
     gates = parse_gates(config.require)
-    runtime = scoring_runtime(config.device)
+    runtime = scoring_runtime(config.device, ranks)
     checkpoint = load_checkpoint(path, runtime.device)
     norm, radii = choose_radii(config, checkpoint.info)
     found = choose_images(config, checkpoint.info)
@@ -102,7 +102,7 @@ def prepare(config: EvalConfig, path: Path) -> CheckpointJob:
     others = other_sets(config, checkpoint, found)
     sampler = own_sampler(config, checkpoint, runtime, notes) if config.samples else None
     plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
-    logits_of = runtime.logits(freeze(checkpoint.model))
+    logits_of = runtime.frozen(checkpoint.model)
     job = CheckpointJob(config, checkpoint, runtime, logits_of, found, plan, radii, others, sampler, gates, notes)
     gates.check_names(job.score_names())
     return job
@@ -206,22 +206,25 @@ def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
         job.runtime.device,
         job.batch_size,
         lambda done: watch(f"looking at {kind}", done, len(x)),
+        job.runtime.ranks,
     )
 
 
 def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[EpsResult, Tensor]]]:
     """The test images before the attack; a result a radius, the smallest first, with those that stand."""
     chosen = attack_set(job.found, None, targeted=False, seed=job.config.seed)
-    clean = look_at_clean(job.logits_of, job.plan, chosen, job.runtime.device, job.batch_size)
+    runtime = job.runtime
+    clean = look_at_clean(job.logits_of, job.plan, chosen, runtime.device, job.batch_size, runtime.ranks)
     results = attack_images(
         job.logits_of,
         job.plan,
         chosen,
         clean,
         job.radii,
-        device=job.runtime.device,
+        device=runtime.device,
         batch_size=job.batch_size,
         report=lambda done, total, text: watch("attacking", done, total),
+        ranks=runtime.ranks,
     )
     return clean, [(result, result.standing(clean, chosen.images.labels)) for result in results]
 
@@ -230,7 +233,12 @@ def draw(job: CheckpointJob, sampler: SampleJob, watch: Watch) -> Tensor:
     """uint8 (N, C, H, W)."""
     parts, done = [], 0
     batches = generate(
-        sampler.sampler, sampler.request, skip=0, batch_size=sampler.request.block_size, device=job.runtime.device
+        sampler.sampler,
+        sampler.request,
+        skip=0,
+        batch_size=sampler.request.block_size,
+        device=job.runtime.device,
+        ranks=job.runtime.ranks,
     )
     for batch in batches:
         parts.append(batch.pixels)

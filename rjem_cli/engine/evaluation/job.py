@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rjem_cli.config import AttackConfig
 from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.timing import pass_seconds
 from rjem_cli.engine.data.classes import parse_class
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.autoattack import autoattack_images, check_autoattack, estimate_cost
 from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_radii
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
-from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, start_runtime
 
 
@@ -33,9 +35,9 @@ class AttackJob:
     of: int
 
 
-def prepare(config: AttackConfig, path: Path) -> AttackJob:
+def prepare(config: AttackConfig, path: Path, ranks: Ranks = ALONE) -> AttackJob:
     """Read checkpoint and images. Raises ConfigError, AbsentError or DataError."""
-    runtime = start_runtime(config.device, config.precision, reproducible=True)
+    runtime = start_runtime(config.device, config.precision, reproducible=True, ranks=ranks)
     checkpoint = load_checkpoint(path, runtime.device)
     info = checkpoint.info
     if config.standard:
@@ -55,12 +57,25 @@ def prepare(config: AttackConfig, path: Path) -> AttackJob:
         iterate=config.iterate,
         targeted=chosen.targets is not None,
     )
-    logits_of = runtime.logits(freeze(checkpoint.model))
+    logits_of = runtime.frozen(checkpoint.model)
     return AttackJob(config, checkpoint, runtime, logits_of, plan, radii, chosen, found.source, found.of)
 
 
+def estimate(job: AttackJob) -> float:
+    """Seconds here if no image broke, from one batch."""
+    batch_size, device = min(job.config.batch_size, len(job.chosen)), job.runtime.device
+    if job.config.standard:
+        clean = clean_state(job)
+        return estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, job.config.batch_size).seconds
+    a_pass = pass_seconds(job.logits_of, job.chosen.images.image_shape, batch_size, device)
+    batches = math.ceil(math.ceil(len(job.chosen) / batch_size) / job.runtime.ranks.world)
+    return batches * (1 + job.plan.gradient_steps * len(job.radii)) * a_pass
+
+
 def clean_state(job: AttackJob) -> CleanState:
-    return look_at_clean(job.logits_of, job.plan, job.chosen, job.runtime.device, job.config.batch_size)
+    return look_at_clean(
+        job.logits_of, job.plan, job.chosen, job.runtime.device, job.config.batch_size, job.runtime.ranks
+    )
 
 
 def attack_results(
@@ -80,6 +95,7 @@ def pgd_results(job: AttackJob, clean: CleanState, report: Report) -> Iterator[E
         device=job.runtime.device,
         batch_size=job.config.batch_size,
         report=report,
+        ranks=job.runtime.ranks,
     )
 
 

@@ -14,6 +14,7 @@ from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.sgld import energy_gradient
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.ranks import ALONE, Ranks
 
 SCORES = ("log_p", "max_p", "gradient")
 
@@ -40,24 +41,31 @@ def log_odds(logits_NK: Tensor) -> Tensor:
 
 
 def look_at(
-    logits_of: Logits, x_NCHW: Tensor, device: torch.device, batch_size: int, report: Callable[[int], None]
+    logits_of: Logits,
+    x_NCHW: Tensor,
+    device: torch.device,
+    batch_size: int,
+    report: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> Looks:
     """One pass forward and backward over images in [-1, 1]. `logits_of` must be frozen."""
-    logits: list[Tensor] = []
-    energies, norms, done = [], [], 0
 
-    def energy_of(x: Tensor) -> Tensor:
-        logits_BK = logits_of(x)
-        logits.append(logits_BK.detach())
-        return energy(logits_BK)
+    def look_at_part(part: Tensor) -> Looks:
+        logits: list[Tensor] = []
 
-    for part in x_NCHW.split(batch_size):
+        def energy_of(x: Tensor) -> Tensor:
+            logits.append(logits_of(x))
+            return energy(logits[0])
+
         energy_B, gradient = energy_gradient(energy_of, part.to(device))
-        energies.append(energy_B)
-        norms.append(gradient.flatten(1).norm(dim=1))
-        done += len(part)
-        report(done)
-    return Looks(*(torch.cat(parts).detach().cpu() for parts in (logits, energies, norms)))
+        return Looks(logits[0].detach(), energy_B, gradient.flatten(1).norm(dim=1))
+
+    looks: list[Looks] = []
+    parts = x_NCHW.split(batch_size)
+    for found in ranks.spread(look_at_part, parts):
+        looks.append(found)
+        report(sum(map(len, parts[: len(looks)])))
+    return Looks(*(torch.cat(each).cpu() for each in zip(*looks)))
 
 
 def auroc(inside_N: Tensor, outside_M: Tensor) -> float:

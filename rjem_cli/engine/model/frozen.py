@@ -53,6 +53,24 @@ def freeze(model: ModuleT) -> ModuleT:
     return frozen
 
 
+class FrozenLogits:
+    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16; what it is given and gives is
+    fp32, so no chain's state is ever rounded."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
+        self.dtype = dtype
+        self.network = freeze(model).to(dtype)
+
+    def follow(self, model: nn.Module) -> FrozenLogits:
+        """Take over the weights and statistics that `model` has now."""
+        self.network.load_state_dict(freeze(model).state_dict())
+        return self
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.network(x_BCHW.to(self.dtype))
+        return logits_BK.float()
+
+
 def fold_into_first_convolution(block: Block) -> None:
     """norm2(conv1(x)) as one convolution."""
     if isinstance(block.norm2, nn.BatchNorm2d) and block.conv1.bias is not None:

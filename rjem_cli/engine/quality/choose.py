@@ -11,7 +11,6 @@ from rjem_cli.engine.data.fetch import fetched, is_there
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.evaluation.accuracy import accuracy
 from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.wide_resnet import feature_count
 from rjem_cli.engine.quality.extractors import (
     DINOV2_FEATURES,
@@ -152,7 +151,7 @@ def own_judge(path: Path, reference: Reference, runtime: Runtime) -> Extractor:
         return judge_extractor(checkpoint, tested, ours=True)
     test = test_split(reference)
     if test is not None and (test.test.image_shape, test.class_names) == (info.image_shape, info.class_names):
-        tested = accuracy(runtime.logits(freeze(checkpoint.model)), test.test, runtime.device).to_dict()
+        tested = accuracy(runtime.frozen(checkpoint.model), test.test, runtime.device).to_dict()
     return judge_extractor(checkpoint, tested, ours=False)
 
 

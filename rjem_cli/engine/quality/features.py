@@ -17,6 +17,7 @@ from torch import Tensor
 from rjem_cli.engine.data.collection import with_channels
 from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
 from rjem_cli.engine.quality.extractors import Extractor, FeaturePair
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import features_dir
 
@@ -70,25 +71,30 @@ def missing_images(chunks: list[tuple[Path, Tensor]]) -> int:
 
 
 def extract(
-    chunks: list[tuple[Path, Tensor]], extractor: Extractor, device: torch.device, batch_size: int, report: Report
+    chunks: list[tuple[Path, Tensor]],
+    extractor: Extractor,
+    device: torch.device,
+    batch_size: int,
+    report: Report,
+    ranks: Ranks = ALONE,
 ) -> Features:
     """Features of all chunks, from where they are kept or computed and then kept."""
     found: list[FeaturePair] = []
     done = 0
 
-    def within_chunk(count: int) -> None:
-        report(done + count)
-
-    for path, part in chunks:
+    def kept_or_computed(chunk: tuple[Path, Tensor]) -> FeaturePair:
+        path, part = chunk
         pair = kept(path, (len(part), extractor.dimensions))
         if pair is None:
-            pair = compute(part, extractor, device, batch_size, within_chunk)
+            pair = compute(part, extractor, device, batch_size, lambda count: report(done + count))
             if is_finite(pair):
                 keep(path, pair)
-        else:
-            within_chunk(len(part))
+        return pair
+
+    for (_, part), pair in zip(chunks, ranks.spread(kept_or_computed, chunks)):
         found.append(pair)
         done += len(part)
+        report(done)
     logits = [logits for _, logits in found if logits is not None]
     return Features(torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None)
 

@@ -22,6 +22,7 @@ from rjem_cli.engine.quality.plan import Plan, make_plan, parse_metrics, score
 from rjem_cli.engine.quality.reference import Reference, default_reference, names_builtin, own_test_data, read_reference
 from rjem_cli.engine.quality.score import PerClass, Scores, Subject
 from rjem_cli.engine.quality.weights import INCEPTION
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.errors import AbsentError, RjemError
 
@@ -88,13 +89,13 @@ class SampleScores:
     per_class: PerClass
 
 
-def read_inputs(config: EvalConfig, location: str, stdin: Callable[[], BinaryIO]) -> Inputs:
+def read_inputs(config: EvalConfig, location: str, stdin: Callable[[], BinaryIO], ranks: Ranks = ALONE) -> Inputs:
     """Read samples and reference, every image of them, and plan, so that what cannot be is known before the work.
     Raises ConfigError, AbsentError or DataError."""
     parse_metrics(config.metrics)
     check_features(config.features)
     gates = parse_gates(config.require)
-    runtime = scoring_runtime(config.device)
+    runtime = scoring_runtime(config.device, ranks)
     everything = read_samples(location, stdin)
     samples = everything.spread(config.num)
     reference = reference_of(config, samples)
@@ -168,15 +169,17 @@ def judged_instead(inputs: Inputs, error: AbsentError) -> Inputs:
 
 def evaluate(job: EvalJob, watch: Watch) -> SampleScores:
     """Features of samples and reference, then the scores. Raises DataError for one that is not finite."""
-    device = job.inputs.runtime.device
+    device, ranks = job.inputs.runtime.device, job.inputs.runtime.ranks
 
     def features_of(chunks: Chunks, phase: str) -> Features:
         total = sum(len(part) for _, part in chunks)
         watch(phase, 0, total)
-        return extract(chunks, job.extractor, device, job.batch_size, lambda done: watch(phase, done, total))
+        return extract(chunks, job.extractor, device, job.batch_size, lambda done: watch(phase, done, total), ranks)
 
     real = None if job.real_chunks is None else features_of(job.real_chunks, "features of the reference")
     generated = features_of(job.chunks, "features of the samples")
     subject = Subject(job.inputs.case, job.extractor, device, generated, real)
-    scores, per_class = score(subject, job.inputs.plan, lambda done, total: watch("scoring", done, total))
+    scores, per_class = ranks.from_first(
+        lambda: score(subject, job.inputs.plan, lambda done, total: watch("scoring", done, total))
+    )
     return SampleScores(subject, scores, per_class)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.evaluation.accuracy import accuracy
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
-from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.ranks import ALONE
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.checkpoints import newest_valid
 from rjem_cli.engine.training.loop import start, train_to_end
@@ -120,7 +120,7 @@ def train_judge(
         if trainer.step < trainer.steps:
             return None
         checkpoint = load_checkpoint(path, runtime.device)
-        found = accuracy(runtime.logits(freeze(checkpoint.model)), splits.test, runtime.device).to_dict()
+        found = accuracy(runtime.frozen(checkpoint.model), splits.test, runtime.device).to_dict()
         document = {"rjem": VERSION, "data": splits.name, "test_accuracy": found}
         write_atomically(folder / "judge.json", json.dumps(document, indent=2).encode())
         return Judge(checkpoint, found)
@@ -128,7 +128,7 @@ def train_judge(
 
 def begun(splits: Splits, runtime: Runtime, folder: Path, watch: Callable[[Progress], None]) -> Trainer:
     """The trainer, where an interrupted call left it, or from the start if that cannot be read."""
-    trainer = Trainer(judge_config(splits), splits, runtime, folder, watch)
+    trainer = Trainer(judge_config(splits), splits, replace(runtime, ranks=ALONE), folder, watch)
     if checkpoints_in(folder):
         try:
             start(trainer, newest_valid(folder, trainer.tell))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import RjemError
 
@@ -27,26 +28,36 @@ class SampleBatch(NamedTuple):
 
 
 def sample_blocks(
-    sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
+    sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device, ranks: Ranks = ALONE
 ) -> Iterator[Tensor]:
-    """float (b, C, H, W) on the device: the wanted part of each block of samples first .. last - 1, in order."""
+    """float (b, C, H, W): the wanted part of each block of samples first .. last - 1, in order."""
     if first >= last:
         return
     size, start = request.block_size, request.seed + first
-    for block in range(start - start % size, request.seed + last, size):
+
+    def draw(block: int) -> Tensor:
         seeds = torch.arange(block, block + size)
-        x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
+        return sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
+
+    blocks = range(start - start % size, request.seed + last, size)
+    for block, x in zip(blocks, ranks.spread(draw, blocks)):
         yield x[max(0, start - block) : request.seed + last - block]
 
 
 def generate(
-    sampler: Sampler, request: SampleRequest, *, skip: int, batch_size: int, device: torch.device
+    sampler: Sampler,
+    request: SampleRequest,
+    *,
+    skip: int,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Iterator[SampleBatch]:
     """The request's samples but for the first `skip`. The host waits for the device once a batch. Raises RjemError
     for a sample that is not finite, by its index."""
     first = request.first + skip
     pixels, finite = [], []
-    for x in sample_blocks(sampler, request, first, request.last, device):
+    for x in sample_blocks(sampler, request, first, request.last, device, ranks):
         pixels.append(to_pixels(x))
         finite.append(x.isfinite().flatten(1).all(dim=1))
         if sum(map(len, pixels)) < batch_size:

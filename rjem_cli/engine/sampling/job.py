@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rjem_cli.config import GenerateConfig
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
-from rjem_cli.engine.model.checkpoint import Checkpoint
-from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.chains.timing import pass_seconds
+from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.generate import generate, until
-from rjem_cli.engine.sampling.output.writer import open_writer, write_beside
-from rjem_cli.engine.sampling.request import SampleRequest, describe_request
+from rjem_cli.engine.sampling.output.writer import (
+    CountingWriter,
+    SampleWriter,
+    check_output,
+    open_writer,
+    write_beside,
+)
+from rjem_cli.engine.sampling.request import SampleRequest, describe_request, settle_request
 from rjem_cli.engine.sampling.starts import settle_start, start_pixels
 
 
@@ -36,6 +48,32 @@ class Written(NamedTuple):
     skipped: int
 
 
+def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, SampleRequest, Runtime]:
+    """What is asked of which checkpoint, and where it runs. Raises ConfigError, AbsentError or DataError."""
+    check_output(config.output)
+    runtime = start_runtime(config.device, config.precision, reproducible=True, ranks=ranks)
+    checkpoint = load_checkpoint(path, runtime.device)
+    request = settle_request(
+        config,
+        checkpoint.info.config,
+        checkpoint.info.class_names,
+        runtime.device.type,
+        count=config.count,
+        seed=config.seed,
+        mode=config.mode,
+        shard_text=config.shard,
+    )
+    return checkpoint, request, runtime
+
+
+def estimate(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:
+    """Seconds that its gradient steps take here, from two of them; several processes share them."""
+    network, size = runtime.frozen(checkpoint.model), request.block_size
+    a_pass = pass_seconds(network, checkpoint.info.image_shape, size, runtime.device)
+    rounds = math.ceil(request.computed / size / runtime.ranks.world)
+    return rounds * request.plan.gradient_steps * a_pass
+
+
 def prepare(config: GenerateConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> SampleJob:
     """Read what the chains begin as. Raises AbsentError, DataError or ConfigError as `start_of` does."""
     request, start, logits_of = settle_start(config, checkpoint, request, runtime)
@@ -47,23 +85,21 @@ def write_samples(
     job: SampleJob, stdout: Callable[[], BinaryIO], report: Callable[[int], None], should_stop: Callable[[], bool]
 ) -> Written:
     """Draw and write until all is whole, or up to the batch in which `should_stop` became true. `report` hears how
-    many are whole. Raises ConfigError where the output holds something else, RjemError where it cannot be written."""
-    config, request, device = job.config, job.request, job.runtime.device
-    writer = open_writer(
-        config.output,
-        request,
-        job.meta,
-        config.overwrite,
-        stdout,
-        lambda count: start_pixels(job.start, request, count, device),
-    )
-    try:
-        skipped = writer.done
-        batches = generate(job.sampler, request, skip=skipped, batch_size=config.batch_size, device=device)
-        for done in write_beside(until(should_stop, batches), writer):
+    many are whole. Of several processes all draw, and the first one writes. Raises ConfigError where the output holds
+    something else, RjemError where it cannot be written."""
+    request, device, ranks = job.request, job.runtime.device, job.runtime.ranks
+    with ranks.opened_by_first(lambda: closing(writer_of(job, stdout))) as own:
+        skipped = ranks.from_first(lambda: own.done if own else 0)
+        writer = own or CountingWriter(skipped)
+        batch_size = job.config.batch_size
+        batches = generate(job.sampler, request, skip=skipped, batch_size=batch_size, device=device, ranks=ranks)
+        for done in write_beside(until(lambda: ranks.agree(should_stop()), batches), writer):
             report(skipped + done)
         if writer.done == request.last - request.first:
-            writer.finish()
+            ranks.from_first(writer.finish)
         return Written(writer.done, skipped)
-    finally:
-        writer.close()
+
+
+def writer_of(job: SampleJob, stdout: Callable[[], BinaryIO]) -> SampleWriter:
+    starts = partial(start_pixels, job.start, job.request, device=job.runtime.device)
+    return open_writer(job.config.output, job.request, job.meta, job.config.overwrite, stdout, starts)

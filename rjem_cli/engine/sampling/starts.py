@@ -15,7 +15,6 @@ from rjem_cli.engine.data.class_folders import read_images
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, state_path
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, cached_prior, load_prior
 from rjem_cli.engine.model.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
@@ -43,7 +42,7 @@ def settle_start(
 ) -> tuple[SampleRequest, Start, Logits]:
     """The request, with the classes seen in a user's images where none was named; the start; the frozen network.
     Raises as `start_of` does."""
-    logits_of = runtime.logits(freeze(checkpoint.model))
+    logits_of = runtime.frozen(checkpoint.model)
     start = start_of(config.init, checkpoint, config.data, config.seed, runtime)
     if start.own is not None and config.classes == "all":
         request = with_classes_seen(request, logits_of, start.own, runtime.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from rjem_cli.engine.model.checkpoint import CONFIG_FILE, all_finite, read_info, without_places
 from rjem_cli.engine.training.checkpoints import (
@@ -36,13 +37,7 @@ def start(trainer: Trainer, resume: Path | None) -> None:
     config.yaml is written once nothing can be refused any more. Raises DataError for a state that does not fit,
     RjemError for a place that cannot be written and for a run that another process took on meanwhile."""
     trainer.watch(Progress(TRAINING, 0 if resume is None else step_of(resume), trainer.steps))
-    make_dir(checkpoints_dir(trainer.run_dir))
-    newest, damaged = newest_whole(trainer.run_dir)
-    if newest != resume:
-        raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
-    for path in damaged:
-        set_aside(path, trainer.tell)
-    clean(trainer.run_dir)
+    trainer.ranks.from_first(lambda: clear(trainer, resume))
     unwritten: list[dict[str, Any]] = []
     if resume is None:
         write_config(trainer)
@@ -61,16 +56,27 @@ def start(trainer: Trainer, resume: Path | None) -> None:
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps))
 
 
+def clear(trainer: Trainer, resume: Path | None) -> None:
+    """The run's folder of what is damaged or was left by a kill."""
+    make_dir(checkpoints_dir(trainer.run_dir))
+    newest, damaged = newest_whole(trainer.run_dir)
+    if newest != resume:
+        raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
+    for path in damaged:
+        set_aside(path, trainer.tell)
+    clean(trainer.run_dir)
+
+
 def write_config(trainer: Trainer) -> None:
     text = yaml.safe_dump(trainer.config.to_dict(), sort_keys=False, allow_unicode=True)
-    write_atomically(trainer.run_dir / CONFIG_FILE, text.encode())
+    trainer.ranks.from_first(lambda: write_atomically(trainer.run_dir / CONFIG_FILE, text.encode()))
 
 
 def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
     """Train to the last step, or until `should_stop`; the checkpoint saved last. Raises DivergedError, and RjemError
     for what cannot be written."""
     clock = Clock(trainer.step)
-    while trainer.step < trainer.steps and not should_stop():
+    while trainer.step < trainer.steps and not trainer.ranks.agree(should_stop()):
         try:
             advance(trainer, clock)
         except Divergence as event:
@@ -80,7 +86,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
         path = path_of(trainer) if trainer.saved_step == trainer.step else save_last(trainer)
     except Divergence as event:  # the checkpoint before this step is what is good
         trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
-        path = newest_valid(trainer.run_dir, trainer.tell)
+        path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
     trainer.metrics.flush()  # nothing else would write what waits
     return path
 
@@ -103,7 +109,7 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     elif saving or 0 < config.checkpoint_minutes <= clock.minutes_since_save():
         clock.save()
         tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
-    if not last and trainer.step % config.sample_every == 0:
+    if not last and trainer.step % config.sample_every == 0 and trainer.ranks.is_first:
         tell_failure(trainer, lambda: draw(trainer), "draws the next")
 
 
@@ -131,10 +137,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     by the clock, is passed over, for another run of this config has none there. Raises DivergedError after
     max_divergences such events."""
     at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
-    path, damaged = newest_whole(trainer.run_dir, due=True)
-    for other in damaged:
-        set_aside(other, trainer.tell)
-    path = path or newest_valid(trainer.run_dir, trainer.tell)
+    path = trainer.ranks.from_first(lambda: last_due(trainer))
     if guard.count >= most:
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         with contextlib.suppress(RjemError):  # of two failures this one is to be known
@@ -143,7 +146,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"
         )
-    set_aside_after(trainer.run_dir, path, trainer.tell)
+    trainer.ranks.from_first(lambda: set_aside_after(trainer.run_dir, path, trainer.tell))
     count = guard.count + 1  # the checkpoint may be of before an earlier event
     go_back(trainer, path)
     guard.count = count
@@ -156,6 +159,14 @@ def recover(trainer: Trainer, event: Divergence) -> None:
         f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.rate_scale:g} of the learning rate "
         f"({guard.count} of {most})"
     )
+
+
+def last_due(trainer: Trainer) -> Path:
+    """The checkpoint to go back to; those after it that are damaged are set aside."""
+    path, damaged = newest_whole(trainer.run_dir, due=True)
+    for other in damaged:
+        set_aside(other, trainer.tell)
+    return path or newest_valid(trainer.run_dir, trainer.tell)
 
 
 def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
@@ -177,7 +188,14 @@ def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
 def save(trainer: Trainer) -> Path:
     """Write the checkpoint of this step, then drop old ones. Raises Divergence for a state that is not finite,
     RjemError for what cannot be written."""
-    config, model, state = trainer.config, trainer.sampling_model(), trainer.state()
+    state = trainer.state()
+    path = trainer.ranks.from_first(lambda: write(trainer, state))
+    trainer.saved_step = trainer.step
+    return path
+
+
+def write(trainer: Trainer, state: dict[str, Tensor]) -> Path:
+    config, model = trainer.config, trainer.sampling_model()
     for name, tensor in itertools.chain(state.items(), model.state_dict().items()):
         if not all_finite([tensor]):
             raise Divergence(f"{name} is not finite")
@@ -185,7 +203,6 @@ def save(trainer: Trainer) -> Path:
     val_accuracy = trainer.metrics.val_accuracy_at(trainer.step)
     info = trainer.info.at(trainer.step, trainer.images_seen, val_accuracy)
     save_pair(path, model, info, state, trainer.metrics.unwritten)
-    trainer.saved_step = trainer.step
     drop_old(trainer.run_dir, path, config.keep_last, config.keep_best)
     return path
 

@@ -9,43 +9,77 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.ranks import ALONE, Ranks
 
 
 @dataclass
 class ReplayBuffer:
-    """`images`: float (size, C, H, W) in [-1, 1] on the device. Coins and labels are drawn on the host, so a draw never
-    waits for the device."""
+    """`own`: this rank's share of `size` images, float (C, H, W) in [-1, 1] on the device. Places, coins and labels are
+    drawn on the host, the same on each rank, so a draw never waits for the device, and what is drawn does not depend
+    on the number of ranks."""
 
-    images: Tensor
+    own: Tensor
+    size: int
     prior: ClassGaussianPrior
     reinit_prob: float
+    ranks: Ranks = ALONE
 
     @classmethod
     def from_prior(
-        cls, prior: ClassGaussianPrior, size: int, reinit_prob: float, generator: torch.Generator
+        cls,
+        prior: ClassGaussianPrior,
+        size: int,
+        reinit_prob: float,
+        generator: torch.Generator,
+        ranks: Ranks = ALONE,
     ) -> ReplayBuffer:
-        return cls(draw_from_prior(prior, size, generator), prior, reinit_prob)
+        return cls(ranks.rows(draw_from_prior(prior, size, generator)), size, prior, reinit_prob, ranks)
+
+    @property
+    def images(self) -> Tensor:
+        """All of it, (size, C, H, W), on every rank."""
+        return self.ranks.whole(self.own, self.size)
+
+    @images.setter
+    def images(self, images: Tensor) -> None:
+        self.own.copy_(self.ranks.rows(images))
+
+    def at(self, places: Tensor) -> Tensor:
+        """Images (B, C, H, W) at `places` (B,), on the host, from whichever rank holds them."""
+        mine, rows = self.held(places)
+        if self.ranks.world == 1:
+            return self.own[rows]
+        found = self.own.new_zeros(len(places), *self.own.shape[1:])
+        found[mine] = self.own[rows]
+        return self.ranks.sum(found)
+
+    def held(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of `places` this rank holds, and in which of its rows."""
+        share = self.ranks.share(self.size)
+        mine = ((places >= share.start) & (places < share.stop)).nonzero().squeeze(1)
+        return mine.to(self.own.device), (places[mine] - share.start).to(self.own.device)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(chain starts (count, C, H, W), their places (count,), all different); each start is a fresh draw from the
-        prior with probability reinit_prob. `count` is at most the buffer's size."""
-        places = torch.randperm(len(self.images), generator=generator)[:count]
+        """(chain starts (count, C, H, W), their places (count,) on the host, all different); each start is a fresh draw
+        from the prior with probability reinit_prob. `count` is at most the buffer's size."""
+        places = torch.randperm(self.size, generator=generator)[:count]
         restarted = (torch.rand(count, generator=generator) < self.reinit_prob).nonzero().squeeze(1)
-        places_here = places.to(self.images.device)
-        starts = self.images[places_here]
+        starts = self.at(places)
         if len(restarted):
             starts[restarted.to(starts.device)] = draw_from_prior(self.prior, len(restarted), generator)
-        return starts, places_here
+        return starts, places
 
     def redraw(self, share: float, generator: torch.Generator) -> None:
         """Start this share of the chains again from the prior."""
-        count = round(share * len(self.images))
+        count = round(share * self.size)
         if count:
-            places = torch.randperm(len(self.images), generator=generator)[:count]
-            self.store(places.to(self.images.device), draw_from_prior(self.prior, count, generator))
+            places = torch.randperm(self.size, generator=generator)[:count]
+            self.store(places, draw_from_prior(self.prior, count, generator))
 
     def store(self, places: Tensor, images: Tensor) -> None:
-        self.images[places] = images
+        """`images` (B, C, H, W) of all ranks; each keeps those of its own places."""
+        mine, rows = self.held(places)
+        self.own[rows] = images[mine]
 
 
 def draw_from_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,6 @@ from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import read_info
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.checkpoints import best_of
 from rjem_cli.engine.training.loop import start, train_to_end
@@ -63,22 +62,29 @@ def run_training(
         if progress.phase != TRAINING and should_stop():
             raise Stopped
 
-    with locked(run_dir, wait=False):
+    ranks = runtime.ranks
+    with ranks.opened_by_first(lambda: locked(run_dir, wait=False)):
         trainer = Trainer(config, splits, runtime, run_dir, watch_or_stop)
         if resume:
             check_same_training(resume, trainer)
         start(trainer, resume)
         checkpoint = train_to_end(trainer, should_stop)
         try:
-            if should_stop():
+            if ranks.agree(should_stop()):
                 raise Stopped
-            summary = {"step": trainer.step, **summarise(trainer, splits, runtime)}
-            write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2).encode())
-            grid = run_dir / "samples" / "grid.png"
-            trainer.draw_samples(grid, SAMPLE_MODES)
+            summary, grid = ranks.from_first(lambda: conclude(trainer, splits, runtime))
         except Stopped:
             return RunResult(checkpoint, False, None, {"step": step_of(checkpoint), "steps": trainer.steps})
         return RunResult(checkpoint, True, grid, summary)
+
+
+def conclude(trainer: Trainer, splits: Splits, runtime: Runtime) -> tuple[dict[str, Any], Path]:
+    """The table and the picture of a run's end. Raises Stopped."""
+    summary = {"step": trainer.step, **summarise(trainer, splits, runtime)}
+    write_atomically(trainer.run_dir / "summary.json", json.dumps(summary, indent=2).encode())
+    grid = trainer.run_dir / "samples" / "grid.png"
+    trainer.draw_samples(grid, SAMPLE_MODES)
+    return summary, grid
 
 
 def check_same_training(checkpoint: Path, trainer: Trainer) -> None:
@@ -104,7 +110,7 @@ def check_settings(name: str, before: TrainConfig, now: TrainConfig) -> None:
 
 def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
     """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
-    model = runtime.logits(freeze(trainer.sampling_model()))
+    model = runtime.frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     chosen = AttackSet(splits.test.subset(indices), indices, None, trainer.config.seed)
     clean = look_at_clean(model, TEST_PLAN, chosen, runtime.device, TEST_BATCH)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config import TrainConfig
+from rjem_cli.engine.chains.moves import Moves, together, walk
 from rjem_cli.engine.chains.pgd import Logits, pgd
 from rjem_cli.engine.chains.pipeline import plan_of
 from rjem_cli.engine.chains.sgld import sgld
@@ -26,7 +27,6 @@ from rjem_cli.engine.data.pictures import png_bytes
 from rjem_cli.engine.evaluation.accuracy import accuracy, evenly_spaced
 from rjem_cli.engine.model.checkpoint import CheckpointInfo
 from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.frozen import freeze
 from rjem_cli.engine.model.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.model.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.runtime import Runtime
@@ -34,6 +34,7 @@ from rjem_cli.engine.sampling.preview import preview
 from rjem_cli.engine.seeds import derived_generator, derived_seed
 from rjem_cli.engine.training.averaging import averaged, refresh_statistics
 from rjem_cli.engine.training.divergence import Guard
+from rjem_cli.engine.training.loss_pass import loss_pass
 from rjem_cli.engine.training.metrics import Clock, Metrics, look_at_chains, saturation
 from rjem_cli.engine.training.objective import robust_jem_loss
 from rjem_cli.engine.training.progress import TRAINING, Progress
@@ -62,12 +63,14 @@ class Trainer:
         self, config: TrainConfig, splits: Splits, runtime: Runtime, run_dir: Path, watch: Callable[[Progress], None]
     ):
         self.config, self.runtime, self.run_dir, self.watch = config, runtime, run_dir, watch
+        self.ranks = runtime.ranks
         self.info = CheckpointInfo.of(config, splits, step=0)
         device = runtime.device
         check_crop(config.crop_pad, self.info.image_shape)
         self.images = splits.train.to(runtime.home_of(splits.train.pixels.nbytes))
         self.val = evenly_spaced(splits.val, VALIDATION_IMAGES)
         self.batch_size = min(config.batch_size, len(self.images))
+        self.ranks.check_batch(self.batch_size)
         self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and R1
         self.steps = total_steps(config, len(self.images))
         self.step = self.images_seen = 0
@@ -75,11 +78,13 @@ class Trainer:
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
         self.average = averaged(self.model, config.ema_decay)
+        self.frozen = runtime.frozen(self.model)
+        self.loss_pass = loss_pass(self.model, runtime, joint=config.loss_statistics == "joint")
         self.optimizer = make_optimizer(self.model, config)
         self.training_images = splits.train
         self.buffer = self.new_buffer() if config.px_weight else None
         self.guard = Guard(config, len(splits.class_names), saturation(to_model(self.watched.pixels)).item())
-        self.metrics = Metrics(run_dir / "metrics.jsonl")
+        self.metrics = Metrics(run_dir / "metrics.jsonl", writes=self.ranks.is_first)
 
     @cached_property
     def prior(self) -> ClassGaussianPrior:
@@ -88,7 +93,8 @@ class Trainer:
 
     def new_buffer(self) -> ReplayBuffer:
         config = self.config
-        return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, self.generator("buffer"))
+        generator = self.generator("buffer")
+        return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, generator, self.ranks)
 
     # --- a step ---
 
@@ -96,13 +102,13 @@ class Trainer:
         """One update of the weights and of their average; returns the step's scalars, still on the device. Raises
         Divergence, before any weight is updated, where the guard sees one."""
         batch = self.next_batch()
-        frozen = self.runtime.logits(freeze(self.model))
-        inputs, looks = [self.attack(frozen, batch)], {}
-        if self.buffer is not None:
-            x_q = self.negatives(frozen, self.buffer)
+        frozen = self.frozen.follow(self.model)
+        x_adv, x_q = self.attack_and_negatives(frozen, batch)
+        inputs, looks = [x_adv], {}
+        if x_q is not None:
             inputs += [batch.x_energy, x_q]
             looks = {"sample_mean": x_q.mean(), "saturation": saturation(x_q)}
-        logits_adv, *others = self.logits(inputs)
+        logits_adv, *others = self.loss_pass.train()(*inputs)
         energies = (energy(others[0]), energy(others[1])) if others else None
         terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
         for group in self.optimizer.param_groups:
@@ -110,14 +116,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        scalars = {"loss": terms.total, **terms.named(), "grad_norm": grad_norm, **looks}
+        scalars = self.mean_over_ranks({"loss": terms.total, **terms.named(), "grad_norm": grad_norm, **looks})
         self.guard.check_step(scalars)
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return scalars
 
     def next_batch(self) -> Batch:
-        """The step's images, augmented, noised and clamped to the box that chains and attacks live in."""
+        """The step's images, augmented, noised and clamped to the box that chains and attacks live in: this rank's
+        share of a batch that is the same for any number of ranks."""
         config, generator = self.config, self.generator("batch", on_device=True)
         epoch, place = divmod(self.step, steps_per_epoch(config, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
@@ -127,41 +134,51 @@ class Trainer:
         noise = config.input_noise_std * torch.randn(pixels.shape, generator=generator, device=pixels.device)
         real = augmented if config.augment_energy else pixels
         x, x_energy = ((to_model(part) + noise).clamp(-1, 1) for part in (augmented, real))
-        return Batch(x, x_energy, labels)
+        return Batch(*(self.ranks.rows(part) for part in (x, x_energy, labels)))
 
-    def attack(self, frozen: Logits, batch: Batch) -> Tensor:
-        """x_adv: PGD on the batch, (B, C, H, W) in [-1, 1]; the batch itself where the config attacks nothing."""
+    def attack_and_negatives(self, frozen: Logits, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """x_adv and x_q, (B, C, H, W) in [-1, 1]: PGD on the batch (the batch itself where the config attacks nothing)
+        and chains from the buffer (None without energies), put back there. They share network passes."""
+        if self.buffer is None:
+            return walk(frozen, self.attack(batch)), None
+        starts, places = self.buffer.draw(self.batch_size, self.generator("draw"))
+        chain = self.chain(self.ranks.rows(starts))
+        x_adv, x_q = together(frozen, self.attack(batch), chain, shared=self.runtime.shares_passes)
+        self.buffer.store(places, self.ranks.whole(x_q, self.batch_size))
+        return x_adv, x_q
+
+    def attack(self, batch: Batch) -> Moves:
         config = self.config
-        if not config.attacks:
-            return batch.x
-        step_size, norm = config.pgd_step_size, config.norm
         return pgd(
-            frozen, batch.x, batch.labels, eps=config.adv_eps, steps=config.pgd_steps, step_size=step_size, norm=norm
+            batch.x,
+            batch.labels,
+            eps=config.adv_eps,
+            steps=config.pgd_steps,
+            step_size=config.pgd_step_size,
+            norm=config.norm,
         )
 
-    def negatives(self, frozen: Logits, buffer: ReplayBuffer) -> Tensor:
-        """x_q: chains from the buffer moved on by SGLD on E(x), and put back."""
+    def chain(self, starts: Tensor) -> Moves:
+        """SGLD on E(x)."""
         config, noise_generator = self.config, self.generator("sgld", on_device=True)
-        starts, places = buffer.draw(self.batch_size, self.generator("draw"))
-        x_q = sgld(
-            lambda x: energy(frozen(x)),
+
+        def noise(step: int, x: Tensor) -> Tensor:
+            shape = (self.batch_size, *x.shape[1:])
+            return self.ranks.rows(torch.randn(shape, generator=noise_generator, device=x.device))
+
+        return sgld(
+            energy,
             starts,
             sgld_steps=config.sgld_steps,
             step_size=config.sgld_step_size * config.inner_steps,
             grad_clip=config.grad_clip,
             noise_std=config.noise_std,
-            noise=lambda step, x: torch.randn(x.shape, generator=noise_generator, device=x.device),
+            noise=noise,
         )
-        buffer.store(places, x_q)
-        return x_q
 
-    def logits(self, inputs: list[Tensor]) -> list[Tensor]:
-        """Logits of each batch of images, in train mode: in one pass with common BatchNorm statistics, or (as JEM++
-        does) one by one."""
-        logits_of = self.runtime.logits(self.model.train())
-        if self.config.loss_statistics == "joint":
-            return list(logits_of(torch.cat(inputs)).chunk(len(inputs)))
-        return [logits_of(x) for x in inputs]
+    def mean_over_ranks(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+        stacked = torch.stack([value.detach().float() for value in scalars.values()])
+        return dict(zip(scalars, self.ranks.sum(stacked) / self.ranks.world))
 
     def tell(self, note: str) -> None:
         self.watch(Progress(TRAINING, self.step, self.steps, note=note))
@@ -180,17 +197,23 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.batch_size * clock.steps_per_second(self.step),
         }
-        if self.buffer is not None:
-            frozen, stored = self.runtime.logits(freeze(self.model)), self.buffer.images[: self.batch_size]
-            more = {**look_at_chains(frozen, to_model(self.watched.pixels), stored), **more}
-        if measure_val and len(self.val):
-            more["val_accuracy"] = self.val_accuracy()
-        means = self.metrics.means(more)
+        stored = self.buffer.at(torch.arange(min(self.batch_size, self.buffer.size))) if self.buffer else None
+        means = self.metrics.means(self.ranks.from_first(lambda: {**self.looks(stored, measure_val), **more}))
         self.guard.check_means(means)
         due, saving = self.config.logs_at(self.step), self.config.saves_at(self.step)
         end = [name for name in means if not due or (name == "val_accuracy" and not saving)]
         self.metrics.add_line(self.step, means, end)
         return means
+
+    def looks(self, stored: Tensor | None, measure_val: bool) -> dict[str, float]:
+        """What is measured for a line, with images of the buffer where there is one."""
+        found = {}
+        if stored is not None:
+            frozen = self.frozen.follow(self.model)
+            found = look_at_chains(frozen, to_model(self.watched.pixels), stored)
+        if measure_val and len(self.val):
+            found["val_accuracy"] = self.val_accuracy()
+        return found
 
     def sampling_model(self) -> WideResNet:
         """The averaged network with BatchNorm statistics of its own."""
@@ -200,12 +223,12 @@ class Trainer:
 
     def val_accuracy(self) -> float:
         """Of the averaged network on the images kept for validation."""
-        return accuracy(self.runtime.logits(freeze(self.sampling_model())), self.val, self.runtime.device).value
+        return accuracy(self.runtime.frozen(self.sampling_model()), self.val, self.runtime.device).value
 
     def draw_samples(self, path: Path, modes: tuple[str, ...]) -> None:
         """A picture of samples in these modes. `watch` hears of each step of the chains, and may raise."""
         plans = [plan_of(self.config, mode) for mode in modes]
-        logits_of = self.runtime.logits(freeze(self.sampling_model()))
+        logits_of = self.runtime.frozen(self.sampling_model())
         picture = preview(
             logits_of,
             self.prior,
@@ -234,14 +257,14 @@ class Trainer:
         """Go on from what `state` gave. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this
         run."""
         stored, buffer = tensors.get("buffer"), self.buffer
-        if buffer is not None and stored is not None and stored.shape != buffer.images.shape:
-            raise ValueError(f"its buffer is {tuple(stored.shape)}, not {tuple(buffer.images.shape)}: --buffer-size")
+        if buffer is not None and stored is not None and stored.shape != (buffer.size, *self.info.image_shape):
+            raise ValueError(f"its buffer has {len(stored)} images, not {buffer.size}: --buffer-size")
         self.model.load_state_dict(below("model.", tensors))
         self.average.load_state_dict(below("average.", tensors))
         unpack_optimizer(self.optimizer, tensors)
         self.metrics.sums = {name: value.to(self.runtime.device) for name, value in below("sums.", tensors).items()}
         if buffer is not None and stored is not None:
-            buffer.images.copy_(stored)
+            buffer.images = stored
         elif buffer is not None:  # a run that begins with energies now begins with new chains
             self.buffer = self.new_buffer()
         self.step, self.images_seen = int(tensors["step"]), int(tensors["images_seen"])

@@ -514,7 +514,7 @@ def test_a_run_killed_after_an_event_meets_it_again(tmp_path, monkeypatch):
         ({"width": 2}, "--width 2: .* was trained with --width 1"),
         ({"norm_layer": "group"}, "was trained with --norm-layer batch"),
         ({"optimizer": "adam"}, "was trained with --optimizer sgd"),
-        ({"buffer_size": 64}, "its buffer is .*--buffer-size"),
+        ({"buffer_size": 64}, "its buffer has 32 images, not 64: --buffer-size"),
         ({"steps": 1}, "is at step 2 already"),
         ({"val_fraction": 0.2}, "was trained on other images"),
     ],

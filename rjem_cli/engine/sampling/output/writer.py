@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -42,6 +43,22 @@ class SampleWriter(Protocol):
     def write(self, batch: SampleBatch) -> None: ...
     def finish(self) -> None: ...
     def close(self) -> None: ...
+
+
+@dataclass
+class CountingWriter:
+    """Of samples that another process writes."""
+
+    done: int
+
+    def write(self, batch: SampleBatch) -> None:
+        self.done += len(batch.pixels)
+
+    def finish(self) -> None:
+        """It is the other's to do."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def check_output(output: str) -> None:

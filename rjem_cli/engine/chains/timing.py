@@ -1,0 +1,54 @@
+"""How long a piece of work takes on a device, and how much memory it took."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from rjem_cli.engine.chains.moves import Network, Question, look
+from rjem_cli.engine.model.energy import energy
+
+ROUNDS = 3  # at least; the first warms up
+MOST_ROUNDS, ENOUGH = 10, 1.0  # where they are short: until so many seconds have passed
+
+
+def usual_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The median of some calls."""
+    found: list[float] = []
+    while len(found) < ROUNDS or (len(found) < MOST_ROUNDS and sum(found) < ENOUGH):
+        found.append(seconds_of(call, device))
+    return statistics.median(found[1:])
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def pass_seconds(network: Network, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
+    """Of one gradient with respect to `count` images, for a network that gives logits."""
+    x = torch.zeros(count, *image_shape, device=device)
+    return usual_seconds(lambda: look(network, [Question(x, energy)]), device)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory so far: of a GPU, or on a CPU of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,159 @@
+"""What a run will take on this device: a few short steps on made-up images of the right shape, scaled up.
+
+A step's time is linear in the moves of the attack and of the chain: a base, something for each pair of moves that may
+share a pass, and something for each move alone.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
+from rjem_cli.engine.chains.pipeline import plan_of
+from rjem_cli.engine.chains.timing import MOST_ROUNDS, peak_bytes, usual_seconds
+from rjem_cli.engine.data.downloads import STATED
+from rjem_cli.engine.data.images import ImageSet, Splits
+from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
+from rjem_cli.engine.training.run import TEST_PLAN
+from rjem_cli.engine.training.schedule import total_steps
+from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
+
+FEW, MORE = 1, 3  # moves of the steps that are timed
+FORWARD = 1 / 3  # of a pass forward and backward
+
+StepSeconds = Callable[[int, int], float]  # of a step with so many moves of the attack and of the chain
+
+
+class DataShape(NamedTuple):
+    image_shape: tuple[int, int, int]
+    classes: int
+    train: int
+    val: int
+    test: int
+
+    @classmethod
+    def of(cls, options: DataOptions) -> DataShape:
+        """Of published sets as their authors state it; others are read. Raises AbsentError or DataError."""
+        if not options.data and options.dataset in STATED:
+            known = STATED[options.dataset]
+            val = round(known.train * options.val_fraction)
+            return cls(known.image_shape, known.classes, known.train - val, val, known.test)
+        splits = load_splits(options)
+        counts = (len(part) for part in (splits.train, splits.val, splits.test))
+        return cls(splits.train.image_shape, len(splits.class_names), *counts)
+
+    @property
+    def dimensions(self) -> int:
+        return math.prod(self.image_shape)
+
+
+class Rehearsal(Trainer):
+    """Of made-up images; no prior is fitted to them, nor kept."""
+
+    def __init__(
+        self, config: TrainConfig, shape: DataShape, prior: ClassGaussianPrior, runtime: Runtime, folder: Path
+    ):
+        self.made_prior = prior
+        super().__init__(config, made_splits(shape, config.batch_size), runtime, folder, lambda progress: None)
+
+    @property
+    def prior(self) -> ClassGaussianPrior:  # type: ignore[override]
+        return self.made_prior
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`memory` in bytes, of the device, or of the process on a CPU; None where the system does not tell."""
+
+    steps: int
+    step_seconds: float
+    other_seconds: float
+    memory: int | None
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * self.step_seconds + self.other_seconds
+
+
+def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime) -> Forecast:
+    """Of a run from its first step to the last: steps; pictures, validation and the final table; the most memory.
+    Raises as training does."""
+    prior = made_prior(shape).to(runtime.device)
+    attack, chain = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def step_seconds(attack: int, chain: int) -> float:
+            buffer_size = min(config.buffer_size, 2 * config.batch_size)
+            short = replace(config, pgd_steps=attack, sgld_steps=chain, steps=MOST_ROUNDS, buffer_size=buffer_size)
+            trainer = Rehearsal(short, shape, prior, runtime, Path(folder))
+            return usual_seconds(trainer.train_step, runtime.device)
+
+        step, a_move = extrapolated(step_seconds, attack, chain)
+    steps = total_steps(config, shape.train)
+    a_pass = a_move / min(config.batch_size, shape.train)
+    return Forecast(steps, step, other_passes(config, shape, steps) * a_pass, peak_memory(config, shape, runtime))
+
+
+def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:
+    """(seconds of a step, seconds of one of its moves), from steps of few moves."""
+    base = step_seconds(min(attack, FEW), min(chain, FEW))
+    pair = alone = 0.0
+    if min(attack, chain) > FEW:
+        pair = max(0.0, step_seconds(MORE, MORE) - base) / (MORE - FEW)
+    if alone_moves(attack, chain):
+        more = (MORE, min(chain, FEW)) if attack > chain else (min(attack, FEW), MORE)
+        alone = max(0.0, step_seconds(*more) - base) / (MORE - FEW)
+    step = base + max(0, min(attack, chain) - FEW) * pair + alone_moves(attack, chain) * alone
+    return step, alone or pair / 2 or base
+
+
+def alone_moves(attack: int, chain: int) -> int:
+    """Moves of the longer one that no move of the other goes with, but for the first of all."""
+    return max(attack, chain) - max(min(attack, chain), min(max(attack, chain), FEW))
+
+
+def other_passes(config: TrainConfig, shape: DataShape, steps: int) -> float:
+    """Images through the network, forward and backward, outside the steps."""
+    drawn = PREVIEW_PER_CLASS * min(shape.classes, LARGEST_CLASS_COUNT)
+    pictures = (steps - 1) // config.sample_every * plan_of(config, "energy").gradient_steps
+    pictures += sum(plan_of(config, mode).gradient_steps for mode in SAMPLE_MODES)
+    tested = min(config.eval_limit or shape.test, shape.test) * (TEST_PLAN.gradient_steps + 1)
+    looks = steps // config.log_every * 2 * config.batch_size * bool(config.px_weight)
+    checked = (steps // config.checkpoint_every + 1) * min(shape.val, VALIDATION_IMAGES) * FORWARD
+    return drawn * pictures + tested + looks + checked
+
+
+def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime) -> int | None:
+    """What the timed steps took, and what a run holds beside: its images and its whole buffer."""
+    images = (shape.train + shape.val + shape.test) * shape.dimensions
+    buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
+    measured = peak_bytes(runtime.device)
+    return None if measured is None else measured + images + buffer
+
+
+def made_splits(shape: DataShape, batch_size: int) -> Splits:
+    """Noise: as many images as a batch has, and two a class at least."""
+    count = max(min(batch_size, shape.train), 2 * shape.classes)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, *shape.image_shape), generator=generator, dtype=torch.uint8)
+    names = tuple(map(str, range(shape.classes)))
+    images = ImageSet(pixels, torch.arange(count) % shape.classes, names)
+    few = images.subset(torch.arange(min(2, count)))
+    return Splits("noise", images, few, few)
+
+
+def made_prior(shape: DataShape) -> ClassGaussianPrior:
+    """With factors as large as those of the images' own prior."""
+    rank = min(max(2, shape.train // shape.classes), shape.dimensions)
+    factors = tuple(torch.full((shape.dimensions, rank), 1e-3) for _ in range(shape.classes))
+    return ClassGaussianPrior(torch.zeros(shape.classes, shape.dimensions), factors, shape.image_shape)

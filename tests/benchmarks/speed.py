@@ -1,0 +1,263 @@
+"""How fast are chains, attacks, training, sampling and features: against a plain loop, and against what the device can
+do?
+
+Ours and the plain loop (plain_loop.py; for features, torch-fidelity's own call) take turns in one process, and each
+round measures the peak of the device in that moment with a large convolution, so that what else runs slows all of them.
+Ratios are medians over the rounds, with quartiles. The share of the peak counts the FLOPs of our own network passes.
+
+    python -m tests.benchmarks.speed                            WRN-16-2, batch 64
+    python -m tests.benchmarks.speed --depth 28 --width 10 --batch-size 256 --device cuda --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.chains.moves import walk
+from rjem_cli.engine.chains.pgd import pgd
+from rjem_cli.engine.chains.pipeline import plan_of, sampler_of
+from rjem_cli.engine.chains.sgld import sgld
+from rjem_cli.engine.chains.starts import prior_draws
+from rjem_cli.engine.data.images import ImageSet, Splits
+from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
+from rjem_cli.engine.quality.weights import tensors_of
+from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.training.trainer import Trainer
+from tests.benchmarks.plain_loop import PlainLoop
+from tests.random_inception import write_random_inception
+
+IMAGE_SHAPE, CLASSES, IMAGES = (3, 32, 32), 10, 640
+PEAK_CHANNELS, PEAK_SIDE = 256, 16
+TASKS = ("sgld", "pgd", "training", "samples", "features")
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Task:
+    """A call of ours and one of the plain loop, for `units` of work each."""
+
+    name: str
+    unit: str
+    units: int
+    ours: Call
+    plain: Call
+    flops: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "plain": []})
+    peaks: list[float] = field(default_factory=list)
+
+    def measure(self, device: torch.device, peak: Callable[[], float], order: tuple[str, str]) -> None:
+        for name in order:
+            self.seconds[name].append(seconds_of(getattr(self, name), device))
+        self.peaks.append(peak())
+
+    def result(self) -> dict[str, Any]:
+        ours, plain = self.seconds["ours"], self.seconds["plain"]
+        return {
+            "task": self.name,
+            "unit": self.unit,
+            "ours": self.units / statistics.median(ours),
+            "plain": self.units / statistics.median(plain),
+            "ratio": quartiles([theirs / mine for mine, theirs in zip(ours, plain)]),
+            "gflop": self.flops / 1e9,
+            "share_of_peak": quartiles([self.flops / mine / peak for mine, peak in zip(ours, self.peaks)]),
+            "peak_gflops": statistics.median(self.peaks) / 1e9,
+        }
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First, median, third."""
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class FlopCounter(TorchDispatchMode):
+    """PyTorch's own formulas; its FlopCounterMode cannot follow gradients with respect to images."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def flops_of(call: Call) -> int:
+    with FlopCounter() as counter:
+        call()
+    return counter.total
+
+
+def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
+    """FLOP/s of a large convolution in the runtime's own arithmetic, as it is now: the best of three."""
+    device, dtype = runtime.device, torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    layer = nn.Conv2d(PEAK_CHANNELS, PEAK_CHANNELS, 3, padding=1, bias=False)
+    layer = layer.to(device, dtype, memory_format=torch.channels_last)
+    x = torch.randn(batch_size, PEAK_CHANNELS, PEAK_SIDE, PEAK_SIDE, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    repeats = 20 if device.type == "cuda" else 1
+
+    @torch.no_grad()
+    def convolve() -> None:
+        for _ in range(repeats):
+            layer(x)
+
+    flops = repeats * 2 * x.numel() * 9 * PEAK_CHANNELS
+    return lambda: flops / min(seconds_of(convolve, device) for _ in range(3))
+
+
+def noise_images() -> Splits:
+    pixels = torch.randint(256, (IMAGES, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(IMAGES) % CLASSES, tuple(map(str, range(CLASSES))))
+    return Splits("noise", images, images.subset(torch.arange(20)), images.subset(torch.arange(20)))
+
+
+def prior_of_many_images() -> ClassGaussianPrior:
+    """Its factors are as large as those of classes with more images than dimensions."""
+    size = math.prod(IMAGE_SHAPE)
+    factor = (torch.randn(size, size, generator=torch.Generator().manual_seed(1)) / (4 * size**0.5)).tril()
+    factor.diagonal().abs_().add_(0.01)
+    return ClassGaussianPrior(torch.zeros(CLASSES, size), (factor,) * CLASSES, IMAGE_SHAPE)
+
+
+def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: int) -> dict[str, Task]:
+    """On the same number of images and the same network; `steps` of a chain or an attack a call."""
+    splits, prior, device, count = noise_images(), prior_of_many_images(), runtime.device, config.batch_size
+    trainer, plain = Trainer(config, splits, runtime, folder, lambda progress: None), PlainLoop(config, prior, device)
+    trainer.prior = prior.to(device)
+    trainer.buffer = trainer.new_buffer()
+    batch, frozen = trainer.next_batch(), runtime.frozen(trainer.model)
+    pixels, host_labels = splits.train.pixels[:count], splits.train.labels[:count]
+    x, labels = batch.x.contiguous(), batch.labels
+    step_size = config.sgld_step_size * config.inner_steps
+    sampler = sampler_of(plan_of(config, "energy"), prior_draws(trainer.prior), frozen)
+    wanted, seeds = torch.arange(count) % CLASSES, torch.arange(count, device=device)
+
+    def chain() -> Tensor:
+        return walk(frozen, sgld(energy, batch.x, sgld_steps=steps, step_size=step_size))
+
+    def attack() -> Tensor:
+        return walk(frozen, pgd(batch.x, labels, eps=config.adv_eps, steps=steps))
+
+    return {
+        "sgld": Task("SGLD", "steps/s", steps, chain, lambda: plain.sgld(x, steps)),
+        "pgd": Task("PGD", "steps/s", steps, attack, lambda: plain.pgd(x, labels, steps)),
+        "training": Task(
+            f"training, {config.pgd_steps} + {config.sgld_steps} steps",
+            "images/s",
+            count,
+            trainer.train_step,
+            lambda: plain.train_step(pixels, host_labels),
+        ),
+        "samples": Task(
+            f"samples, m = {config.sample_steps}",
+            "images/s",
+            count,
+            lambda: sampler(wanted, seeds),
+            lambda: plain.sgld(plain.prior_starts(count).to(device), config.sample_steps),
+        ),
+    }
+
+
+def feature_task(device: torch.device, folder: Path) -> Task:
+    """InceptionV3 with random weights; the plain call has torch-fidelity's batch of 64."""
+    content = write_random_inception(folder / "inception.pth").read_bytes()
+    ours, theirs = inception(content, "random", device), module_of(tensors_of(content, "random"), "random").to(device)
+    batch_size = BATCH_SIZE.get(device.type, GPU_BATCH_SIZE)
+    count = 64 * max(1, batch_size // 64)
+    pixels = noise_images().train.pixels[:count].to(device)
+
+    @torch.no_grad()
+    def extract() -> None:
+        for part in pixels.split(batch_size):
+            ours.compute(part)
+
+    @torch.no_grad()
+    def fidelity() -> None:
+        for part in pixels.split(64):
+            theirs(part)
+
+    return Task("Inception features", "images/s", count, extract, fidelity)
+
+
+def measured(config: TrainConfig, runtime: Runtime, names: list[str], steps: int, rounds: int) -> list[Task]:
+    """Each task once to warm up, then `rounds` times, ours and theirs first in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = network_tasks(config, runtime, Path(folder), steps) if set(names) - {"features"} else {}
+        if "features" in names:
+            tasks["features"] = feature_task(runtime.device, Path(folder))
+        chosen, peak = [tasks[name] for name in names], peak_of(runtime, config.batch_size)
+        for task in chosen:
+            task.plain()
+            task.flops = flops_of(task.ours)
+            for number in range(rounds):
+                task.measure(runtime.device, peak, ("plain", "ours") if number % 2 else ("ours", "plain"))
+        return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--width", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--pgd-steps", type=int, default=15)
+    parser.add_argument("--sgld-steps", type=int, default=10)
+    parser.add_argument("--chain", type=int, default=3, help="steps of a chain or an attack that is timed alone")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--only", default=",".join(TASKS), help="some of %(default)s")
+    parser.add_argument("--json", type=Path, help="where all of it goes")
+    options = parser.parse_args()
+    runtime = start_runtime(options.device, options.precision)
+    names = ("depth", "width", "batch_size", "pgd_steps", "sgld_steps", "device", "precision")
+    config = TrainConfig(**{name: getattr(options, name) for name in names}, ema_decay=0.99)
+    tasks = measured(config, runtime, options.only.split(","), options.chain, options.rounds)
+    where = f"{runtime.describe()}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    print(f"WRN-{config.depth}-{config.width}, batch {config.batch_size}; {where}; {options.rounds} rounds")
+    print("task\tours\tplain\tunit\tratio (quartiles)\tshare of the peak (quartiles)\tpeak, GFLOP/s")
+    results = [task.result() for task in tasks]
+    for each in results:
+        ratio, share = ("{1:.2f} ({0:.2f}-{2:.2f})".format(*each[key]) for key in ("ratio", "share_of_peak"))
+        print(
+            f"{each['task']}\t{each['ours']:.3g}\t{each['plain']:.3g}\t{each['unit']}\t{ratio}\t{share}\t{each['peak_gflops']:.0f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"where": where, "config": config.to_dict(), "tasks": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

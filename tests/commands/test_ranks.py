@@ -1,0 +1,140 @@
+"""Several processes, as torchrun starts them, give what one gives; where one of them is lost, one line says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from rjem_cli.paths import checkpoints_in
+from tests.commands.conftest import TINY_FLAGS
+from tests.run_results import metrics_of
+
+PROCESSES = 2
+LIMIT = 300  # seconds that a busy machine may take
+
+
+def started(*arguments):
+    """rjem under torchrun; its home is this process's."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", "-m", "--", "rjem_cli"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process):
+    """(its code, stdout, lines of stderr that rjem wrote as errors)."""
+    out, err = process.communicate(timeout=LIMIT)
+    return process.returncode, out, [line for line in err.splitlines() if line.startswith("rjem: ")]
+
+
+def together(*arguments):
+    code, out, errors = ended(started(*arguments))
+    assert code == 0, errors
+    return out
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".png", ".csv")}
+
+
+@pytest.mark.parametrize(("norm", "statistics"), [("batch", "joint"), ("group", "separate")])
+def test_a_run_of_two_has_the_weights_of_one(rjem, own_home, norm, statistics):
+    """With the same joint batch, to 1e-5, by SGD: Adam makes whole steps of the rounding in a bias before BatchNorm."""
+    flags = (*TINY_FLAGS, "--steps", 6, "--optimizer", "sgd", "--lr", 0.05, "--noise-std", 0.01)
+    flags = (*flags, "--norm-layer", norm, "--loss-statistics", statistics)
+    assert rjem("train", "--run", "one", *flags).code == 0
+    together("train", "--run", "two", *flags)
+    one, two = (own_home / "runs" / name for name in ("one", "two"))
+    weights = [safetensors.torch.load_file(checkpoints_in(run)[-1]) for run in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() <= 1e-5, name
+    for line, other in zip(metrics_of(one), metrics_of(two), strict=True):
+        assert numbers_in(line) == pytest.approx(numbers_in(other), rel=1e-3, abs=1e-4)
+
+
+def test_samples_and_scores_of_two_are_those_of_one(rjem, own_home, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rjem("train", "--run", "judge", *TINY_FLAGS, "--seed", 1).code == 0
+    judge = checkpoints_in(own_home / "runs" / "judge")[-1]
+    calls = {
+        "samples": ("generate", "tiny", "-n", 250, "--block-size", 40, "-o"),
+        "attacked": ("attack", "tiny", "--limit", 100, "--eps", "0.02,0.1", "--steps", 3, "--restarts", 2, "--save"),
+    }
+    for name, call in calls.items():
+        assert rjem(*call, f"{name}-one").code == 0
+        together(*call, f"{name}-two")
+        assert files_in(tmp_path / f"{name}-one") == files_in(tmp_path / f"{name}-two") != {}
+    for call in [
+        ("eval", "tiny", "--limit", 100, "--steps", 3, "--batch-size", 30, "--json"),
+        ("eval", "./samples-one", "--features", judge, "--allow-few", "--is-splits", 2, "--json"),
+    ]:
+        one, two = json.loads(rjem(*call).out), json.loads(together(*call))
+        scores, others = numbers_in(one), numbers_in(two)
+        assert scores.pop("seconds") and others.pop("seconds")
+        assert scores == pytest.approx(others, rel=1e-5)
+
+
+def numbers_in(line):
+    return {name: value for name, value in line.items() if isinstance(value, int | float)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train", "--nonsense"), 2, "No such option"),
+        (("train", "--run", "odd", *TINY_FLAGS, "--batch-size", 15), 2, "15 images have no 2 equal shares"),
+        (("generate", "nobody"), 3, "nobody is no checkpoint"),
+        (("eval", "-"), 2, "- is read by one process"),
+        (("compare", "--published"), 2, "runs in one process"),
+    ],
+)
+def test_what_cannot_be_is_said_once(own_home, arguments, code, message):
+    _, out, (line,) = ended(started(*arguments))
+    assert message in line and out == ""
+
+
+def ranks_of(launcher):
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+def wait_for(path):
+    for _ in range(LIMIT * 10):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes that torchrun started in Linux's /proc")
+def test_a_lost_rank_ends_the_job_with_one_line_and_a_stop_with_its_state(rjem, own_home):
+    run = own_home / "runs" / "lost"
+    flags = (*TINY_FLAGS, "--steps", 100_000, "--checkpoint-every", 5, "--sample-every", 100_000)
+    launcher = started("train", "--run", "lost", *flags)
+    wait_for(run / "checkpoints" / "step-00000005.safetensors")
+    os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+    code, _, (line,) = ended(launcher)
+    assert code == 1 and "the other processes of this job are gone" in line
+
+    kept = checkpoints_in(run)[-1]
+    launcher = started("train", "--resume", "lost", "--checkpoint-every", 100_000)
+    wait_for(run / "metrics.jsonl")
+    while len(metrics_of(run)) <= int(kept.name[5:13]):
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    _, _, (line,) = ended(launcher)
+    stopped = checkpoints_in(run)[-1]
+    assert f"stopped at step {int(stopped.name[5:13])} of 100000" in line and stopped > kept
+    assert rjem("train", "--resume", "lost", "--steps", int(stopped.name[5:13]) + 1).code == 0

@@ -1,0 +1,53 @@
+"""What a run takes is said before: linear where the work is linear, and of the work that is really done."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.runtime import start_runtime
+from rjem_cli.engine.training.forecast import DataShape, extrapolated, forecast
+from tests.engine.training.test_trainer import TINY
+
+
+@pytest.mark.parametrize("attack", [0, 1, 2, 10, 15])
+@pytest.mark.parametrize("chain", [0, 1, 3, 10, 20])
+def test_a_step_that_is_linear_in_its_moves_is_foretold_from_few(attack, chain):
+    calls = []
+
+    def step_seconds(attack, chain):
+        calls.append((attack, chain))
+        return 5 + 7 * min(attack, chain) + 4 * abs(attack - chain)
+
+    step, _ = extrapolated(step_seconds, attack, chain)
+    assert step == pytest.approx(5 + 7 * min(attack, chain) + 4 * abs(attack - chain))
+    assert len(calls) <= 3 and max(map(sum, calls)) <= 6
+
+
+def test_a_published_set_is_known_before_it_is_there():
+    shape = DataShape.of(TrainConfig(dataset="cifar10", val_fraction=0.1, epochs=1.0))
+    assert shape == ((3, 32, 32), 10, 45_000, 5_000, 10_000)
+    digits = DataShape.of(TrainConfig(dataset="digits", val_fraction=0.1, steps=1))
+    assert digits.image_shape == (1, 8, 8) and digits.train + digits.val + digits.test == 1797
+
+
+def test_a_forecast_grows_with_the_steps_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RJEM_HOME", str(tmp_path / "home"))
+    found = {}
+    for steps in (100, 10_000):
+        config = TrainConfig(**{**TINY, "steps": steps})
+        found[steps] = forecast(config, DataShape.of(config), start_runtime("cpu"))
+    assert found[100].steps == 100 and found[100].step_seconds > 0
+    assert found[10_000].seconds > 20 * found[100].seconds
+    assert found[100].memory is None or 1e8 < found[100].memory < 1e11
+    assert not (tmp_path / "home").exists()
+
+
+def test_its_random_numbers_are_its_own():
+    config = TrainConfig(**TINY)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    DataShape.of(config)
+    assert torch.equal(torch.rand(3), expected)
