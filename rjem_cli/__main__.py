@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError
+from rjem_cli.errors import ConfigError, DivergedError, InterruptedRunError, LostRanksError, RjemError
 
 INTERRUPTED = 128 + 2
 
@@ -60,6 +60,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
     """(one line, exit code) of an error that has a plain meaning; None for one that is a bug."""
     if isinstance(error, RjemError):
         return str(error), error.exit_code
+    if isinstance(error, LostRanksError):
+        return str(error), RjemError.exit_code
     if is_usage(error):
         return f"{error.format_message()} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.strerror:
@@ -70,8 +72,13 @@ def explain(error: Exception) -> tuple[str, int] | None:
 
 
 def is_told_by_first(error: Exception) -> bool:
-    """Whether the first process of a job has the same to say: of flags, which all of them have, and of signals."""
-    return is_usage(error) or isinstance(error, ConfigError | InterruptedRunError) or getattr(error, "told", False)
+    """Whether the first process of a job has the same to say: of flags, which all of them have, of signals, and of
+    training that diverged."""
+    return (
+        is_usage(error)
+        or isinstance(error, ConfigError | DivergedError | InterruptedRunError)
+        or getattr(error, "told", False)
+    )
 
 
 def is_usage(error: Exception) -> bool:

@@ -52,8 +52,11 @@ class InterruptedRunError(RjemError):
         return type(self), (str(self), self.exit_code - 128)
 
 
-class LostRanksError(RjemError):
-    """Another process of the same job has gone, or cannot be reached."""
+class LostRanksError(Exception):
+    """Another process of the same job has gone, or cannot be reached: no work of this one can go on, whatever else it
+    would make the best of."""
+
+    told = False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -55,9 +55,9 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
 
         found = write_samples(job, console.binary, watch, stop)
     if found.done < total:
-        assert stop.signal_number is not None
+        number = max(ranks.each(stop.signal_number or 0))
         where = "the stream breaks off here" if config.output == STREAM else "the same command goes on"
-        raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", stop.signal_number)
+        raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", number)
     behind = f", behind {found.skipped} that were there" if found.skipped else ""
     console.say(f"{total - found.skipped} samples in {time.perf_counter() - started:.1f} s{behind}")
     if call.as_json:

@@ -68,8 +68,8 @@ def train(
     announce(config, run_dir, console)
     if checkpoint:
         console.say(f"goes on from step {paths.step_of(checkpoint)}")
-    if config.data:
-        paths.existing_data(config.data)
+    if data := config.data:
+        ranks.jointly(lambda: paths.existing_data(data))
 
     from rjem_cli.engine.data.load import load_splits
     from rjem_cli.engine.runtime import start_runtime
@@ -79,7 +79,8 @@ def train(
     runtime = ranks.jointly(lambda: start_runtime(config.device, config.precision, ranks=ranks))
     if call.dry_run:
         shape = ranks.in_turn(lambda: DataShape.of(config))
-        announce_forecast(forecast(config, shape, runtime), runtime, console)
+        done = paths.step_of(checkpoint) if checkpoint else 0
+        announce_forecast(forecast(config, shape, runtime, done), runtime, console)
         return
     with console.bar() as bar:
 
@@ -107,7 +108,7 @@ def train(
         )
     if result.finished:
         show_result(result, console)
-    elif stop.signal_number is not None:
-        raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", stop.signal_number)
+    elif number := max(ranks.each(stop.signal_number or 0)):
+        raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", number)
     else:
         show_stopped(result, f"--max-time {max_time}: stopped {where(result)}", run_dir, console)

@@ -164,7 +164,7 @@ def on_host(value: Any) -> Any:
 
 def are_started() -> bool:
     """Whether torchrun started this process as one of several."""
-    return os.environ.get("WORLD_SIZE", "1") != "1"
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
 @contextlib.contextmanager
@@ -185,20 +185,24 @@ def reaching_others() -> Iterator[None]:
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """This process among those that torchrun started, on the GPU that is its own where there are some; alone where it
-    started none. Raises LostRanksError where the others cannot be reached, or are lost on the way."""
+    started none. Raises ConfigError for more processes than GPUs, LostRanksError where the others cannot be reached, or
+    are lost on the way."""
     if not are_started():
         yield ALONE
         return
     import torch
     import torch.distributed as dist
 
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    with_gpus = torch.cuda.device_count() > local
-    if with_gpus:
-        torch.cuda.set_device(local)
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"{processes} processes have {gpus} GPUs here; start as many as GPUs, or hide those: CUDA_VISIBLE_DEVICES="
+        )
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
         with reaching_others():
-            dist.init_process_group("cuda:nccl,cpu:gloo" if with_gpus else "gloo", timeout=PATIENCE)
+            dist.init_process_group("cuda:nccl,cpu:gloo" if gpus else "gloo", timeout=PATIENCE)
             yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         if dist.is_initialized():

@@ -74,7 +74,7 @@ COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default;
         False,
     ),
     "dry_run": (
-        Annotated[bool, typer.Option("--dry-run", help="Say what would run and what it would write, and stop.")],
+        Annotated[bool, typer.Option("--dry-run", help="Say what would run, what it takes and writes, and stop.")],
         False,
     ),
     "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),

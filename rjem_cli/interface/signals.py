@@ -45,7 +45,8 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         yield request
     except LostRanksError:
         if request():  # of several processes the others were asked to stop as well
-            raise interrupted(request, "stopped with the other processes") from None
+            kept = "stopped: another process was stopped or lost before this one could save; call again with --resume"
+            raise interrupted(request, kept) from None
         raise
     finally:
         for number, handler in earlier.items():

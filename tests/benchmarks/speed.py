@@ -17,7 +17,6 @@ import math
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from rjem_cli.engine.chains.pgd import pgd
 from rjem_cli.engine.chains.pipeline import plan_of, sampler_of
 from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.chains.starts import prior_draws
+from rjem_cli.engine.chains.timing import seconds_of
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.prior import ClassGaussianPrior
@@ -86,19 +86,6 @@ class Task:
 def quartiles(values: list[float]) -> list[float]:
     """First, median, third."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-
-
-def seconds_of(call: Call, device: torch.device) -> float:
-    synchronise(device)
-    started = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - started
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class FlopCounter(TorchDispatchMode):

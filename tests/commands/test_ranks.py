@@ -84,7 +84,7 @@ def test_samples_and_scores_of_two_are_those_of_one(rjem, own_home, trained, tmp
         one, two = json.loads(rjem(*call).out), json.loads(together(*call))
         scores, others = numbers_in(one), numbers_in(two)
         assert scores.pop("seconds") and others.pop("seconds")
-        assert scores == pytest.approx(others, rel=1e-5)
+        assert scores == pytest.approx(others, rel=1e-3)  # sums in another order: one thread a process
 
 
 def numbers_in(line):
@@ -129,9 +129,8 @@ def test_a_lost_rank_ends_the_job_with_one_line_and_a_stop_with_its_state(rjem, 
     assert code == 1 and "the other processes of this job are gone" in line
 
     kept = checkpoints_in(run)[-1]
-    launcher = started("train", "--resume", "lost", "--checkpoint-every", 100_000)
-    wait_for(run / "metrics.jsonl")
-    while len(metrics_of(run)) <= int(kept.name[5:13]):
+    launcher = started("train", "--resume", "lost")
+    while checkpoints_in(run)[-1] == kept:
         time.sleep(0.1)
     launcher.send_signal(signal.SIGTERM)
     _, _, (line,) = ended(launcher)

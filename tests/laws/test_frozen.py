@@ -56,7 +56,7 @@ def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
     assert [tensor.data_ptr() for tensor in following.network.state_dict().values()] == storage  # for compiled chains
 
 
-@pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.12), ("none", 0.12)])
+@pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.2), ("none", 0.12)])
 def test_in_bf16_gradients_point_where_those_in_fp32_do(norm, tolerance):
     """Their difference is a small share of their length, and E(x) is the same to its third digit."""
     model = trained_a_little(norm)

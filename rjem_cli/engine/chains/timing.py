@@ -16,10 +16,10 @@ ROUNDS = 3  # at least; the first warms up
 MOST_ROUNDS, ENOUGH = 10, 1.0  # where they are short: until so many seconds have passed
 
 
-def usual_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The median of some calls."""
+def usual_seconds(call: Callable[[], object], device: torch.device, most: int = MOST_ROUNDS) -> float:
+    """The median of some calls but the first: of ROUNDS, or where they are short of more, `most` at most."""
     found: list[float] = []
-    while len(found) < ROUNDS or (len(found) < MOST_ROUNDS and sum(found) < ENOUGH):
+    while len(found) < ROUNDS or (len(found) < most and sum(found) < ENOUGH):
         found.append(seconds_of(call, device))
     return statistics.median(found[1:])
 

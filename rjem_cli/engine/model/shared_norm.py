@@ -41,7 +41,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         variance = SumOverRanks.apply(centred.float().square().sum(SUMMED)) / count
         self.follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
+        return torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None]).to(x_BCHW.dtype)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, variance: Tensor) -> None:

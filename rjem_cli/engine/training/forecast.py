@@ -17,7 +17,7 @@ import torch
 
 from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
 from rjem_cli.engine.chains.pipeline import plan_of
-from rjem_cli.engine.chains.timing import MOST_ROUNDS, peak_bytes, usual_seconds
+from rjem_cli.engine.chains.timing import MOST_ROUNDS, ROUNDS, peak_bytes, usual_seconds
 from rjem_cli.engine.data.downloads import STATED
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.data.load import load_splits
@@ -29,6 +29,7 @@ from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
 
 FEW, MORE = 1, 3  # moves of the steps that are timed
+TINY_RATE = 1e-12  # so that nothing diverges
 FORWARD = 1 / 3  # of a pass forward and backward
 
 StepSeconds = Callable[[int, int], float]  # of a step with so many moves of the attack and of the chain
@@ -85,8 +86,8 @@ class Forecast:
         return self.steps * self.step_seconds + self.other_seconds
 
 
-def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime) -> Forecast:
-    """Of a run from its first step to the last: steps; pictures, validation and the final table; the most memory.
+def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int = 0) -> Forecast:
+    """Of a run from the step `done` to its last: steps; pictures, validation and the final table; the most memory.
     Raises as training does."""
     prior = made_prior(shape).to(runtime.device)
     attack, chain = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
@@ -94,14 +95,23 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime) -> Forecas
 
         def step_seconds(attack: int, chain: int) -> float:
             buffer_size = min(config.buffer_size, 2 * config.batch_size)
-            short = replace(config, pgd_steps=attack, sgld_steps=chain, steps=MOST_ROUNDS, buffer_size=buffer_size)
+            short = replace(
+                config,
+                pgd_steps=attack,
+                sgld_steps=max(1, chain),  # where none is taken none is allowed to be named
+                steps=MOST_ROUNDS,
+                buffer_size=buffer_size,
+                lr=TINY_RATE,
+            )
             trainer = Rehearsal(short, shape, prior, runtime, Path(folder))
-            return usual_seconds(trainer.train_step, runtime.device)
+            most = MOST_ROUNDS if runtime.ranks.world == 1 else ROUNDS  # all ranks take as many
+            return usual_seconds(trainer.train_step, runtime.device, most)
 
         step, a_move = extrapolated(step_seconds, attack, chain)
-    steps = total_steps(config, shape.train)
-    a_pass = a_move / min(config.batch_size, shape.train)
-    return Forecast(steps, step, other_passes(config, shape, steps) * a_pass, peak_memory(config, shape, runtime))
+    last = total_steps(config, shape.train)
+    a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
+    other = other_passes(config, shape, done, last) * a_pass
+    return Forecast(max(0, last - done), step, other, peak_memory(config, shape, runtime))
 
 
 def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:
@@ -122,15 +132,20 @@ def alone_moves(attack: int, chain: int) -> int:
     return max(attack, chain) - max(min(attack, chain), min(max(attack, chain), FEW))
 
 
-def other_passes(config: TrainConfig, shape: DataShape, steps: int) -> float:
-    """Images through the network, forward and backward, outside the steps."""
+def other_passes(config: TrainConfig, shape: DataShape, done: int, last: int) -> float:
+    """Images through the network, forward and backward, outside the steps `done` to `last`."""
     drawn = PREVIEW_PER_CLASS * min(shape.classes, LARGEST_CLASS_COUNT)
-    pictures = (steps - 1) // config.sample_every * plan_of(config, "energy").gradient_steps
+    pictures = between(config.sample_every, done, last - 1) * plan_of(config, "energy").gradient_steps
     pictures += sum(plan_of(config, mode).gradient_steps for mode in SAMPLE_MODES)
     tested = min(config.eval_limit or shape.test, shape.test) * (TEST_PLAN.gradient_steps + 1)
-    looks = steps // config.log_every * 2 * config.batch_size * bool(config.px_weight)
-    checked = (steps // config.checkpoint_every + 1) * min(shape.val, VALIDATION_IMAGES) * FORWARD
+    looks = between(config.log_every, done, last) * 2 * config.batch_size * bool(config.px_weight)
+    checked = (between(config.checkpoint_every, done, last) + 1) * min(shape.val, VALIDATION_IMAGES) * FORWARD
     return drawn * pictures + tested + looks + checked
+
+
+def between(every: int, done: int, last: int) -> int:
+    """How many multiples of `every` lie behind `done`, up to `last`."""
+    return max(0, last // every - done // every)
 
 
 def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime) -> int | None:

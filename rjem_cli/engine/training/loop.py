@@ -52,7 +52,7 @@ def start(trainer: Trainer, resume: Path | None) -> None:
             trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
     trainer.metrics.read(unwritten)
     trainer.metrics.forget_after(trainer.step, trainer.guard.count, at_end=trainer.step == trainer.steps)
-    trainer.metrics.flush()
+    trainer.ranks.from_first(trainer.metrics.flush)
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps))
 
 
@@ -87,7 +87,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
     except Divergence as event:  # the checkpoint before this step is what is good
         trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
         path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
-    trainer.metrics.flush()  # nothing else would write what waits
+    trainer.ranks.from_first(trainer.metrics.flush)  # nothing else would write what waits
     return path
 
 
@@ -106,7 +106,7 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics))
     if saving and last:
         save_last(trainer)
-    elif saving or 0 < config.checkpoint_minutes <= clock.minutes_since_save():
+    elif saving or trainer.ranks.agree(0 < config.checkpoint_minutes <= clock.minutes_since_save()):
         clock.save()
         tell_failure(trainer, lambda: save(trainer), "tries again at the next checkpoint")
     if not last and trainer.step % config.sample_every == 0 and trainer.ranks.is_first:
@@ -141,7 +141,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     if guard.count >= most:
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         with contextlib.suppress(RjemError):  # of two failures this one is to be known
-            trainer.metrics.flush()
+            trainer.ranks.from_first(trainer.metrics.flush)
         raise DivergedError(
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"
@@ -172,7 +172,7 @@ def last_due(trainer: Trainer) -> Path:
 def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
     """To the state of a checkpoint of this run; the lines of metrics that were not written then. Raises DataError for
     one that does not fit it."""
-    tensors, unwritten = read_state(path)
+    tensors, unwritten = trainer.ranks.jointly(lambda: read_state(path))
     try:
         trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -213,8 +213,9 @@ def save_last(trainer: Trainer) -> Path:
         return save(trainer)
     except RjemError as error:
         newest, _ = newest_whole(trainer.run_dir)
-        lost = f"; the newest checkpoint is that of step {step_of(newest)}" if newest else ""
-        raise RjemError(f"{error}{lost}") from None
+        lost = RjemError(f"{error}; the newest checkpoint is that of step {step_of(newest)}" if newest else str(error))
+        lost.told = error.told
+        raise lost from None
 
 
 def path_of(trainer: Trainer) -> Path:

@@ -33,7 +33,8 @@ class ReplayBuffer:
         generator: torch.Generator,
         ranks: Ranks = ALONE,
     ) -> ReplayBuffer:
-        return cls(ranks.rows(draw_from_prior(prior, size, generator)), size, prior, reinit_prob, ranks)
+        own = ranks.rows(draw_from_prior(prior, size, generator))
+        return cls(own if ranks.world == 1 else own.clone(), size, prior, reinit_prob, ranks)
 
     @property
     def images(self) -> Tensor:

@@ -66,7 +66,7 @@ def run_training(
     with ranks.opened_by_first(lambda: locked(run_dir, wait=False)):
         trainer = Trainer(config, splits, runtime, run_dir, watch_or_stop)
         if resume:
-            check_same_training(resume, trainer)
+            ranks.jointly(lambda: check_same_training(resume, trainer))
         start(trainer, resume)
         checkpoint = train_to_end(trainer, should_stop)
         try:

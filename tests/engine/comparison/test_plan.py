@@ -24,7 +24,8 @@ def test_passes_are_those_of_a_training_step(tmp_path, changes):
         if torch.is_grad_enabled():
             passed.append(len(inputs[0]))
 
-    trainer.model.register_forward_hook(count)  # its frozen copies have it too
+    for network in (trainer.model, trainer.frozen.network):
+        network.register_forward_hook(count)
     trainer.train_step()
     assert sum(passed) == passes_an_image(config) * config.batch_size
 

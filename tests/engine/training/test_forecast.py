@@ -51,3 +51,18 @@ def test_its_random_numbers_are_its_own():
     torch.manual_seed(0)
     DataShape.of(config)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"px_weight": 0.0}, {"pgd_steps": 0}, {"px_weight": 0.0, "pgd_steps": 0}, {"lr": 1e9}]
+)
+def test_every_special_case_and_any_rate_is_foretold(changes):
+    config = TrainConfig(**{**TINY, **changes})
+    assert forecast(config, DataShape.of(config), start_runtime("cpu")).step_seconds > 0
+
+
+def test_of_a_run_that_goes_on_only_the_rest_is_foretold():
+    config = TrainConfig(**{**TINY, "steps": 1000})
+    shape, runtime = DataShape.of(config), start_runtime("cpu")
+    whole, rest = (forecast(config, shape, runtime, done) for done in (0, 900))
+    assert (whole.steps, rest.steps) == (1000, 100) and rest.other_seconds < whole.other_seconds
