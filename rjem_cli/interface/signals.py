@@ -43,10 +43,12 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     earlier = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request
-    except LostRanksError:
-        if request():  # of several processes the others were asked to stop as well
-            kept = "stopped: another process was stopped or lost before this one could save; call again with --resume"
-            raise interrupted(request, kept) from None
+    except BaseException as error:
+        if are_started():  # torchrun ends those that are left, and is not to cut off what they have to say
+            earlier[signal.SIGTERM] = signal.SIG_IGN
+        if isinstance(error, LostRanksError) and request():
+            gone = "the other processes of this job are gone, and nothing was saved at this stop; call again"
+            raise interrupted(request, f"{gone} (train: with --resume)") from None
         raise
     finally:
         for number, handler in earlier.items():
