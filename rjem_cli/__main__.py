@@ -25,6 +25,7 @@ def run(arguments: list[str]) -> int:
     """`main`, once Python itself has begun."""
     from rjem_cli.app import app
     from rjem_cli.commands.completion import COMPLETE_VARIABLE
+    from rjem_cli.engine.ranks import own_rank
     from rjem_cli.interface.console import fail
 
     for stream in (sys.stdout, sys.stderr):
@@ -37,7 +38,7 @@ def run(arguments: list[str]) -> int:
         completion_init()
     try:
         code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
-        if code == INTERRUPTED and os.environ.get("RANK", "0") == "0":  # Typer swallows a KeyboardInterrupt
+        if code == INTERRUPTED and own_rank() == 0:  # Typer swallows a KeyboardInterrupt
             fail("interrupted")
         return code
     except BrokenPipeError:  # the reader of our pipe has gone; there is nobody to tell
@@ -48,11 +49,10 @@ def run(arguments: list[str]) -> int:
         if explained is None:
             raise
         message, code = explained
-        rank = os.environ.get("RANK", "0")
-        if rank == "0":
+        if own_rank() == 0:
             fail(message)
         elif not is_told_by_first(error):
-            fail(f"rank {rank}: {message}")
+            fail(f"rank {own_rank()}: {message}")
         return code
 
 

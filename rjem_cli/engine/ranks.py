@@ -148,7 +148,7 @@ class Ranks:
         """As other ranks can raise it too."""
         try:
             return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
-        except Exception:
+        except Exception:  # whatever its class does when it is made anew: its words go on
             return RjemError(f"rank {self.rank}: {error!r}")
 
 
@@ -167,6 +167,11 @@ def are_started() -> bool:
     return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
 
 
+def own_rank() -> int:
+    """This process's place in its job, before it has joined the others too; 0 where there is no job."""
+    return int(os.environ["RANK"]) if are_started() else 0
+
+
 @contextlib.contextmanager
 def reaching_others() -> Iterator[None]:
     """Raises LostRanksError where that fails."""
@@ -178,7 +183,7 @@ def reaching_others() -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         lost = LostRanksError("the other processes of this job are gone; call again (train: with --resume)")
-        lost.told = int(os.environ["RANK"]) > 1  # the first may be the one that is lost
+        lost.told = own_rank() > 1  # the first may be the one that is lost
         raise lost from None
 
 

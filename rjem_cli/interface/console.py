@@ -182,10 +182,10 @@ def told_cost(seconds: float, memory: int | None) -> str:
 
 
 def told_time(seconds: float) -> str:
-    """In its two largest units."""
+    """In its two largest units; a second at least."""
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
     if minutes < 1:
-        return f"{seconds:.0f} s"
+        return f"{max(1, round(seconds))} s"
     if hours < 1:
         return f"{int(minutes)} min {int(seconds % 60)} s"
     if days < 1:

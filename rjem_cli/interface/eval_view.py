@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.interface.attack_view import describe_attack
-from rjem_cli.interface.console import Console
+from rjem_cli.interface.console import Console, told_time
 from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
     rate = job.images_per_second(watch)
     console.say(
         f"features: {job.missing} of {total} images to compute at about {rate:.3g} images/s: "
-        f"about {duration(job.missing / rate)}"
+        f"about {told_time(job.missing / rate)}"
     )
 
 
@@ -67,12 +67,6 @@ def announce_tests(job: CheckpointJob, console: Console) -> None:
 
 def places_of(config: EvalConfig) -> str:
     return f"writes to {', '.join([config.results or str(results_file()), *([config.save] if config.save else [])])}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def show_sample_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:

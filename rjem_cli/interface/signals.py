@@ -29,13 +29,13 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if request.signal_number is not None and are_started():
-            return  # torchrun sends on what the terminal sent already, and itself ends what does not stop
-        if request.signal_number is not None:
-            tell(f"{signal.Signals(number).name} again: stopped at once")
+        name = signal.Signals(number).name
+        if not request():
+            request.signal_number = number
+            tell(f"{name}: finishing this step and saving{'' if are_started() else '; once more to stop at once'}")
+        elif not are_started():  # torchrun sends on what the terminal sent already, and itself ends what does not stop
+            tell(f"{name} again: stopped at once")
             raise SystemExit(128 + number)
-        request.signal_number = number
-        tell(f"{signal.Signals(number).name}: finishing this step and saving; once more to stop at once")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that was closed; nohup ignores it

@@ -19,17 +19,15 @@ from pathlib import Path
 
 import torch
 
-from rjem_cli.engine.data.pictures import to_image
+from rjem_cli.engine.data.pictures import png_bytes, to_image
+from tests.image_files import write
 
 IMAGES, CLASSES, SIDE = 320, 10, 32
 
 
-def write_noise(folder: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for place in range(IMAGES):
-        name = folder / f"class-{place % CLASSES}" / f"{place}.png"
-        name.parent.mkdir(parents=True, exist_ok=True)
-        to_image(torch.randint(256, (3, SIDE, SIDE), generator=generator, dtype=torch.uint8)).save(name)
+def noise_images() -> dict[str, bytes]:
+    pixels = torch.randint(256, (IMAGES, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return {f"class-{place % CLASSES}/{place}.png": png_bytes(to_image(image)) for place, image in enumerate(pixels)}
 
 
 def images_per_second(launcher: list[str], name: str, flags: list[str], home: Path) -> list[float]:
@@ -51,7 +49,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {"alone": [], "several": []}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        write_noise(home / "noise")
+        write(noise_images(), home / "noise")
         flags = [*options.flags.split(), "--data", str(home / "noise"), "--steps", "8", "--log-every", "2"]
         flags += ["--sample-steps", "1", "--attack-steps", "1", "--eval-limit", "1", "--buffer-size", "640"]
         for number in range(options.rounds):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import tempfile
@@ -34,17 +33,15 @@ from rjem_cli.engine.chains.pipeline import plan_of, sampler_of
 from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.chains.starts import prior_draws
 from rjem_cli.engine.chains.timing import seconds_of
-from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
 from rjem_cli.engine.quality.weights import tensors_of
 from rjem_cli.engine.runtime import Runtime, start_runtime
-from rjem_cli.engine.training.trainer import Trainer
+from rjem_cli.engine.training.forecast import DataShape, Rehearsal, made_prior, made_splits
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.random_inception import write_random_inception
 
-IMAGE_SHAPE, CLASSES, IMAGES = (3, 32, 32), 10, 640
+SHAPE = DataShape((3, 32, 32), classes=10, train=45_000, val=5_000, test=10_000)
 PEAK_CHANNELS, PEAK_SIDE = 256, 16
 TASKS = ("sgld", "pgd", "training", "samples", "features")
 
@@ -126,32 +123,18 @@ def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
     return lambda: flops / min(seconds_of(convolve, device) for _ in range(3))
 
 
-def noise_images() -> Splits:
-    pixels = torch.randint(256, (IMAGES, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    images = ImageSet(pixels, torch.arange(IMAGES) % CLASSES, tuple(map(str, range(CLASSES))))
-    return Splits("noise", images, images.subset(torch.arange(20)), images.subset(torch.arange(20)))
-
-
-def prior_of_many_images() -> ClassGaussianPrior:
-    """Its factors are as large as those of classes with more images than dimensions."""
-    size = math.prod(IMAGE_SHAPE)
-    factor = (torch.randn(size, size, generator=torch.Generator().manual_seed(1)) / (4 * size**0.5)).tril()
-    factor.diagonal().abs_().add_(0.01)
-    return ClassGaussianPrior(torch.zeros(CLASSES, size), (factor,) * CLASSES, IMAGE_SHAPE)
-
-
 def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: int) -> dict[str, Task]:
     """On the same number of images and the same network; `steps` of a chain or an attack a call."""
-    splits, prior, device, count = noise_images(), prior_of_many_images(), runtime.device, config.batch_size
-    trainer, plain = Trainer(config, splits, runtime, folder, lambda progress: None), PlainLoop(config, prior, device)
-    trainer.prior = prior.to(device)
-    trainer.buffer = trainer.new_buffer()
+    prior, device, count = made_prior(SHAPE), runtime.device, config.batch_size
+    trainer = Rehearsal(config, SHAPE, prior.to(device), runtime, folder)
+    plain = PlainLoop(config, prior, device)
     batch, frozen = trainer.next_batch(), runtime.frozen(trainer.model)
-    pixels, host_labels = splits.train.pixels[:count], splits.train.labels[:count]
+    images = made_splits(SHAPE, count).train
+    pixels, host_labels = images.pixels[:count], images.labels[:count]
     x, labels = batch.x.contiguous(), batch.labels
     step_size = config.sgld_step_size * config.inner_steps
     sampler = sampler_of(plan_of(config, "energy"), prior_draws(trainer.prior), frozen)
-    wanted, seeds = torch.arange(count) % CLASSES, torch.arange(count, device=device)
+    wanted, seeds = torch.arange(count) % SHAPE.classes, torch.arange(count, device=device)
 
     def chain() -> Tensor:
         return walk(frozen, sgld(energy, batch.x, sgld_steps=steps, step_size=step_size))
@@ -185,7 +168,7 @@ def feature_task(device: torch.device, folder: Path) -> Task:
     ours, theirs = inception(content, "random", device), module_of(tensors_of(content, "random"), "random").to(device)
     batch_size = BATCH_SIZE.get(device.type, GPU_BATCH_SIZE)
     count = 64 * max(1, batch_size // 64)
-    pixels = noise_images().train.pixels[:count].to(device)
+    pixels = made_splits(SHAPE, count).train.pixels.to(device)
 
     @torch.no_grad()
     def extract() -> None:

@@ -13,21 +13,22 @@ def quadratic(stiffness: float):
     return lambda x: 0.5 * stiffness * x.flatten(1).square().sum(1)
 
 
+def walked(stiffness: float, count: int, **options) -> torch.Tensor:
+    """Where chains from 0 end on a quadratic energy, with noise of their own."""
+    generator = torch.Generator().manual_seed(0)
+    chain = sgld(
+        itself,
+        torch.zeros(count, 1, 5, 5),
+        noise=lambda step, x: torch.randn(x.shape, generator=generator),
+        **options,
+    )
+    return walk(quadratic(stiffness), chain)
+
+
 def test_stationary_variance_on_a_quadratic_energy():
     """x' = (1 - a k) x + s n has variance s^2 / (1 - (1 - a k)^2)."""
     step_size, stiffness, noise_std = 0.1, 2.0, 0.05
-    generator = torch.Generator().manual_seed(0)
-    x = walk(
-        quadratic(stiffness),
-        sgld(
-            itself,
-            torch.zeros(2000, 1, 5, 5),
-            sgld_steps=60,
-            step_size=step_size,
-            noise_std=noise_std,
-            noise=lambda step, x: torch.randn(x.shape, generator=generator),
-        ),
-    )
+    x = walked(stiffness, 2000, sgld_steps=60, step_size=step_size, noise_std=noise_std)
     expected = noise_std**2 / (1 - (1 - step_size * stiffness) ** 2)
     assert x.var().item() == pytest.approx(expected, rel=0.03)
     assert abs(x.mean().item()) < 0.005
@@ -36,19 +37,7 @@ def test_stationary_variance_on_a_quadratic_energy():
 def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
     variances = []
     for temperature, stiffness in ((4.0, 2.0), (1.0, 0.5)):
-        generator = torch.Generator().manual_seed(0)
-        x = walk(
-            quadratic(stiffness),
-            sgld(
-                itself,
-                torch.zeros(500, 1, 5, 5),
-                sgld_steps=60,
-                step_size=0.2,
-                noise_std=0.05,
-                noise=lambda step, x, g=generator: torch.randn(x.shape, generator=g),
-                temperature=temperature,
-            ),
-        )
+        x = walked(stiffness, 500, sgld_steps=60, step_size=0.2, noise_std=0.05, temperature=temperature)
         variances.append(x.var().item())
     assert variances[0] == pytest.approx(variances[1], rel=1e-4)
 
@@ -56,19 +45,8 @@ def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
 def test_proper_langevin_samples_the_density_of_its_energy():
     """Eq. 1 with a = 2 * step: for E = k x^2 / 2 the variance is 1 / k, up to a factor 1 / (1 - step * k / 2)."""
     step_size, stiffness = 0.02, 40.0
-    generator = torch.Generator().manual_seed(0)
-    x = walk(
-        quadratic(stiffness),
-        sgld(
-            itself,
-            torch.zeros(2000, 1, 5, 5),
-            sgld_steps=80,
-            step_size=step_size,
-            grad_clip=None,
-            noise_std=(2 * step_size) ** 0.5,
-            noise=lambda step, x: torch.randn(x.shape, generator=generator),
-        ),
-    )
+    noise_std = (2 * step_size) ** 0.5
+    x = walked(stiffness, 2000, sgld_steps=80, step_size=step_size, grad_clip=None, noise_std=noise_std)
     assert x.var().item() == pytest.approx(1 / stiffness / (1 - step_size * stiffness / 2), rel=0.03)
 
 

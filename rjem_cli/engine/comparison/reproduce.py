@@ -207,9 +207,9 @@ def cost_of(config: TrainConfig) -> float | None:
 
 def known_steps(config: TrainConfig) -> int | None:
     """Its length; None for epochs of images that would have to be counted first."""
-    published = STATED[config.dataset].train if not config.data and config.dataset in STATED else None
-    trained_on = published and round(published * (1 - config.val_fraction))
-    return total_steps(config, trained_on) if trained_on else config.steps
+    if config.data or config.dataset not in STATED:
+        return config.steps
+    return total_steps(config, STATED[config.dataset].split(config.val_fraction)[0])
 
 
 def passes_an_image(config: TrainConfig) -> int:

@@ -28,6 +28,11 @@ class Stated(NamedTuple):
     train: int
     test: int
 
+    def split(self, val_fraction: float) -> tuple[int, int]:
+        """How many images are trained on, and how many are kept for validation."""
+        val = round(self.train * val_fraction)
+        return self.train - val, val
+
 
 class Cifar(NamedTuple):
     """One archive. A record is `label_bytes`, the last of which is the class, and three planes of 32x32."""

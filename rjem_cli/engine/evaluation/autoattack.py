@@ -10,9 +10,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rjem_cli.engine.chains.losses import cross_entropy
 from rjem_cli.engine.chains.pgd import Logits
+from rjem_cli.engine.chains.timing import usual_seconds
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report
 from rjem_cli.engine.evaluation.search import evaluate
@@ -70,13 +71,11 @@ def estimate_cost(
     gradients, forwards = (attacked * passes for passes in passes_per_image(len(chosen.images.class_names)))
     x = to_model(chosen.images.pixels[:batch_size].to(device))
     labels = chosen.images.labels[:batch_size].to(device)
-    seconds = []
-    for with_gradient in (True, False):
-        evaluate(logits_of, cross_entropy, x, labels, with_gradient)[0].cpu()  # the first pass pays for set-up
-        started = time.perf_counter()
-        evaluate(logits_of, cross_entropy, x, labels, with_gradient)[0].cpu()
-        seconds.append((time.perf_counter() - started) / len(x))
-    return Cost(gradients, forwards, gradients * seconds[0] + forwards * seconds[1])
+    gradient, forward = (
+        usual_seconds(partial(evaluate, logits_of, cross_entropy, x, labels, with_gradient), device) / len(x)
+        for with_gradient in (True, False)
+    )
+    return Cost(gradients, forwards, gradients * gradient + forwards * forward)
 
 
 def autoattack_images(

@@ -67,7 +67,7 @@ def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Ch
 
 
 def estimate(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:
-    """Seconds that its gradient steps take here, from two of them; several processes share them."""
+    """Seconds that its gradient steps take here, from a few of them; several processes share them."""
     network, size = runtime.frozen(checkpoint.model), request.block_size
     a_pass = pass_seconds(network, checkpoint.info.image_shape, size, runtime.device)
     rounds = math.ceil(request.computed / size / runtime.ranks.world)

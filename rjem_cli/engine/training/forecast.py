@@ -47,8 +47,7 @@ class DataShape(NamedTuple):
         """Of published sets as their authors state it; others are read. Raises AbsentError or DataError."""
         if not options.data and options.dataset in STATED:
             known = STATED[options.dataset]
-            val = round(known.train * options.val_fraction)
-            return cls(known.image_shape, known.classes, known.train - val, val, known.test)
+            return cls(known.image_shape, known.classes, *known.split(options.val_fraction), known.test)
         splits = load_splits(options)
         counts = (len(part) for part in (splits.train, splits.val, splits.test))
         return cls(splits.train.image_shape, len(splits.class_names), *counts)

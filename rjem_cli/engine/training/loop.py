@@ -52,7 +52,7 @@ def start(trainer: Trainer, resume: Path | None) -> None:
             trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
     trainer.metrics.read(unwritten)
     trainer.metrics.forget_after(trainer.step, trainer.guard.count, at_end=trainer.step == trainer.steps)
-    trainer.ranks.from_first(trainer.metrics.flush)
+    flush_metrics(trainer)
     trainer.watch(Progress(TRAINING, trainer.step, trainer.steps))
 
 
@@ -87,7 +87,7 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
     except Divergence as event:  # the checkpoint before this step is what is good
         trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
         path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
-    trainer.ranks.from_first(trainer.metrics.flush)  # nothing else would write what waits
+    flush_metrics(trainer)  # nothing else would write what waits
     return path
 
 
@@ -113,8 +113,12 @@ def advance(trainer: Trainer, clock: Clock) -> None:
         tell_failure(trainer, lambda: draw(trainer), "draws the next")
 
 
+def flush_metrics(trainer: Trainer) -> None:
+    trainer.ranks.from_first(trainer.metrics.flush)
+
+
 def write_metrics(trainer: Trainer) -> None:
-    tell_failure(trainer, trainer.metrics.flush, "writes it with the next line")
+    tell_failure(trainer, lambda: flush_metrics(trainer), "writes it with the next line")
 
 
 def tell_failure(trainer: Trainer, write: Callable[[], object], then: str) -> None:
@@ -141,7 +145,7 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     if guard.count >= most:
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         with contextlib.suppress(RjemError):  # of two failures this one is to be known
-            trainer.ranks.from_first(trainer.metrics.flush)
+            flush_metrics(trainer)
         raise DivergedError(
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"

@@ -24,8 +24,8 @@ EVENT = {"step", "event", "at", "what", "rate_scale"}
 class Metrics:
     """Running sums on the device, the lines made of them, and the file that `flush` brings up to them."""
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path):
+        self.path = path
         self.sums: dict[str, Tensor] = {}
         self.lines: list[dict[str, Any]] = []
         self.written: int | None = None  # of the lines; None where the file must be written anew
@@ -70,8 +70,6 @@ class Metrics:
 
     def flush(self) -> None:
         """Write what is not in the file yet, whole or not at all. Raises RjemError; then it stays to be written."""
-        if not self.writes:
-            return
         if self.written is None and (self.lines or self.path.exists()):
             write_atomically(self.path, text_of(self.lines).encode())
         elif self.written is not None and self.unwritten:

@@ -84,7 +84,7 @@ class Trainer:
         self.training_images = splits.train
         self.buffer = self.new_buffer() if config.px_weight else None
         self.guard = Guard(config, len(splits.class_names), saturation(to_model(self.watched.pixels)).item())
-        self.metrics = Metrics(run_dir / "metrics.jsonl", writes=self.ranks.is_first)
+        self.metrics = Metrics(run_dir / "metrics.jsonl")
 
     @cached_property
     def prior(self) -> ClassGaussianPrior:
