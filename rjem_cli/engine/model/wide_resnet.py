@@ -24,10 +24,10 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def activated(norm: nn.Module, x_BCHW: Tensor) -> Tensor:
-    """The activation behind a norm, whose output no gradient needs, in its place: a third less memory to pass over and
-    to hold. Without a norm x is left as it is, for a shortcut may need it."""
-    return F.leaky_relu(norm(x_BCHW), LEAKY_SLOPE, inplace=not isinstance(norm, nn.Identity))
+def activated(x_BCHW: Tensor, own: bool = True) -> Tensor:
+    """The activation, in place of what nothing else needs, as no gradient needs the output of a convolution, a norm or
+    a sum: a third less memory to pass over and to hold. What is not our `own` is left as it is."""
+    return F.leaky_relu(x_BCHW, LEAKY_SLOPE, inplace=own)
 
 
 class Block(nn.Module):
@@ -43,9 +43,10 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        hidden = self.conv1(activated(self.norm1, x_BCHW))
-        hidden = self.conv2(activated(self.norm2, hidden))
-        return hidden + self.shortcut(x_BCHW)
+        without_norm = isinstance(self.norm1, nn.Identity)  # then x itself, which the shortcut needs
+        hidden = self.conv1(activated(self.norm1(x_BCHW), own=not without_norm))
+        hidden = self.conv2(activated(self.norm2(hidden)))
+        return hidden.add_(self.shortcut(x_BCHW))
 
 
 class WideResNet(nn.Module):
@@ -70,7 +71,7 @@ class WideResNet(nn.Module):
     def features(self, x_BCHW: Tensor) -> Tensor:
         """What the last layer sees, (B, 64 * width)."""
         hidden = self.blocks(self.stem(x_BCHW))
-        return activated(self.norm, hidden).mean(dim=(2, 3))
+        return activated(self.norm(hidden)).mean(dim=(2, 3))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.head(self.features(x_BCHW))
