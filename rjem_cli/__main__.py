@@ -12,13 +12,18 @@ INTERRUPTED = 128 + 2
 
 def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Errors that rjem does not know keep their traceback."""
+    from rjem_cli.engine.ranks import are_started, end_process
+
     try:
-        return run(arguments or sys.argv[1:] or ["--help"])
+        code = run(arguments or sys.argv[1:] or ["--help"])
     except KeyboardInterrupt:  # while modules are imported
         from rjem_cli.interface.console import fail
 
         fail("interrupted")
-        return INTERRUPTED
+        code = INTERRUPTED
+    if are_started():
+        end_process(code)
+    return code
 
 
 def run(arguments: list[str]) -> int:

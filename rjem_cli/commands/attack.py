@@ -8,7 +8,7 @@ from rjem_cli import paths
 from rjem_cli.config import AttackConfig
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
-from rjem_cli.interface.console import Console, told_cost
+from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     job = ranks.jointly(lambda: prepare(config, path, ranks))
     announce(job, console)
     if call.dry_run:
-        console.say(f"at most about {told_cost(estimate(job), peak_bytes(job.runtime.device))}")
+        seconds = estimate(job)
+        console.foretell(seconds, peak_bytes(job.runtime.device), at_most=True)
         return
     clean = clean_state(job)
     with ranks.opened_by_first(lambda: AttackReport(job, clean)) as report, console.bar() as bar:

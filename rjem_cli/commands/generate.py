@@ -9,7 +9,6 @@ from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
-from rjem_cli.interface.console import told_cost
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
@@ -45,7 +44,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
         seconds = estimate(loaded, request, runtime)
-        console.say(f"about {told_cost(seconds, peak_bytes(runtime.device))}")
+        console.foretell(seconds, peak_bytes(runtime.device))
         return
     job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:

@@ -33,7 +33,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     from rjem_cli.engine.sampling.starts import settle_start
     from rjem_cli.engine.sampling.trajectories import run_chains
 
-    runtime = start_runtime(config.device, config.precision, reproducible=True)
+    runtime = start_runtime(config, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
     info = loaded.info
     request = settle_request(

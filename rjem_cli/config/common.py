@@ -25,6 +25,11 @@ class RuntimeOptions(DeviceOptions):
     precision: str = knob(
         "auto", "Arithmetic of the network; chain states stay fp32", choices=("auto", "fp32", "tf32", "bf16")
     )
+    compile: bool | None = knob(
+        None,
+        "Compile the network's passes with torch.compile, in half a minute or more at the start, or do not; by default "
+        "where that is faster on the device",
+    )
     seed: int = knob(
         0,
         "Seed of all draws; sample or image i draws from seed + i, so space seeds by the number of samples",

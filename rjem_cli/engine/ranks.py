@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from rjem_cli.errors import ConfigError, LostRanksError, RjemError
 
@@ -170,6 +171,15 @@ def are_started() -> bool:
 def own_rank() -> int:
     """This process's place in its job, before it has joined the others too; 0 where there is no job."""
     return int(os.environ["RANK"]) if are_started() else 0
+
+
+def end_process(code: int) -> NoReturn:
+    """Of one of several, whose work is done: at once. Where Python takes itself down in order, threads of the job's
+    connections are still there now and then, and abort the process; torchrun would call that a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or nobody listens
+            stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from rjem_cli.config import RuntimeOptions
 from rjem_cli.engine.model.frozen import FrozenLogits
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.errors import AbsentError, ConfigError
@@ -21,27 +22,35 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device and a precision, each with the reason it was chosen."""
+    """A device, a precision, and whether passes are compiled; each with the reason it was chosen."""
 
     device: torch.device
     precision: str
+    compiles: bool
     device_reason: str
     precision_reason: str
+    compile_reason: str
     ranks: Ranks = ALONE
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
+        network: nn.Module = torch.compile(model) if self.compiles else model  # type: ignore[assignment]
 
         def logits_of(x: Tensor) -> Tensor:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                logits_BK: Tensor = model(x)
+                logits_BK: Tensor = network(x)
             return logits_BK.float()
 
         return logits_of
 
     def frozen(self, model: nn.Module) -> FrozenLogits:
         """A copy of `model` as chains and attacks see it."""
-        return FrozenLogits(model, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        return FrozenLogits(model, torch.bfloat16 if self.precision == "bf16" else torch.float32, self.compiles)
+
+    @property
+    def arithmetic(self) -> str:
+        """What the last bits of a result depend on."""
+        return f"{self.device.type} {self.precision}{' compiled' if self.compiles else ''}"
 
     @property
     def shares_passes(self) -> bool:
@@ -56,30 +65,33 @@ class Runtime:
         return self.device
 
     def describe(self) -> str:
-        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason})"
+        passes = "compiled" if self.compiles else "not compiled"
+        return (
+            f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), "
+            f"{passes} ({self.compile_reason})"
+        )
 
 
-def start_runtime(
-    device_name: str = "auto", precision_name: str = "auto", reproducible: bool = False, ranks: Ranks = ALONE
-) -> Runtime:
-    """Resolve the two names and set torch's matmul mode; `reproducible` takes only kernels that give the same bits
-    each time. Raises ConfigError or AbsentError for a device that is not there."""
-    device, device_reason = choose_device(device_name)
-    precision, precision_reason = choose_precision(precision_name, device)
+def start_runtime(options: RuntimeOptions, *, reproducible: bool = False, ranks: Ranks = ALONE) -> Runtime:
+    """Choose what is not asked for and set torch's matmul mode; `reproducible` takes only kernels that give the same
+    bits each time. Raises ConfigError or AbsentError for what is not there."""
+    device, device_reason = choose_device(options.device, ranks)
+    precision, precision_reason = choose_precision(options.precision, device)
+    compiles, compile_reason = choose_compile(options.compile, device)
     allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cudnn.deterministic = reproducible
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(device, precision, device_reason, precision_reason, ranks)
+    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, ranks)
 
 
 def scoring_runtime(device_name: str, ranks: Ranks = ALONE) -> Runtime:
     """fp32, and only kernels that give the same bits each time: a score in another arithmetic is another score."""
-    return replace(
-        start_runtime(device_name, "fp32", reproducible=True, ranks=ranks), precision_reason="as all scores are"
-    )
+    options = RuntimeOptions(device=device_name, precision="fp32", compile=False)
+    why = "as all scores are"
+    return replace(start_runtime(options, reproducible=True, ranks=ranks), precision_reason=why, compile_reason=why)
 
 
 def keep_freed_memory() -> None:
@@ -92,7 +104,7 @@ def keep_freed_memory() -> None:
             glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def choose_device(name: str) -> tuple[torch.device, str]:
+def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
@@ -105,6 +117,8 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         raise ConfigError(f"--device {name!r} is unknown; give auto, cpu, mps, cuda or cuda:N") from None
     if device.type not in ("cpu", "mps", "cuda"):
         raise ConfigError(f"--device {name!r} is not supported; give auto, cpu, mps, cuda or cuda:N")
+    if device.index is not None and ranks.world > 1:
+        raise ConfigError(f"--device {name}: of several processes each has a GPU of its own; give --device cuda")
     number = int(name.partition(":")[2] or 0)  # torch keeps an index in 8 bits
     if device.type == "cuda" and number >= torch.cuda.device_count():
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
@@ -121,3 +135,21 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     if name == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")
     return name, "as asked"
+
+
+def choose_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str]:
+    if wanted is None:
+        return False, "auto: slower on a CPU" if device.type == "cpu" else "auto: not measured on this kind of device"
+    if wanted:
+        check_compiler(device)
+    return wanted, "as asked"
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises AbsentError where torch.compile does not work, now and not in the middle of the work."""
+    x = torch.zeros(2, device=device)
+    try:
+        torch.compile(lambda x: x + 1)(x)
+    except Exception as error:  # whatever it lacks: a C++ compiler, Triton, a Python that it knows
+        reason = str(error).strip().partition("\n")[0]
+        raise AbsentError(f"--compile: torch.compile does not work here ({reason[:200]}); leave it away") from None

@@ -124,6 +124,13 @@ class Console:
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 
+    def foretell(self, seconds: float, memory: int | None, parts: str = "", at_most: bool = False) -> None:
+        """What a --dry-run expects on the device at hand; `memory` in bytes, None where the system does not tell."""
+        held = "" if memory is None else f" and {memory / 1e9:.2g} GB of memory"
+        self.say(f"{'at most about' if at_most else 'about'} {told_time(seconds)} here{held}{parts}")
+        if self.as_json:
+            self.document({"seconds": seconds, "memory_bytes": memory})
+
     @property
     def on_terminal(self) -> bool:
         return is_terminal(sys.stdout)
@@ -174,11 +181,6 @@ class Console:
         )
         with Progress(*columns, console=rich_console(sys.stderr), expand=True) as progress:
             yield Bar(self, progress)
-
-
-def told_cost(seconds: float, memory: int | None) -> str:
-    """`memory` in bytes."""
-    return f"{told_time(seconds)} here" + ("" if memory is None else f" and {memory / 1e9:.2g} GB of memory")
 
 
 def told_time(seconds: float) -> str:

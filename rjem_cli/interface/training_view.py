@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.interface.console import Bar, Console, told_cost, told_time
+from rjem_cli.interface.console import Bar, Console, told_time
 from rjem_cli.interface.resuming import how_to_go_on
 from rjem_cli.knobs import describe_epsilon
 
@@ -47,7 +47,7 @@ def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
 def announce_forecast(found: Forecast, runtime: Runtime, console: Console) -> None:
     parts = f"{found.steps} steps of {found.step_seconds:.3g} s, {told_time(found.other_seconds)} of pictures and tests"
     console.say(f"device: {runtime.describe()}")
-    console.say(f"about {told_cost(found.seconds, found.memory)}: {parts}")
+    console.foretell(found.seconds, found.memory, f": {parts}")
 
 
 def show_progress(progress: Progress, bar: Bar, console: Console) -> None:

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from rjem_cli.paths import find_checkpoint
 
+FLAT = 0.02
 SHORT_RUN = "--preset quickstart --sample-every 100000 --checkpoint-every 100000 --eval-limit 1 --sample-steps 1"
 
 
@@ -45,8 +46,11 @@ class Series:
             self.memory.append(memory)
 
     def told(self, what: str) -> str:
-        slope, _, fit = line_of(self.values, getattr(self, what))
-        unit = "ms" if what == "seconds" else "kB"
+        """The slope and how well a line fits; of what does not grow, within FLAT of its mean, that alone."""
+        values, unit = getattr(self, what), "ms" if what == "seconds" else "kB"
+        slope, _, fit = line_of(self.values, values)
+        if max(values) - min(values) <= FLAT * max(values):
+            return f"the same within {FLAT:.0%}"
         return f"{1000 * slope:.3g} {unit} each, R2 {fit:.3f}"
 
 
@@ -77,7 +81,8 @@ def drawn(found: Sequence[Series]) -> Figure:
             slope, intercept, _ = line_of(series.values, values)
             axes.plot(series.values, values, "o")
             axes.plot(series.values, [slope * x + intercept for x in series.values], "-")
-            axes.set(title=f"{series.name}\n{series.told(what)}", xlabel=series.of, ylabel=unit, ylim=(0, None))
+            axes.set(title=f"{series.name}\n{series.told(what)}", xlabel=series.of, ylabel=unit)
+            axes.set_ylim(0, 1.1 * max(values))
             axes.title.set_fontsize(9)
     return figure
 

@@ -23,7 +23,8 @@ LIMIT = 300  # seconds that a busy machine may take
 
 def started(*arguments):
     """rjem under torchrun; its home is this process's."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={PROCESSES}", "-m", "--", "rjem_cli"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}", "-m", "--"]
+    command = [sys.executable, *launcher, "rjem_cli"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -40,9 +41,11 @@ def ended(process):
 
 
 def together(*arguments):
-    code, out, errors = ended(started(*arguments))
-    assert code == 0, errors
-    return out
+    """What the first of them writes to stdout, and to stderr."""
+    process = started(*arguments)
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, err
+    return out, err
 
 
 def files_in(folder):
@@ -64,7 +67,7 @@ def test_a_run_of_two_has_the_weights_of_one(rjem, own_home, norm, statistics):
 
     def runs_of(seed):
         flags = (*TINY_FLAGS, "--steps", 5, "--optimizer", "sgd", "--lr", 0.02, "--noise-std", 0.01, "--seed", seed)
-        flags = (*flags, "--norm-layer", norm, "--loss-statistics", statistics)
+        flags = (*flags, "--norm-layer", norm, "--loss-statistics", statistics, "--checkpoint-minutes", 1e-3)
         names = f"one-{seed}", f"two-{seed}"
         assert rjem("train", "--run", names[0], *flags).code == 0
         together("train", "--run", names[1], *flags)
@@ -72,7 +75,8 @@ def test_a_run_of_two_has_the_weights_of_one(rjem, own_home, norm, statistics):
 
     differences = []
     for one, two in map(runs_of, range(4)):
-        (first, last), (_, other) = checkpoints_in(one), checkpoints_in(two)
+        (first, *_, last), (*_, other) = checkpoints_in(one), checkpoints_in(two)
+        assert last.name == other.name
         assert largest_change(first, last) > 1e-3
         differences.append(largest_change(last, other))
         if differences[-1] <= 1e-5:
@@ -99,10 +103,16 @@ def test_samples_and_scores_of_two_are_those_of_one(rjem, own_home, trained, tmp
         ("eval", "tiny", "--limit", 100, "--steps", 3, "--batch-size", 30, "--json"),
         ("eval", "./samples-one", "--features", judge, "--allow-few", "--is-splits", 2, "--json"),
     ]:
-        one, two = json.loads(rjem(*call).out), json.loads(together(*call))
+        one, two = json.loads(rjem(*call).out), json.loads(together(*call)[0])
         scores, others = numbers_in(one), numbers_in(two)
         assert scores.pop("seconds") and others.pop("seconds")
         assert scores == pytest.approx(others, rel=1e-3)  # sums in another order: one thread a process
+
+
+def test_two_foretell_what_they_would_take_together(own_home, trained):
+    for call in [("train", *TINY_FLAGS), ("generate", "tiny", "-n", 200), ("attack", "tiny", "--limit", 100)]:
+        _, err = together(*call, "--dry-run")
+        assert err.count(" of memory") == 1, err
 
 
 def numbers_in(line):
@@ -117,9 +127,10 @@ def numbers_in(line):
         (("generate", "nobody"), 3, "nobody is no checkpoint"),
         (("eval", "-"), 2, "- is read by one process"),
         (("compare", "--published"), 2, "runs in one process"),
+        (("generate", "tiny", "--device", "cuda:1"), 2, "each has a GPU of its own"),
     ],
 )
-def test_what_cannot_be_is_said_once(own_home, arguments, code, message):
+def test_what_cannot_be_is_said_once(trained, arguments, code, message):
     _, out, (line,) = ended(started(*arguments))
     assert message in line and out == ""
 

@@ -11,9 +11,10 @@ import pytest
 FAULTS_OF_A_PASS = """
 import resource
 import torch
+from rjem_cli.config import RuntimeOptions
 from rjem_cli.engine.runtime import start_runtime
 
-start_runtime("cpu")
+start_runtime(RuntimeOptions(device="cpu"))
 
 def fill():
     for _ in range(3):

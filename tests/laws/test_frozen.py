@@ -7,6 +7,8 @@ from rjem_cli.engine.chains.moves import Question, look
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import FrozenLogits, freeze
 from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.runtime import check_compiler
+from rjem_cli.errors import AbsentError
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -82,3 +84,30 @@ def test_activations_in_place_change_no_input(norm):
     model.blocks[0](hidden)
     frozen.blocks[0](hidden)
     assert torch.equal(hidden, kept)
+
+
+@pytest.fixture(scope="module")
+def compiles():
+    """torch.compile needs a compiler."""
+    try:
+        check_compiler(torch.device("cpu"))
+    except AbsentError as error:
+        pytest.skip(str(error))
+
+
+def test_compiled_passes_give_what_they_give_uncompiled(compiles):
+    """Also for a network that changed, and for a batch of another size."""
+    torch.manual_seed(0)
+    model = WideResNet(1, num_classes=4, depth=10, width=1, norm="batch")
+    model(torch.randn(16, 1, 12, 12))
+    compiled, plain = FrozenLogits(model, compiled=True), FrozenLogits(model)
+    for count in (6, 6, 3):
+        question = Question(torch.rand(count, 1, 12, 12) * 2 - 1, energy)
+        (found,), (expected,) = look(compiled, [question]), look(plain, [question])
+        torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.value_B, expected.value_B, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        compiled.follow(model)
+        plain.follow(model)

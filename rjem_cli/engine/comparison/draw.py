@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rjem_cli.config import CompareConfig, GenerateConfig
+from rjem_cli.config import CompareConfig, GenerateConfig, RuntimeOptions
 from rjem_cli.engine.comparison.rows import Protocol
 from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.data.collection import read_collection
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 def drawn(config: CompareConfig, checkpoint: Checkpoint, mode: str, work: Work) -> Drawn:
     """Drawn unless they are there; where another call is drawing them, that is waited for. Raises as `rjem generate`
     does."""
-    runtime = start_runtime(config.device, reproducible=True)
+    runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     job = sample_job(config, checkpoint, mode, runtime)
     made = Path(job.config.output)
     with locked(made, waiting=lambda: work.watch("waiting for another rjem compare", 0, 1)):

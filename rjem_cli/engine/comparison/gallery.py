@@ -6,7 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from rjem_cli.config import CompareConfig, LangevinConfig
+from rjem_cli.config import CompareConfig, LangevinConfig, RuntimeOptions
 from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.report.chains import ChainPictures, chain_pictures
@@ -20,7 +20,7 @@ CHAINS, MOMENTS = 8, 11
 
 def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> ChainPictures:
     """A few chains as `rjem langevin` runs them. Raises as it does."""
-    runtime = start_runtime(config.device, reproducible=True)
+    runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = LangevinConfig(count=CHAINS, seed=config.sample_seed, data=config.data)
     checkpoint = load_checkpoint(path, runtime.device)
     info = checkpoint.info

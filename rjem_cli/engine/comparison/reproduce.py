@@ -95,7 +95,7 @@ def train(training: Training, splits: Splits, work: Work) -> None:
         result = run_training(
             training.config,
             splits,
-            start_runtime(training.config.device, training.config.precision),
+            start_runtime(training.config),
             training.run_dir,
             resume=newest,
             watch=watch,

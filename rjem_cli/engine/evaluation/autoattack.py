@@ -174,8 +174,7 @@ def progress_dir(chosen: AttackSet, checkpoint_sha256: str, norm: str, batch_siz
         chosen.images.digest(),
         chosen.indices.tolist(),
         chosen.seed,
-        runtime.device.type,
-        runtime.precision,
+        runtime.arithmetic,
         torch.__version__,
     ]
     return home() / "attacks" / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]

@@ -37,7 +37,7 @@ class AttackJob:
 
 def prepare(config: AttackConfig, path: Path, ranks: Ranks = ALONE) -> AttackJob:
     """Read checkpoint and images. Raises ConfigError, AbsentError or DataError."""
-    runtime = start_runtime(config.device, config.precision, reproducible=True, ranks=ranks)
+    runtime = start_runtime(config, reproducible=True, ranks=ranks)
     checkpoint = load_checkpoint(path, runtime.device)
     info = checkpoint.info
     if config.standard:

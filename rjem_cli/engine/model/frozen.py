@@ -54,12 +54,13 @@ def freeze(model: ModuleT) -> ModuleT:
 
 
 class FrozenLogits:
-    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16; what it is given and gives is
-    fp32, so no chain's state is ever rounded."""
+    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16, and `compiled`; what it is
+    given and gives is fp32, so no chain's state is ever rounded."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
         self.dtype = dtype
         self.network = freeze(model).to(dtype)
+        self.compute: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
 
     def follow(self, model: nn.Module) -> FrozenLogits:
         """Take over the weights and statistics that `model` has now."""
@@ -67,7 +68,7 @@ class FrozenLogits:
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.network(x_BCHW.to(self.dtype))
+        logits_BK: Tensor = self.compute(x_BCHW.to(self.dtype))
         return logits_BK.float()
 
 

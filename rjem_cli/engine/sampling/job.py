@@ -51,7 +51,7 @@ class Written(NamedTuple):
 def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, SampleRequest, Runtime]:
     """What is asked of which checkpoint, and where it runs. Raises ConfigError, AbsentError or DataError."""
     check_output(config.output)
-    runtime = start_runtime(config.device, config.precision, reproducible=True, ranks=ranks)
+    runtime = start_runtime(config, reproducible=True, ranks=ranks)
     checkpoint = load_checkpoint(path, runtime.device)
     request = settle_request(
         config,

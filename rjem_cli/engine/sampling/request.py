@@ -135,7 +135,7 @@ def describe_request(
         "classes": [request.class_names[label] for label in request.classes],
         "seed": request.seed,
         "block_size": request.block_size,
-        "device_kind": f"{runtime.device.type} {runtime.precision}",
+        "device_kind": runtime.arithmetic,
         **({"shard": f"{index}/{parts}", "count": request.count} if parts > 1 else {}),
     }
     return {

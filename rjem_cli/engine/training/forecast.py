@@ -16,21 +16,26 @@ from typing import NamedTuple
 import torch
 
 from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
+from rjem_cli.engine.chains.moves import Question, look
 from rjem_cli.engine.chains.pipeline import plan_of
 from rjem_cli.engine.chains.timing import MOST_ROUNDS, ROUNDS, peak_bytes, usual_seconds
 from rjem_cli.engine.data.downloads import STATED
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
-from rjem_cli.engine.training.run import TEST_PLAN
+from rjem_cli.engine.training.run import TEST_BATCH, TEST_PLAN
 from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
 
 FEW, MORE = 1, 3  # moves of the steps that are timed
 TINY_RATE = 1e-12  # so that nothing diverges
 FORWARD = 1 / 3  # of a pass forward and backward
+COPIES_OF_WEIGHTS = 3  # in a state: their average and the optimizer's momentum too
+COPIES_WRITTEN = 2  # of a state, on its way to a file
 
 StepSeconds = Callable[[int, int], float]  # of a step with so many moves of the attack and of the chain
 
@@ -88,6 +93,7 @@ class Forecast:
 def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int = 0) -> Forecast:
     """Of a run from the step `done` to its last: steps; pictures, validation and the final table; the most memory.
     Raises as training does."""
+    before = peak_bytes(runtime.device)
     prior = made_prior(shape).to(runtime.device)
     attack, chain = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +116,7 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
     last = total_steps(config, shape.train)
     a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
     other = other_passes(config, shape, done, last) * a_pass
-    return Forecast(max(0, last - done), step, other, peak_memory(config, shape, runtime))
+    return Forecast(max(0, last - done), step, other, peak_memory(config, shape, runtime, before))
 
 
 def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:
@@ -147,12 +153,21 @@ def between(every: int, done: int, last: int) -> int:
     return max(0, last // every - done // every)
 
 
-def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime) -> int | None:
-    """What the timed steps took, and what a run holds beside: its images and its whole buffer."""
+def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before: int | None) -> int | None:
+    """The images, the whole buffer, and what takes more: the timed steps and a batch of the final table, as measured
+    since `before`, or on the host a checkpoint that is being written."""
+    device = runtime.device
+    model = build_model(config, shape.image_shape[0], shape.classes).to(device)
+    tested = min(TEST_BATCH, config.eval_limit or shape.test, shape.test)
+    look(runtime.frozen(model), [Question(torch.zeros(tested, *shape.image_shape, device=device), energy)])
+    measured = peak_bytes(device)
+    if measured is None or before is None:
+        return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
     buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
-    measured = peak_bytes(runtime.device)
-    return None if measured is None else measured + images + buffer
+    state = COPIES_OF_WEIGHTS * sum(parameter.nbytes for parameter in model.parameters()) + buffer
+    written = state * COPIES_WRITTEN * (device.type == "cpu")
+    return before + max(measured - before, written) + images + buffer
 
 
 def made_splits(shape: DataShape, batch_size: int) -> Splits:

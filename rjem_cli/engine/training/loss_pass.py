@@ -16,13 +16,12 @@ class LossPass(nn.Module):
 
     def __init__(self, model: nn.Module, runtime: Runtime, joint: bool):
         super().__init__()
-        self.model, self.runtime, self.joint = model, runtime, joint
+        self.model, self.logits_of, self.joint = model, runtime.logits(model), joint
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
-        logits_of = self.runtime.logits(self.model)
         if self.joint:
-            return list(logits_of(torch.cat(inputs)).chunk(len(inputs)))
-        return [logits_of(x) for x in inputs]
+            return list(self.logits_of(torch.cat(inputs)).chunk(len(inputs)))
+        return [self.logits_of(x) for x in inputs]
 
 
 def loss_pass(model: nn.Module, runtime: Runtime, joint: bool) -> nn.Module:

@@ -11,6 +11,8 @@ from torch import Tensor
 from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.ranks import ALONE, Ranks
 
+DRAWN_AT_ONCE = 1000  # images, whose normals take several times their memory
+
 
 @dataclass
 class ReplayBuffer:
@@ -84,7 +86,10 @@ class ReplayBuffer:
 
 
 def draw_from_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generator) -> Tensor:
-    """`count` images of random classes; `generator` lives on the host."""
+    """`count` images of random classes, DRAWN_AT_ONCE; `generator` lives on the host."""
     labels = torch.randint(len(prior.mean_KD), (count,), generator=generator)
-    normals = torch.randn(count, prior.normals_per_sample, generator=generator)
-    return prior.sample(labels, normals.to(prior.mean_KD.device))
+    drawn = torch.empty(count, *prior.image_shape, device=prior.mean_KD.device)
+    for own, images in zip(labels.split(DRAWN_AT_ONCE), drawn.split(DRAWN_AT_ONCE)):
+        normals = torch.randn(len(own), prior.normals_per_sample, generator=generator)
+        images.copy_(prior.sample(own, normals.to(drawn.device)))
+    return drawn

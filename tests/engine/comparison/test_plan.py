@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config import RuntimeOptions, TrainConfig
 from rjem_cli.engine.comparison.reproduce import known_steps, passes_an_image
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.runtime import start_runtime
@@ -17,7 +17,13 @@ def test_passes_are_those_of_a_training_step(tmp_path, changes):
     """Images through the network with gradients, per image of a batch."""
     tiny = {"depth": 10, "width": 1, "batch_size": 8, "pgd_steps": 3, "sgld_steps": 2, "buffer_size": 16, "steps": 2}
     config = TrainConfig(**{**tiny, **changes})
-    trainer = Trainer(config, digit_splits(0.1, shifted=False), start_runtime("cpu"), tmp_path, lambda progress: None)
+    trainer = Trainer(
+        config,
+        digit_splits(0.1, shifted=False),
+        start_runtime(RuntimeOptions(device="cpu")),
+        tmp_path,
+        lambda progress: None,
+    )
     passed = []
 
     def count(module, inputs, output):

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from rjem_cli.config import RuntimeOptions
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation import autoattack
 from rjem_cli.engine.evaluation.attack import AttackSet, look_at_clean
@@ -15,7 +16,7 @@ from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.errors import AbsentError, ConfigError
 
 CPU = torch.device("cpu")
-RUNTIME = start_runtime("cpu")
+RUNTIME = start_runtime(RuntimeOptions(device="cpu"))
 generator = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(10, 36, generator=generator)
 PIXELS = torch.randint(60, 196, (12, 1, 6, 6), generator=generator).to(torch.uint8)

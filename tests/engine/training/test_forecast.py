@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config import RuntimeOptions, TrainConfig
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.forecast import DataShape, extrapolated, forecast
 from tests.engine.training.test_trainer import TINY
@@ -37,7 +37,7 @@ def test_a_forecast_grows_with_the_steps_and_leaves_nothing(tmp_path, monkeypatc
     found = {}
     for steps in (100, 10_000):
         config = TrainConfig(**{**TINY, "steps": steps})
-        found[steps] = forecast(config, DataShape.of(config), start_runtime("cpu"))
+        found[steps] = forecast(config, DataShape.of(config), start_runtime(RuntimeOptions(device="cpu")))
     assert found[100].steps == 100 and found[100].step_seconds > 0
     assert found[10_000].seconds > 20 * found[100].seconds
     assert found[100].memory is None or 1e8 < found[100].memory < 1e11
@@ -58,11 +58,11 @@ def test_its_random_numbers_are_its_own():
 )
 def test_every_special_case_and_any_rate_is_foretold(changes):
     config = TrainConfig(**{**TINY, **changes})
-    assert forecast(config, DataShape.of(config), start_runtime("cpu")).step_seconds > 0
+    assert forecast(config, DataShape.of(config), start_runtime(RuntimeOptions(device="cpu"))).step_seconds > 0
 
 
 def test_of_a_run_that_goes_on_only_the_rest_is_foretold():
     config = TrainConfig(**{**TINY, "steps": 1000})
-    shape, runtime = DataShape.of(config), start_runtime("cpu")
+    shape, runtime = DataShape.of(config), start_runtime(RuntimeOptions(device="cpu"))
     whole, rest = (forecast(config, shape, runtime, done) for done in (0, 900))
     assert (whole.steps, rest.steps) == (1000, 100) and rest.other_seconds < whole.other_seconds

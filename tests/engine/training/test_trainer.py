@@ -62,7 +62,7 @@ def train(run_dir, resume=False, stop_at=None, notes=None, **changes):
     result = run_training(
         config,
         digit_splits(config.val_fraction, shifted=False),
-        start_runtime(config.device, config.precision),
+        start_runtime(config),
         run_dir,
         resume=newest_valid(run_dir, notes.append) if resume else None,
         watch=watch,
@@ -259,7 +259,7 @@ def test_a_stop_does_not_wait_for_pictures(tmp_path):
         return run_training(
             config,
             digit_splits(config.val_fraction, shifted=False),
-            start_runtime(config.device, config.precision),
+            start_runtime(config),
             tmp_path,
             resume=newest_valid(tmp_path, drawn.append) if checkpoints_in(tmp_path) else None,
             watch=watch,
