@@ -79,11 +79,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
 def is_told_by_first(error: Exception) -> bool:
     """Whether the first process of a job has the same to say: of flags, which all of them have, of signals, and of
     training that diverged."""
-    return (
-        is_usage(error)
-        or isinstance(error, ConfigError | DivergedError | InterruptedRunError)
-        or getattr(error, "told", False)
-    )
+    told: bool | None = getattr(error, "told", None)
+    if told is not None:
+        return told
+    return is_usage(error) or isinstance(error, ConfigError | DivergedError | InterruptedRunError)
 
 
 def is_usage(error: Exception) -> bool:

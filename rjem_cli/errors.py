@@ -10,7 +10,7 @@ class RjemError(Exception):
     """A known failure. Its text is one line: what, which value or file, and what to do."""
 
     exit_code = 1
-    told = False  # by another process of the same job
+    told: bool | None = None  # by another process of the same job; None: nobody has asked
 
 
 class ConfigError(RjemError):
@@ -56,7 +56,7 @@ class LostRanksError(Exception):
     """Another process of the same job has gone, or cannot be reached: no work of this one can go on, whatever else it
     would make the best of."""
 
-    told = False
+    told: bool | None = None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

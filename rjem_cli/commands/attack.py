@@ -32,7 +32,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
       rjem attack my-run --standard --limit 500
     """
     console, ranks = call.console, call.ranks
-    config, path = ranks.jointly(lambda: (call.settle(), paths.find_checkpoint(checkpoint)))
+    config, path = ranks.from_first(lambda: (call.settle(), paths.find_checkpoint(checkpoint)))
 
     from rjem_cli.engine.chains.timing import peak_bytes
     from rjem_cli.engine.evaluation.job import attack_results, clean_state, estimate, prepare

@@ -51,7 +51,7 @@ def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
 
       rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
     """
-    config, checkpoint = call.ranks.jointly(lambda: settled(call, subject))
+    config, checkpoint = call.ranks.from_first(lambda: settled(call, subject))
     if checkpoint is None:
         evaluate_samples(call, config, subject)
     else:

@@ -30,7 +30,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
       rjem generate my-run -n 1000 -o - | tar t
     """
     console, ranks = call.console, call.ranks
-    config, path = ranks.jointly(lambda: settled(call, checkpoint))
+    config, path = ranks.from_first(lambda: settled(call, checkpoint))
 
     from rjem_cli.engine.chains.timing import peak_bytes
     from rjem_cli.engine.sampling.job import estimate, prepare, settle, write_samples

@@ -77,6 +77,7 @@ def train(
     from rjem_cli.engine.training.run import run_training
 
     runtime = ranks.jointly(lambda: start_runtime(config, ranks=ranks))
+    runtime.check_ranks()
     if call.dry_run:
         shape = ranks.in_turn(lambda: DataShape.of(config))
         done = paths.step_of(checkpoint) if checkpoint else 0

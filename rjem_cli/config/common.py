@@ -27,8 +27,7 @@ class RuntimeOptions(DeviceOptions):
     )
     compile: bool | None = knob(
         None,
-        "Compile the network's passes with torch.compile, in half a minute or more at the start, or do not; by default "
-        "where that is faster on the device",
+        "Compile the network's passes with torch.compile, in half a minute or more at the start; not unless asked for",
     )
     seed: int = knob(
         0,

@@ -7,17 +7,19 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from rjem_cli.config import RuntimeOptions
+from rjem_cli.config import RuntimeOptions, TrainConfig
 from rjem_cli.engine.model.frozen import FrozenLogits
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.errors import AbsentError, ConfigError
 
 Watch = Callable[[str, int, int], None]  # how long work is followed: phase, done, total
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+BF16_PAYS_FROM_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,20 @@ class Runtime:
         """A copy of `model` as chains and attacks see it."""
         return FrozenLogits(model, torch.bfloat16 if self.precision == "bf16" else torch.float32, self.compiles)
 
+    def scoring(self) -> Runtime:
+        """As accuracies are measured: the same network in bf16 is another, and `rjem eval` would not agree."""
+        return replace(self, precision="fp32") if self.precision == "bf16" else self
+
     @property
     def arithmetic(self) -> str:
         """What the last bits of a result depend on."""
         return f"{self.device.type} {self.precision}{' compiled' if self.compiles else ''}"
+
+    def check_ranks(self) -> None:
+        """Raises ConfigError where ranks chose differently, each for its own machine."""
+        chosen = sorted(set(self.ranks.each(self.arithmetic)))
+        if len(chosen) > 1:
+            raise ConfigError(f"the processes of this job would take {' and '.join(chosen)}; give --precision fp32")
 
     @property
     def shares_passes(self) -> bool:
@@ -76,7 +88,7 @@ def start_runtime(options: RuntimeOptions, *, reproducible: bool = False, ranks:
     """Choose what is not asked for and set torch's matmul mode; `reproducible` takes only kernels that give the same
     bits each time. Raises ConfigError or AbsentError for what is not there."""
     device, device_reason = choose_device(options.device, ranks)
-    precision, precision_reason = choose_precision(options.precision, device)
+    precision, precision_reason = choose_precision(options, device)
     compiles, compile_reason = choose_compile(options.compile, device)
     allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
@@ -108,7 +120,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
-        if torch.backends.mps.is_available():
+        if torch.backends.mps.is_available() and ranks.world == 1:
             return torch.device("mps"), "auto: Apple GPU found"
         return torch.device("cpu"), f"auto: no GPU found, {torch.get_num_threads()} threads"
     try:
@@ -119,6 +131,8 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
         raise ConfigError(f"--device {name!r} is not supported; give auto, cpu, mps, cuda or cuda:N")
     if device.index is not None and ranks.world > 1:
         raise ConfigError(f"--device {name}: of several processes each has a GPU of its own; give --device cuda")
+    if device.type == "mps" and ranks.world > 1:
+        raise ConfigError("--device mps: several processes need CUDA GPUs, or the CPU; give --device cpu")
     number = int(name.partition(":")[2] or 0)  # torch keeps an index in 8 bits
     if device.type == "cuda" and number >= torch.cuda.device_count():
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
@@ -127,19 +141,37 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
     return device, "as asked"
 
 
-def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
-    if name == "auto":
-        if device.type == "cuda":
-            return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
-        return "fp32", f"auto: {device.type}"
+def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
+    """`auto` takes bf16 only in training, whose networks come out as good (README): samples and attacks are to be the
+    same on as many machines as can be."""
+    name = options.precision
     if name == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")
-    return name, "as asked"
+    if name != "auto":
+        return name, "as asked"
+    if device.type == "cuda":
+        return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
+    if device.type == "cpu" and isinstance(options, TrainConfig) and has_bf16_units():
+        if options.width >= BF16_PAYS_FROM_WIDTH:
+            return "bf16", "auto: fastest on this CPU for a network of this width"
+        return "fp32", "auto: fastest for a network of this width"
+    return "fp32", f"auto: {device.type}"
+
+
+def has_bf16_units() -> bool:
+    """Whether the CPU multiplies in bf16; others emulate it, slowly. Told on Linux only."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def choose_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str]:
     if wanted is None:
-        return False, "auto: slower on a CPU" if device.type == "cpu" else "auto: not measured on this kind of device"
+        if device.type == "cpu":
+            return False, "auto: it starts half a minute later; in long runs --compile may pay"
+        return False, "auto: not measured on this kind of device"
     if wanted:
         check_compiler(device)
     return wanted, "as asked"

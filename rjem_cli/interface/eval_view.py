@@ -50,7 +50,7 @@ def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
     rate = job.images_per_second(watch)
     console.say(
         f"features: {job.missing} of {total} images to compute at about {rate:.3g} images/s: "
-        f"about {told_time(job.missing / rate)}"
+        f"about {told_time(job.missing / rate / job.inputs.runtime.ranks.world)}"
     )
 
 

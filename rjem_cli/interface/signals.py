@@ -48,7 +48,9 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
             earlier[signal.SIGTERM] = signal.SIG_IGN
         if isinstance(error, LostRanksError) and request():
             gone = "the other processes of this job are gone, and nothing was saved at this stop; call again"
-            raise interrupted(request, f"{gone} (train: with --resume)") from None
+            stopped = interrupted(request, f"{gone} (train: with --resume)")
+            stopped.told = getattr(error, "told", False)  # the first may be the one that is gone
+            raise stopped from None
         raise
     finally:
         for number, handler in earlier.items():

@@ -38,7 +38,12 @@ from rjem_cli.engine.training.trainer import Trainer
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.benchmarks.speed import SHAPE, Call, quartiles
 
-GLIBC_DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**26}  # after its largest blocks were freed once
+M_MMAP_THRESHOLD = -3  # of malloc.h, as those of runtime.py
+GLIBC_DEFAULTS = {
+    M_MMAP_MAX: 65536,
+    M_TRIM_THRESHOLD: 2**26,
+    M_MMAP_THRESHOLD: 2**25,
+}  # after its largest blocks were freed once
 
 
 class Lever(NamedTuple):

@@ -148,12 +148,13 @@ def wait_until(condition):
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes that torchrun started in Linux's /proc")
-def test_a_lost_rank_ends_the_job_with_one_line_and_a_stop_with_its_state(rjem, own_home):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank_ends_the_job_with_one_line_and_a_stop_with_its_state(rjem, own_home, rank):
     run = own_home / "runs" / "lost"
     flags = (*TINY_FLAGS, "--steps", 100_000, "--checkpoint-every", 5, "--sample-every", 100_000)
     launcher = started("train", "--run", "lost", *flags)
     wait_until((run / "checkpoints" / "step-00000005.safetensors").exists)
-    os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+    os.kill(ranks_of(launcher)[rank], signal.SIGKILL)
     code, _, (line,) = ended(launcher)
     assert (
         code == 1 and "the other processes of this job are gone" in line

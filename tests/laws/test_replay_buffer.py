@@ -28,10 +28,11 @@ def test_no_chain_or_every_chain_restarts(reinit_prob, expected):
 
 def test_chains_go_back_to_their_places():
     chains = buffer(50, 0.0)
-    starts, places = chains.draw(8, torch.Generator().manual_seed(1))
+    starts, held = chains.draw(8, torch.Generator().manual_seed(1))
+    places = held.rows
     assert len(places.unique()) == 8  # a place drawn twice would keep one of two results
     stored = torch.rand(starts.shape)
-    chains.store(places, stored)
+    chains.store(held, stored)
     untouched = torch.ones(50, dtype=torch.bool)
     untouched[places] = False
     assert torch.equal(chains.images[places], stored)

@@ -64,9 +64,11 @@ def passes_per_image(num_classes: int) -> tuple[int, int]:
 
 
 def estimate_cost(
-    logits_of: Logits, chosen: AttackSet, clean: CleanState, radii: int, device: torch.device, batch_size: int
+    logits_of: Logits, chosen: AttackSet, clean: CleanState, radii: int, runtime: Runtime, batch_size: int
 ) -> Cost:
-    """As if no image broke, from the time of one pass of one batch: the most it can take, not what it will."""
+    """As if no image broke, from the time of one pass of one batch: the most it can take, not what it will. The ranks
+    share the time."""
+    device = runtime.device
     attacked = int(clean.attacked.sum()) * radii
     gradients, forwards = (attacked * passes for passes in passes_per_image(len(chosen.images.class_names)))
     x = to_model(chosen.images.pixels[:batch_size].to(device))
@@ -75,7 +77,7 @@ def estimate_cost(
         usual_seconds(partial(evaluate, logits_of, cross_entropy, x, labels, with_gradient), device) / len(x)
         for with_gradient in (True, False)
     )
-    return Cost(gradients, forwards, gradients * gradient + forwards * forward)
+    return Cost(gradients, forwards, (gradients * gradient + forwards * forward) / runtime.ranks.world)
 
 
 def autoattack_images(

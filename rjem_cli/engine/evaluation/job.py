@@ -12,7 +12,7 @@ from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.timing import pass_seconds
 from rjem_cli.engine.data.classes import parse_class
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
-from rjem_cli.engine.evaluation.autoattack import autoattack_images, check_autoattack, estimate_cost
+from rjem_cli.engine.evaluation.autoattack import Cost, autoattack_images, check_autoattack, estimate_cost
 from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_radii
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
@@ -65,11 +65,14 @@ def estimate(job: AttackJob) -> float:
     """Seconds here if no image broke, from one batch."""
     batch_size, device = min(job.config.batch_size, len(job.chosen)), job.runtime.device
     if job.config.standard:
-        clean = clean_state(job)
-        return estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, job.config.batch_size).seconds
+        return autoattack_cost(job, clean_state(job)).seconds
     a_pass = pass_seconds(job.logits_of, job.chosen.images.image_shape, batch_size, device)
     batches = math.ceil(math.ceil(len(job.chosen) / batch_size) / job.runtime.ranks.world)
     return batches * (1 + job.plan.gradient_steps * len(job.radii)) * a_pass
+
+
+def autoattack_cost(job: AttackJob, clean: CleanState) -> Cost:
+    return estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), job.runtime, job.config.batch_size)
 
 
 def clean_state(job: AttackJob) -> CleanState:
@@ -103,8 +106,7 @@ def standard_results(
     job: AttackJob, clean: CleanState, report: Report, say: Callable[[str], None]
 ) -> Iterator[EpsResult]:
     """AutoAttack, its cost said first."""
-    device, batch_size = job.runtime.device, job.config.batch_size
-    cost = estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), device, batch_size)
+    cost = autoattack_cost(job, clean)
     say(
         f"if no image broke: {cost.gradient_passes} gradient and {cost.forward_passes} forward passes, one image each, "
         f"about {cost.seconds / 60:.1f} min here; after a stop the same call goes on"
@@ -117,7 +119,7 @@ def standard_results(
         job.plan.norm,
         checkpoint_sha256=job.checkpoint.sha256(),
         runtime=job.runtime,
-        batch_size=batch_size,
+        batch_size=job.config.batch_size,
         report=report,
         say=say,
     )

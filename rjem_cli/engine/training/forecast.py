@@ -27,6 +27,7 @@ from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
+from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.run import TEST_BATCH, TEST_PLAN
 from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
@@ -34,7 +35,7 @@ from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGE
 FEW, MORE = 1, 3  # moves of the steps that are timed
 TINY_RATE = 1e-12  # so that nothing diverges
 FORWARD = 1 / 3  # of a pass forward and backward
-COPIES_OF_WEIGHTS = 3  # in a state: their average and the optimizer's momentum too
+COPIES_OF_WEIGHTS = {"sgd": 3, "adam": 4}  # in a state: their average and the optimizer's moments too
 COPIES_WRITTEN = 2  # of a state, on its way to a file
 
 StepSeconds = Callable[[int, int], float]  # of a step with so many moves of the attack and of the chain
@@ -96,7 +97,7 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
     before = peak_bytes(runtime.device)
     prior = made_prior(shape).to(runtime.device)
     attack, chain = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
 
         def step_seconds(attack: int, chain: int) -> float:
             buffer_size = min(config.buffer_size, 2 * config.batch_size)
@@ -143,9 +144,12 @@ def other_passes(config: TrainConfig, shape: DataShape, done: int, last: int) ->
     pictures = between(config.sample_every, done, last - 1) * plan_of(config, "energy").gradient_steps
     pictures += sum(plan_of(config, mode).gradient_steps for mode in SAMPLE_MODES)
     tested = min(config.eval_limit or shape.test, shape.test) * (TEST_PLAN.gradient_steps + 1)
-    looks = between(config.log_every, done, last) * 2 * config.batch_size * bool(config.px_weight)
-    checked = (between(config.checkpoint_every, done, last) + 1) * min(shape.val, VALIDATION_IMAGES) * FORWARD
-    return drawn * pictures + tested + looks + checked
+    looks = between(config.log_every, done, last) * (1 + FORWARD) * config.batch_size * bool(config.px_weight)
+    saves, drawings = between(config.checkpoint_every, done, last) + 1, between(config.sample_every, done, last) + 1
+    checked = saves * min(shape.val, VALIDATION_IMAGES)
+    if config.norm_layer == "batch":  # a validation and a checkpoint each refresh the average's statistics
+        checked += (2 * saves + drawings) * min(shape.train, STATISTICS_IMAGES)
+    return drawn * pictures + tested + looks + FORWARD * checked
 
 
 def between(every: int, done: int, last: int) -> int:
@@ -165,7 +169,7 @@ def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before:
         return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
     buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
-    state = COPIES_OF_WEIGHTS * sum(parameter.nbytes for parameter in model.parameters()) + buffer
+    state = COPIES_OF_WEIGHTS[config.optimizer] * sum(parameter.nbytes for parameter in model.parameters()) + buffer
     written = state * COPIES_WRITTEN * (device.type == "cpu")
     return before + max(measured - before, written) + images + buffer
 

@@ -31,4 +31,5 @@ def loss_pass(model: nn.Module, runtime: Runtime, joint: bool) -> nn.Module:
         return LossPass(model, runtime, joint)
     share_statistics(model)
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(LossPass(model, runtime, joint), devices)
+    # statistics of the whole batch are the same on each rank already
+    return DistributedDataParallel(LossPass(model, runtime, joint), devices, broadcast_buffers=False)

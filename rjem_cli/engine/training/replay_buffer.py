@@ -4,6 +4,7 @@ again."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.ranks import ALONE, Ranks
 
 DRAWN_AT_ONCE = 1000  # images, whose normals take several times their memory
+
+
+class Held(NamedTuple):
+    """Which of some places this rank holds, and in which of its rows; on the device."""
+
+    mine: Tensor
+    rows: Tensor
 
 
 @dataclass
@@ -49,40 +57,44 @@ class ReplayBuffer:
 
     def at(self, places: Tensor) -> Tensor:
         """Images (B, C, H, W) at `places` (B,), on the host, from whichever rank holds them."""
-        mine, rows = self.held(places)
+        return self.found(len(places), self.held(places))
+
+    def found(self, count: int, held: Held) -> Tensor:
         if self.ranks.world == 1:
-            return self.own[rows]
-        found = self.own.new_zeros(len(places), *self.own.shape[1:])
-        found[mine] = self.own[rows]
+            return self.own[held.rows]
+        found = self.own.new_zeros(count, *self.own.shape[1:])
+        found[held.mine] = self.own[held.rows]
         return self.ranks.sum(found)
 
-    def held(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of `places` this rank holds, and in which of its rows."""
+    def held(self, places: Tensor) -> Held:
+        """`places` (B,) are on the host."""
         share = self.ranks.share(self.size)
         mine = ((places >= share.start) & (places < share.stop)).nonzero().squeeze(1)
-        return mine.to(self.own.device), (places[mine] - share.start).to(self.own.device)
+        return Held(*(part.to(self.own.device, non_blocking=True) for part in (mine, places[mine] - share.start)))
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(chain starts (count, C, H, W), their places (count,) on the host, all different); each start is a fresh draw
-        from the prior with probability reinit_prob. `count` is at most the buffer's size."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Held]:
+        """(chain starts (count, C, H, W), the places where `store` puts their ends, all different); each start is a
+        fresh draw from the prior with probability reinit_prob. `count` is at most the buffer's size."""
         places = torch.randperm(self.size, generator=generator)[:count]
         restarted = (torch.rand(count, generator=generator) < self.reinit_prob).nonzero().squeeze(1)
-        starts = self.at(places)
+        held = self.held(places)
+        starts = self.found(count, held)
         if len(restarted):
-            starts[restarted.to(starts.device)] = draw_from_prior(self.prior, len(restarted), generator)
-        return starts, places
+            starts[restarted.to(starts.device, non_blocking=True)] = draw_from_prior(
+                self.prior, len(restarted), generator
+            )
+        return starts, held
 
     def redraw(self, share: float, generator: torch.Generator) -> None:
         """Start this share of the chains again from the prior."""
         count = round(share * self.size)
         if count:
             places = torch.randperm(self.size, generator=generator)[:count]
-            self.store(places, draw_from_prior(self.prior, count, generator))
+            self.store(self.held(places), draw_from_prior(self.prior, count, generator))
 
-    def store(self, places: Tensor, images: Tensor) -> None:
+    def store(self, held: Held, images: Tensor) -> None:
         """`images` (B, C, H, W) of all ranks; each keeps those of its own places."""
-        mine, rows = self.held(places)
-        self.own[rows] = images[mine]
+        self.own[held.rows] = images[held.mine]
 
 
 def draw_from_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generator) -> Tensor:
@@ -91,5 +103,5 @@ def draw_from_prior(prior: ClassGaussianPrior, count: int, generator: torch.Gene
     drawn = torch.empty(count, *prior.image_shape, device=prior.mean_KD.device)
     for own, images in zip(labels.split(DRAWN_AT_ONCE), drawn.split(DRAWN_AT_ONCE)):
         normals = torch.randn(len(own), prior.normals_per_sample, generator=generator)
-        images.copy_(prior.sample(own, normals.to(drawn.device)))
+        images.copy_(prior.sample(own, normals.to(drawn.device, non_blocking=True)))
     return drawn

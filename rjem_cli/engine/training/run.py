@@ -110,7 +110,7 @@ def check_settings(name: str, before: TrainConfig, now: TrainConfig) -> None:
 
 def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, Any]:
     """Accuracies with intervals, each with its protocol, and the energies of the last metrics line."""
-    model = runtime.frozen(trainer.sampling_model())
+    model = runtime.scoring().frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     chosen = AttackSet(splits.test.subset(indices), indices, None, trainer.config.seed)
     clean = look_at_clean(model, TEST_PLAN, chosen, runtime.device, TEST_BATCH)

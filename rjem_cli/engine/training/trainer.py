@@ -128,8 +128,12 @@ class Trainer:
         config, generator = self.config, self.generator("batch", on_device=True)
         epoch, place = divmod(self.step, steps_per_epoch(config, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size].to(self.images.pixels.device)
-        pixels, labels = (part[chosen].to(self.runtime.device) for part in (self.images.pixels, self.images.labels))
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size].to(
+            self.images.pixels.device, non_blocking=True
+        )
+        pixels, labels = (
+            part[chosen].to(self.runtime.device, non_blocking=True) for part in (self.images.pixels, self.images.labels)
+        )
         augmented = augment(pixels, config.crop_pad, config.flip, generator)
         noise = config.input_noise_std * torch.randn(pixels.shape, generator=generator, device=pixels.device)
         real = augmented if config.augment_energy else pixels
@@ -141,10 +145,10 @@ class Trainer:
         and chains from the buffer (None without energies), put back there. They share network passes."""
         if self.buffer is None:
             return walk(frozen, self.attack(batch)), None
-        starts, places = self.buffer.draw(self.batch_size, self.generator("draw"))
+        starts, held = self.buffer.draw(self.batch_size, self.generator("draw"))
         chain = self.chain(self.ranks.rows(starts))
         x_adv, x_q = together(frozen, self.attack(batch), chain, shared=self.runtime.shares_passes)
-        self.buffer.store(places, self.ranks.whole(x_q, self.batch_size))
+        self.buffer.store(held, self.ranks.whole(x_q, self.batch_size))
         return x_adv, x_q
 
     def attack(self, batch: Batch) -> Moves:
@@ -223,7 +227,7 @@ class Trainer:
 
     def val_accuracy(self) -> float:
         """Of the averaged network on the images kept for validation."""
-        return accuracy(self.runtime.frozen(self.sampling_model()), self.val, self.runtime.device).value
+        return accuracy(self.runtime.scoring().frozen(self.sampling_model()), self.val, self.runtime.device).value
 
     def draw_samples(self, path: Path, modes: tuple[str, ...]) -> None:
         """A picture of samples in these modes. `watch` hears of each step of the chains, and may raise."""

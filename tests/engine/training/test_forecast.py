@@ -49,7 +49,7 @@ def test_its_random_numbers_are_its_own():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    DataShape.of(config)
+    forecast(config, DataShape.of(config), start_runtime(RuntimeOptions(device="cpu")))
     assert torch.equal(torch.rand(3), expected)
 
 
