@@ -91,13 +91,14 @@ class Forecast:
         return self.steps * self.step_seconds + self.other_seconds
 
 
+@torch.random.fork_rng()  # what runs after it draws as if it had not been
 def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int = 0) -> Forecast:
     """Of a run from the step `done` to its last: steps; pictures, validation and the final table; the most memory.
     Raises as training does."""
     before = peak_bytes(runtime.device)
     prior = made_prior(shape).to(runtime.device)
     attack, chain = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+    with tempfile.TemporaryDirectory() as folder:
 
         def step_seconds(attack: int, chain: int) -> float:
             buffer_size = min(config.buffer_size, 2 * config.batch_size)
