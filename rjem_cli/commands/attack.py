@@ -41,8 +41,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     job = ranks.jointly(lambda: prepare(config, path, ranks))
     announce(job, console)
     if call.dry_run:
-        seconds = estimate(job)
-        console.foretell(seconds, peak_bytes(job.runtime.device), at_most=True)
+        console.foretell(estimate(job), peak_bytes(job.runtime.device), at_most=True)
         return
     clean = clean_state(job)
     with ranks.opened_by_first(lambda: AttackReport(job, clean)) as report, console.bar() as bar:

@@ -43,8 +43,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
-        seconds = estimate(loaded, request, runtime)
-        console.foretell(seconds, peak_bytes(runtime.device))
+        console.foretell(estimate(loaded, request, runtime), peak_bytes(runtime.device))
         return
     job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:

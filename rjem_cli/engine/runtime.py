@@ -62,7 +62,7 @@ class Runtime:
         """Raises ConfigError where ranks chose differently, each for its own machine."""
         chosen = sorted(set(self.ranks.each(self.arithmetic)))
         if len(chosen) > 1:
-            raise ConfigError(f"the processes of this job would take {' and '.join(chosen)}; give --precision fp32")
+            raise ConfigError(f"processes of this job would take {' and '.join(chosen)}; give --device and --precision")
 
     @property
     def shares_passes(self) -> bool:

@@ -49,7 +49,7 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         if isinstance(error, LostRanksError) and request():
             gone = "the other processes of this job are gone, and nothing was saved at this stop; call again"
             stopped = interrupted(request, f"{gone} (train: with --resume)")
-            stopped.told = getattr(error, "told", False)  # the first may be the one that is gone
+            stopped.told = error.told  # the first may be the one that is gone
             raise stopped from None
         raise
     finally:

@@ -39,11 +39,8 @@ from tests.benchmarks.plain_loop import PlainLoop
 from tests.benchmarks.speed import SHAPE, Call, quartiles
 
 M_MMAP_THRESHOLD = -3  # of malloc.h, as those of runtime.py
-GLIBC_DEFAULTS = {
-    M_MMAP_MAX: 65536,
-    M_TRIM_THRESHOLD: 2**26,
-    M_MMAP_THRESHOLD: 2**25,
-}  # after its largest blocks were freed once
+# what glibc comes to by itself once its largest blocks were freed
+GLIBC_DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**26, M_MMAP_THRESHOLD: 2**25}
 
 
 class Lever(NamedTuple):

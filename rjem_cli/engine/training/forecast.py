@@ -142,14 +142,15 @@ def alone_moves(attack: int, chain: int) -> int:
 def other_passes(config: TrainConfig, shape: DataShape, done: int, last: int) -> float:
     """Images through the network, forward and backward, outside the steps `done` to `last`."""
     drawn = PREVIEW_PER_CLASS * min(shape.classes, LARGEST_CLASS_COUNT)
-    pictures = between(config.sample_every, done, last - 1) * plan_of(config, "energy").gradient_steps
+    drawings = between(config.sample_every, done, last - 1)  # before the last, of all modes
+    pictures = drawings * plan_of(config, "energy").gradient_steps
     pictures += sum(plan_of(config, mode).gradient_steps for mode in SAMPLE_MODES)
     tested = min(config.eval_limit or shape.test, shape.test) * (TEST_PLAN.gradient_steps + 1)
     looks = between(config.log_every, done, last) * (1 + FORWARD) * config.batch_size * bool(config.px_weight)
-    saves, drawings = between(config.checkpoint_every, done, last) + 1, between(config.sample_every, done, last) + 1
+    saves = between(config.checkpoint_every, done, last) + 1
     checked = saves * min(shape.val, VALIDATION_IMAGES)
     if config.norm_layer == "batch":  # a validation and a checkpoint each refresh the average's statistics
-        checked += (2 * saves + drawings) * min(shape.train, STATISTICS_IMAGES)
+        checked += (2 * saves + drawings + 1) * min(shape.train, STATISTICS_IMAGES)
     return drawn * pictures + tested + looks + FORWARD * checked
 
 
