@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from rjem_cli.errors import ConfigError, DivergedError, InterruptedRunError, LostRanksError, RjemError
 
 INTERRUPTED = 128 + 2
+LAST_WORDS = 1.0  # seconds that the first process of a job has to say why it fails; torchrun ends it once another has
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Errors that rjem does not know keep their traceback."""
-    from rjem_cli.engine.ranks import are_started, end_process
+    from rjem_cli.engine.ranks import are_started, end_process, own_rank
 
     try:
         code = run(arguments or sys.argv[1:] or ["--help"])
@@ -22,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         fail("interrupted")
         code = INTERRUPTED
     if are_started():
+        if code and own_rank():
+            time.sleep(LAST_WORDS)
         end_process(code)
     return code
 
@@ -51,6 +55,8 @@ def run(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         explained = explain(error)
+        if explained is None and is_told_by_first(error):
+            return RjemError.exit_code
         if explained is None:
             raise
         message, code = explained

@@ -48,8 +48,8 @@ class InterruptedRunError(RjemError):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-    def __reduce__(self) -> tuple[type, tuple[str, int]]:
-        return type(self), (str(self), self.exit_code - 128)
+    def __reduce__(self) -> tuple[type, tuple[str, int], dict[str, object]]:
+        return type(self), (str(self), self.exit_code - 128), self.__dict__
 
 
 class LostRanksError(Exception):

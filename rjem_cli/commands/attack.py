@@ -34,14 +34,16 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     console, ranks = call.console, call.ranks
     config, path = ranks.from_first(lambda: (call.settle(), paths.find_checkpoint(checkpoint)))
 
-    from rjem_cli.engine.chains.timing import peak_bytes
-    from rjem_cli.engine.evaluation.job import attack_results, clean_state, estimate, prepare
+    from rjem_cli.engine.evaluation.job import attack_results, clean_state, forecast, prepare
     from rjem_cli.engine.report.attack import AttackReport
+    from rjem_cli.engine.timing import peak_bytes
 
     job = ranks.jointly(lambda: prepare(config, path, ranks))
+    job.runtime.check_ranks()
     announce(job, console)
     if call.dry_run:
-        console.foretell(estimate(job), peak_bytes(job.runtime.device), at_most=True)
+        seconds = call.seconds_so_far() + forecast(job)
+        console.forecast(seconds, peak_bytes(job.runtime.device), at_most=True)
         return
     clean = clean_state(job)
     with ranks.opened_by_first(lambda: AttackReport(job, clean)) as report, console.bar() as bar:

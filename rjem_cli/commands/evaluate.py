@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,8 @@ from rjem_cli.config import STREAM, CheckpointScoreOptions, EvalConfig, SampleSc
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.eval_view import (
-    announce_cost,
+    announce_features,
+    announce_forecast,
     announce_inputs,
     announce_tests,
     show_checkpoint_scores,
@@ -68,48 +68,64 @@ def settled(call: Call[EvalConfig], subject: str) -> tuple[EvalConfig, Path | No
 
 
 def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) -> None:
-    from rjem_cli.engine.quality.job import evaluate, prepare, read_inputs
+    from rjem_cli.engine.quality.forecast import forecast
+    from rjem_cli.engine.quality.job import EvalJob, evaluate, prepare, read_inputs
     from rjem_cli.engine.report.evaluation import opened_results
     from rjem_cli.engine.report.quality import describe_sample_scores, pictures_of
+    from rjem_cli.engine.timing import peak_bytes
 
-    console, ranks, started = call.console, call.ranks, time.perf_counter()
+    console, ranks = call.console, call.ranks
     inputs = ranks.in_turn(lambda: read_inputs(config, location, console.binary_input, ranks))
+    inputs.runtime.check_ranks()
     announce_inputs(inputs, console)
     if call.dry_run:
+        start_up, seconds = call.seconds_so_far(), ranks.from_first(lambda: forecast(inputs))
+        announce_forecast(seconds, start_up, peak_bytes(inputs.runtime.device), console)
         return
     with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
             watch = stoppable(bar, stop, FEATURES_KEPT)
-            job = ranks.in_turn(lambda: prepare(inputs, console.say, watch, bar.update, stop))
-            if job is None:
-                raise interrupted(stop, FEATURES_KEPT)
-            announce_cost(job, watch, console)
+
+            def prepared() -> EvalJob:
+                job = prepare(inputs, console.say, watch, bar.update, stop)
+                if job is None:
+                    raise interrupted(stop, FEATURES_KEPT)
+                return job
+
+            job = ranks.in_turn(prepared)
+            inputs.runtime.check_work(job.work)
+            ranks.jointly(lambda: announce_features(job, watch, console))
             found = evaluate(job, watch)
         if results is None:
             return
-        document = describe_sample_scores(job, found, time.perf_counter() - started)
+        document = describe_sample_scores(job, found, call.seconds_so_far())
         with results.write(document, pictures_of(job, found)):
             show_sample_scores(document, found.scores, console)
     inputs.gates.check(found.scores)
 
 
 def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) -> None:
-    from rjem_cli.engine.evaluation.checkpoint import evaluate, prepare
+    from rjem_cli.engine.evaluation.checkpoint import evaluate, forecast, prepare
     from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores, pictures_of
     from rjem_cli.engine.report.evaluation import opened_results
+    from rjem_cli.engine.timing import peak_bytes
 
-    console, ranks, started = call.console, call.ranks, time.perf_counter()
+    console, ranks = call.console, call.ranks
     job = ranks.in_turn(lambda: prepare(config, path, ranks))
     console.say(describe_checkpoint(path, job.checkpoint.info))
+    job.runtime.check_ranks()
+    job.runtime.check_work(job.work)
     announce_tests(job, console)
     if call.dry_run:
+        seconds = call.seconds_so_far() + forecast(job)
+        console.forecast(seconds, peak_bytes(job.runtime.device), at_most=True)
         return
     with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
             found = evaluate(job, stoppable(bar, stop, "stopped; nothing is kept of a checkpoint's scores"))
         if results is None:
             return
-        document = describe_checkpoint_scores(job, found, time.perf_counter() - started)
+        document = describe_checkpoint_scores(job, found, call.seconds_so_far())
         with results.write(document, pictures_of(job, found)):
             show_checkpoint_scores(document, found.scores, console)
     job.gates.check(found.scores)

@@ -32,10 +32,11 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console, ranks = call.console, call.ranks
     config, path = ranks.from_first(lambda: settled(call, checkpoint))
 
-    from rjem_cli.engine.chains.timing import peak_bytes
-    from rjem_cli.engine.sampling.job import estimate, prepare, settle, write_samples
+    from rjem_cli.engine.sampling.job import forecast, prepare, settle, write_samples
+    from rjem_cli.engine.timing import peak_bytes
 
     loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
+    runtime.check_ranks()
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(path, loaded.info))
     console.say(f"device: {runtime.describe()}")
@@ -43,7 +44,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
-        console.foretell(estimate(loaded, request, runtime), peak_bytes(runtime.device))
+        seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
+        console.forecast(seconds, peak_bytes(runtime.device), ", for all of them")
         return
     job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:

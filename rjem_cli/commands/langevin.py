@@ -29,9 +29,11 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     from rjem_cli.engine.model.checkpoint import load_checkpoint
     from rjem_cli.engine.report.chains import chains_folder, write_chains
     from rjem_cli.engine.runtime import start_runtime
+    from rjem_cli.engine.sampling.job import forecast
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import settle_start
     from rjem_cli.engine.sampling.trajectories import run_chains
+    from rjem_cli.engine.timing import peak_bytes
 
     runtime = start_runtime(config, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
@@ -44,6 +46,8 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if call.dry_run:
+        seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
+        console.forecast(seconds, peak_bytes(runtime.device), ", and a few seconds for pictures")
         return
     request, start, logits_of = settle_start(config, loaded, request, runtime)
     folder = paths.expand(config.output)

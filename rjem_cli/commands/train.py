@@ -81,7 +81,8 @@ def train(
     if call.dry_run:
         shape = ranks.in_turn(lambda: DataShape.of(config))
         done = paths.step_of(checkpoint) if checkpoint else 0
-        announce_forecast(forecast(config, shape, runtime, done), runtime, console)
+        start_up = call.seconds_so_far()
+        announce_forecast(forecast(config, shape, runtime, done), start_up, runtime, console)
         return
     with console.bar() as bar:
 

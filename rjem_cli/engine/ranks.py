@@ -7,12 +7,13 @@ import contextlib
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from rjem_cli.errors import ConfigError, LostRanksError, RjemError
+from rjem_cli.errors import ConfigError, LostRanksError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ PATIENCE = timedelta(hours=6)  # of one rank for the others: the first alone wri
 
 S = TypeVar("S")
 T = TypeVar("T")
+WatchT = TypeVar("WatchT", bound=Callable[..., None])
 
 
 class Outcome(NamedTuple):
@@ -32,6 +34,8 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Ranks:
+    """All that they do together raises LostRanksError where one of them is gone."""
+
     rank: int = 0
     world: int = 1
 
@@ -74,6 +78,11 @@ class Ranks:
         """Whether any rank says so."""
         return any(self.each(flag))
 
+    def differing(self, value: object) -> list[str]:
+        """In words, what ranks say where they do not all say the same; else nothing."""
+        said = sorted(set(self.each(str(value))))
+        return said if len(said) > 1 else []
+
     def each(self, value: T) -> list[T]:
         """What every rank says, in their order."""
         values = [value] * self.world
@@ -88,7 +97,7 @@ class Ranks:
         """What the first rank's `work` gives, or the exception that it raises, on every rank; the others wait."""
         if self.world == 1:
             return work()
-        outcomes = self.each(self.tried(work) if self.is_first else Outcome())
+        outcomes = self.outcomes(self.tried(work) if self.is_first else Outcome())
         return self.unpacked(outcomes[0])  # type: ignore[no-any-return]
 
     def jointly(self, work: Callable[[], T]) -> T:
@@ -96,9 +105,14 @@ class Ranks:
         if self.world == 1:
             return work()
         own = self.tried(work)
-        for outcome in self.each(Outcome(error=own.error)):
+        for outcome in self.outcomes(Outcome(error=own.error)):
             self.unpacked(outcome)
         return own.value  # type: ignore[no-any-return]
+
+    def followed(self, watch: WatchT) -> WatchT:
+        """`watch`, called by all ranks at the same places of their work: where one rank's raises, as after a signal,
+        every rank raises that."""
+        return lambda *progress: self.jointly(lambda: watch(*progress))  # type: ignore[return-value]
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """What this rank's `work` gives. The first rank's is over before the others begin, so that what it fetched or
@@ -106,7 +120,7 @@ class Ranks:
         if self.world == 1:
             return work()
         own = self.tried(work) if self.is_first else Outcome()
-        self.unpacked(self.each(own._replace(value=None))[0])
+        self.unpacked(self.outcomes(Outcome(error=own.error))[0])
         return self.jointly(lambda: own.value if self.is_first else work())
 
     @contextlib.contextmanager
@@ -127,8 +141,15 @@ class Ranks:
         for first in range(0, len(items), self.world):
             own = first + self.rank
             outcome = self.tried(work, items[own]) if own < len(items) else Outcome()
-            for found in self.each(on_host(outcome))[: len(items) - first]:
+            for found in self.outcomes(on_host(outcome))[: len(items) - first]:
                 yield self.unpacked(found)
+
+    def outcomes(self, own: Outcome) -> list[Outcome]:
+        """Of all ranks, in their order; a rank's own error stays as it is."""
+        found = self.each(own if own.error is None else Outcome(error=self.portable(own.error)))
+        if own.error is not None:
+            found[self.rank] = own
+        return found
 
     def unpacked(self, outcome: Outcome) -> Any:
         """Its value. Raises its error, which the first rank tells."""
@@ -143,14 +164,16 @@ class Ranks:
         except LostRanksError:
             raise
         except Exception as error:
-            return Outcome(error=self.portable(error))
+            return Outcome(error=error)
 
     def portable(self, error: Exception) -> Exception:
-        """As other ranks can raise it too."""
+        """As other ranks can raise it too; where it is a bug they show its traceback."""
         try:
-            return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
+            copy: Exception = pickle.loads(pickle.dumps(error))
         except Exception:  # whatever its class does when it is made anew: its words go on
-            return RjemError(f"rank {self.rank}: {error!r}")
+            copy = RuntimeError(f"{type(error).__name__}: {error}")
+        copy.add_note(f"on rank {self.rank}:\n{''.join(traceback.format_exception(error))}")
+        return copy
 
 
 ALONE = Ranks()

@@ -60,9 +60,13 @@ class Runtime:
 
     def check_ranks(self) -> None:
         """Raises ConfigError where ranks chose differently, each for its own machine."""
-        chosen = sorted(set(self.ranks.each(self.arithmetic)))
-        if len(chosen) > 1:
+        if chosen := self.ranks.differing(self.arithmetic):
             raise ConfigError(f"processes of this job would take {' and '.join(chosen)}; give --device and --precision")
+
+    def check_work(self, work: str) -> None:
+        """Raises AbsentError where ranks have other work before them, each after what lies on its own machine."""
+        if found := self.ranks.differing(work):
+            raise AbsentError(f"processes of this job found {' and '.join(found)}; give them one RJEM_HOME")
 
     @property
     def shares_passes(self) -> bool:

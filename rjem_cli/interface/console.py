@@ -124,10 +124,13 @@ class Console:
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 
-    def foretell(self, seconds: float, memory: int | None, parts: str = "", at_most: bool = False) -> None:
-        """What a --dry-run expects on the device at hand; `memory` in bytes, None where the system does not tell."""
+    def forecast(self, seconds: float | None, memory: int | None, parts: str = "", at_most: bool = False) -> None:
+        """What a --dry-run expects on the device at hand; `memory` in bytes; None for what cannot be told."""
         held = "" if memory is None else f" and {memory / 1e9:.2g} GB of memory"
-        self.say(f"{'at most about' if at_most else 'about'} {told_time(seconds)} here{held}{parts}")
+        taken = "how long it takes is not known"
+        if seconds is not None:
+            taken = f"{'at most ' if at_most else ''}about {told_time(seconds)} here"
+        self.say(f"{taken}{held}{parts}")
         if self.as_json:
             self.document({"seconds": seconds, "memory_bytes": memory})
 

@@ -40,7 +40,7 @@ def announce_inputs(inputs: Inputs, console: Console) -> None:
     console.say(f"{total} images need features, but for those that have them from before; {places_of(case.config)}")
 
 
-def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
+def announce_features(job: EvalJob, watch: Watch, console: Console) -> None:
     """How long the features will take here, measured on the first images."""
     case = job.inputs.case
     total = len(case.samples) + (case.real_count or 0)
@@ -52,6 +52,13 @@ def announce_cost(job: EvalJob, watch: Watch, console: Console) -> None:
         f"features: {job.missing} of {total} images to compute at about {rate:.3g} images/s: "
         f"about {told_time(job.missing / rate / job.inputs.runtime.ranks.world)}"
     )
+
+
+def announce_forecast(seconds: float | None, start_up: float, memory: int | None, console: Console) -> None:
+    if seconds is None:
+        console.forecast(None, None, ": the network that gives features must be fetched first")
+    else:
+        console.forecast(start_up + seconds, memory)
 
 
 def announce_tests(job: CheckpointJob, console: Console) -> None:

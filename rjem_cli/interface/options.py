@@ -4,9 +4,10 @@ by name."""
 from __future__ import annotations
 
 import inspect
+import time
 import typing
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Annotated, Any, Generic
 
 import typer
@@ -95,6 +96,11 @@ class Call(Generic[OptionsT]):
     as_json: bool
     quiet: bool
     ranks: Ranks = ALONE
+    began: float = field(default_factory=time.perf_counter)
+
+    def seconds_so_far(self) -> float:
+        """Of this call: at the start of its work, what every such call takes to come there."""
+        return time.perf_counter() - self.began
 
     @property
     def console(self) -> Console:

@@ -44,10 +44,10 @@ def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
     console.say(f"data: {splits.name}, {sizes}")
 
 
-def announce_forecast(found: Forecast, runtime: Runtime, console: Console) -> None:
+def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, console: Console) -> None:
     parts = f"{found.steps} steps of {found.step_seconds:.3g} s, {told_time(found.other_seconds)} of pictures and tests"
     console.say(f"device: {runtime.describe()}")
-    console.foretell(found.seconds, found.memory, f": {parts}")
+    console.forecast(start_up + found.seconds, found.memory, f": {parts}")
 
 
 def show_progress(progress: Progress, bar: Bar, console: Console) -> None:

@@ -23,14 +23,14 @@ import torch
 from torch import nn
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.moves import Network, Question, look, together
+from rjem_cli.engine.chains.moves import Network, Question, ask, together
 from rjem_cli.engine.chains.pgd import pgd
 from rjem_cli.engine.chains.sgld import sgld
-from rjem_cli.engine.chains.timing import seconds_of
 from rjem_cli.engine.model import wide_resnet
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import FrozenLogits
 from rjem_cli.engine.runtime import M_MMAP_MAX, M_TRIM_THRESHOLD, Runtime, keep_freed_memory, start_runtime
+from rjem_cli.engine.timing import seconds_of
 from rjem_cli.engine.training.forecast import Rehearsal, made_prior
 from rjem_cli.engine.training.loss_pass import LossPass
 from rjem_cli.engine.training.replay_buffer import draw_from_prior
@@ -87,7 +87,7 @@ def chain_levers(trainer: Trainer, plain: PlainLoop, compiled: bool) -> Iterator
     x, frozen = batch.x, runtime.frozen(model)
 
     def gradient(network: Network) -> Call:
-        return lambda: look(network, [Question(x, energy)])
+        return lambda: ask(network, [Question(x, energy)])
 
     def moves(shared: bool) -> Call:
         attack, chain = {"eps": 0.1, "steps": 2}, {"sgld_steps": 2, "step_size": 1.0}

@@ -32,11 +32,11 @@ from rjem_cli.engine.chains.pgd import pgd
 from rjem_cli.engine.chains.pipeline import plan_of, sampler_of
 from rjem_cli.engine.chains.sgld import sgld
 from rjem_cli.engine.chains.starts import prior_draws
-from rjem_cli.engine.chains.timing import seconds_of
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
 from rjem_cli.engine.quality.weights import tensors_of
 from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.timing import seconds_of
 from rjem_cli.engine.training.forecast import DataShape, Rehearsal, made_prior, made_splits
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.random_inception import write_random_inception

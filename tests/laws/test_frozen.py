@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rjem_cli.engine.chains.moves import Question, look
+from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.frozen import FrozenLogits, freeze
 from rjem_cli.engine.model.wide_resnet import WideResNet
@@ -64,7 +64,7 @@ def test_in_bf16_gradients_point_where_those_in_fp32_do(norm, tolerance):
     model = trained_a_little(norm)
     x = torch.rand(8, 3, 32, 32) * 2 - 1
     (exact,), (rounded,) = (
-        look(FrozenLogits(model, dtype), [Question(x, energy)]) for dtype in (torch.float32, torch.bfloat16)
+        ask(FrozenLogits(model, dtype), [Question(x, energy)]) for dtype in (torch.float32, torch.bfloat16)
     )
     assert rounded.gradient.dtype == rounded.value_B.dtype == torch.float32
     assert (rounded.gradient - exact.gradient).norm() <= tolerance * exact.gradient.norm()
@@ -103,7 +103,7 @@ def test_compiled_passes_give_what_they_give_uncompiled(compiles):
     compiled, plain = FrozenLogits(model, compiled=True), FrozenLogits(model)
     for count in (6, 6, 3):
         question = Question(torch.rand(count, 1, 12, 12) * 2 - 1, energy)
-        (found,), (expected,) = look(compiled, [question]), look(plain, [question])
+        (found,), (expected,) = ask(compiled, [question]), ask(plain, [question])
         torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(found.value_B, expected.value_B, rtol=1e-5, atol=1e-5)
         with torch.no_grad():

@@ -28,6 +28,7 @@ ENGINE_LAYERS = {
     "ranks": 0,
     "runtime": 0,
     "seeds": 0,
+    "timing": 2,
     "data": 0,
     "model": 0,
     "chains": 1,

@@ -20,19 +20,19 @@ class Question(NamedTuple):
     objective: Objective
 
 
-class Look(NamedTuple):
-    """The answer: the objective, (B,), and its gradient, shaped like x."""
+class Answer(NamedTuple):
+    """The objective at x, (B,), and its gradient, shaped like x."""
 
     value_B: Tensor
     gradient: Tensor
 
 
-Moves = Generator[Question, Look, Tensor]  # ends with the last x
+Moves = Generator[Question, Answer, Tensor]  # ends with the last x
 
 
-def look(network: Network, questions: list[Question]) -> list[Look]:
-    """All of them in one pass forward and backward. Rows must be independent in the network, as they are with frozen
-    BatchNorm; gradients flow to x only, never to parameters."""
+def ask(network: Network, questions: list[Question]) -> list[Answer]:
+    """Answers to all of them, from one pass forward and backward. Rows must be independent in the network, as they are
+    with frozen BatchNorm; gradients flow to x only, never to parameters."""
     sizes = [len(question.x) for question in questions]
     x = questions[0].x if len(questions) == 1 else torch.cat([question.x for question in questions])
     x = x.detach().requires_grad_()
@@ -40,7 +40,7 @@ def look(network: Network, questions: list[Question]) -> list[Look]:
         outputs = network(x).split(sizes)
         values = [question.objective(output) for question, output in zip(questions, outputs)]
         (gradient,) = torch.autograd.grad(torch.cat(values).sum(), x)
-    return [Look(value_B.detach(), part) for value_B, part in zip(values, gradient.split(sizes))]
+    return [Answer(value_B.detach(), part) for value_B, part in zip(values, gradient.split(sizes))]
 
 
 def walk(network: Network, chain: Moves) -> Tensor:
@@ -53,7 +53,7 @@ def together(network: Network, *chains: Moves, shared: bool = True) -> list[Tens
     """The last x of each, run side by side: a round of moves is one pass, as long as any chain goes on, or where they
     are not `shared` one each. No host sync."""
     ended: dict[int, Tensor] = {}
-    answers: dict[int, Look | None] = dict.fromkeys(range(len(chains)))
+    answers: dict[int, Answer | None] = dict.fromkeys(range(len(chains)))
     while answers:
         asked: dict[int, Question] = {}
         for place, answer in answers.items():
@@ -62,5 +62,5 @@ def together(network: Network, *chains: Moves, shared: bool = True) -> list[Tens
             except StopIteration as end:
                 ended[place] = end.value.detach()
         questions = [list(asked.values())] if shared and asked else [[question] for question in asked.values()]
-        answers = dict(zip(asked, (answer for group in questions for answer in look(network, group))))
+        answers = dict(zip(asked, (answer for group in questions for answer in ask(network, group))))
     return [ended[place] for place in range(len(chains))]

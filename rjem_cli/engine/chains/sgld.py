@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rjem_cli.engine.chains.moves import Look, Moves, Objective, Question, look
+from rjem_cli.engine.chains.moves import Answer, Moves, Objective, Question, ask
 
 EnergyFunction = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> E (B,)
 NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal draws like x
@@ -29,9 +29,9 @@ class ChainState(NamedTuple):
     gradient: Tensor
 
 
-def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> Look:
+def energy_gradient(energy_of: EnergyFunction, x: Tensor) -> Answer:
     """E (B,) and dE/dx, shaped like x. Gradients flow to x only, never to parameters."""
-    (found,) = look(energy_of, [Question(x, itself)])
+    (found,) = ask(energy_of, [Question(x, itself)])
     return found
 
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from rjem_cli.engine.chains.losses import cross_entropy
 from rjem_cli.engine.chains.pgd import Logits
-from rjem_cli.engine.chains.timing import usual_seconds
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report
 from rjem_cli.engine.evaluation.search import evaluate
 from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.timing import usual_seconds
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.files import locked, write_atomically
 from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT
@@ -63,7 +63,7 @@ def passes_per_image(num_classes: int) -> tuple[int, int]:
     return gradients, QUERIES + STEPS * targets + CHECKS
 
 
-def estimate_cost(
+def cost_of(
     logits_of: Logits, chosen: AttackSet, clean: CleanState, radii: int, runtime: Runtime, batch_size: int
 ) -> Cost:
     """As if no image broke, from the time of one pass of one batch: the most it can take, not what it will. The ranks

@@ -26,10 +26,10 @@ from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
+from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.engine.sampling.generate import generate
-from rjem_cli.engine.sampling.job import SampleJob
-from rjem_cli.engine.sampling.job import prepare as prepare_samples
 from rjem_cli.engine.sampling.request import settle_request
+from rjem_cli.engine.timing import pass_seconds
 from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError, did_you_mean
 from rjem_cli.paths import expand
 
@@ -50,13 +50,19 @@ class CheckpointJob:
     plan: AttackPlan
     radii: tuple[float, ...]
     others: dict[str, Tensor]
-    sampler: SampleJob | None
+    sampler: sampling.SampleJob | None
     gates: Gates
     notes: list[str]
 
     @property
     def batch_size(self) -> int:
         return self.config.batch_size or BATCH_SIZE
+
+    @property
+    def work(self) -> str:
+        """Of which parts it consists, as all ranks must see it."""
+        drawn = "samples" if self.sampler else "no samples"
+        return f"{drawn} and {', '.join(self.others) or 'no other images'} ({self.runtime.arithmetic})"
 
     def score_names(self) -> list[str]:
         robust = [robust_name(eps) for eps in self.radii]
@@ -149,7 +155,9 @@ def other_images(kind: str, found: TestImages, config: EvalConfig) -> tuple[str,
     return name, fitted_to(pixels[spread_indices(len(pixels), len(found.images))], found.images.image_shape)
 
 
-def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, notes: list[str]) -> SampleJob | None:
+def own_sampler(
+    config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, notes: list[str]
+) -> sampling.SampleJob | None:
     """The checkpoint's own chains, as `rjem generate` runs them; None, with a note, where their start cannot be had."""
     options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
     info = checkpoint.info
@@ -157,7 +165,7 @@ def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, no
         options, info.config, info.class_names, runtime.device.type, count=config.samples, seed=config.seed
     )
     try:
-        return prepare_samples(options, checkpoint, request, runtime)
+        return sampling.prepare(options, checkpoint, request, runtime)
     except RjemError as error:
         notes.append(f"no samples are drawn: {error}")
         return None
@@ -165,7 +173,7 @@ def own_sampler(config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, no
 
 def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
     """Look at every kind of images, attack the test images, and score."""
-    images = job.found.images
+    images, watch = job.found.images, job.runtime.ranks.followed(watch)
     looks, notes = {TEST: look(job, TEST, to_model(images.pixels), watch)}, list(job.notes)
     logits, labels = looks[TEST].logits, images.labels
     confidence, predictions = logits.softmax(dim=1).max(dim=1)
@@ -195,8 +203,21 @@ def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
                 scores[auroc_name(kind, score)] = auroc(inside[score], outside[score])
             else:
                 notes.append(f"no AUROC of {score} against {kind}: it is not finite for some images")
-    check_finite(scores, str(job.checkpoint.path))
+    job.runtime.ranks.jointly(lambda: check_finite(scores, str(job.checkpoint.path)))
     return CheckpointScores(scores, looks, right, bins, clean, robust, notes)
+
+
+def forecast(job: CheckpointJob) -> float:
+    """Seconds here if no image broke, from one batch."""
+    count, radii = len(job.found.images), len(job.radii)
+    shape, runtime, size = job.checkpoint.info.image_shape, job.runtime, min(job.batch_size, count)
+    looks = 3 * count + sum(map(len, job.others.values()))  # for the attack too, and at what it made
+    chains = 0.0
+    if job.sampler is not None:
+        chains = sampling.forecast(job.checkpoint, job.sampler.request, runtime)
+        looks += len(job.sampler.request.indices())
+    a_pass = pass_seconds(job.logits_of, shape, size, runtime.device)
+    return (looks + count * radii * job.plan.passes) / size / runtime.ranks.world * a_pass + chains
 
 
 def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
@@ -229,7 +250,7 @@ def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[E
     return clean, [(result, result.standing(clean, chosen.images.labels)) for result in results]
 
 
-def draw(job: CheckpointJob, sampler: SampleJob, watch: Watch) -> Tensor:
+def draw(job: CheckpointJob, sampler: sampling.SampleJob, watch: Watch) -> Tensor:
     """uint8 (N, C, H, W)."""
     parts, done = [], 0
     batches = generate(

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rjem_cli.config import AttackConfig
 from rjem_cli.engine.chains.pgd import Logits
-from rjem_cli.engine.chains.timing import pass_seconds
 from rjem_cli.engine.data.classes import parse_class
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, Report, attack_images, look_at_clean
-from rjem_cli.engine.evaluation.autoattack import Cost, autoattack_images, check_autoattack, estimate_cost
+from rjem_cli.engine.evaluation.autoattack import Cost, autoattack_images, check_autoattack, cost_of
 from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_radii
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.timing import pass_seconds
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def prepare(config: AttackConfig, path: Path, ranks: Ranks = ALONE) -> AttackJob
     return AttackJob(config, checkpoint, runtime, logits_of, plan, radii, chosen, found.source, found.of)
 
 
-def estimate(job: AttackJob) -> float:
+def forecast(job: AttackJob) -> float:
     """Seconds here if no image broke, from one batch."""
     batch_size, device = min(job.config.batch_size, len(job.chosen)), job.runtime.device
     if job.config.standard:
         return autoattack_cost(job, clean_state(job)).seconds
     a_pass = pass_seconds(job.logits_of, job.chosen.images.image_shape, batch_size, device)
     batches = math.ceil(math.ceil(len(job.chosen) / batch_size) / job.runtime.ranks.world)
-    return batches * (1 + job.plan.gradient_steps * len(job.radii)) * a_pass
+    return batches * (1 + job.plan.passes * len(job.radii)) * a_pass
 
 
 def autoattack_cost(job: AttackJob, clean: CleanState) -> Cost:
-    return estimate_cost(job.logits_of, job.chosen, clean, len(job.radii), job.runtime, job.config.batch_size)
+    return cost_of(job.logits_of, job.chosen, clean, len(job.radii), job.runtime, job.config.batch_size)
 
 
 def clean_state(job: AttackJob) -> CleanState:

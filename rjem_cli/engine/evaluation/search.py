@@ -40,6 +40,11 @@ class AttackPlan:
         """Network passes (forward and backward) that one image costs at most, for one radius."""
         return self.steps * self.restarts
 
+    @property
+    def passes(self) -> float:
+        """The same with the pass forward in which each attempt sees where it ended."""
+        return self.gradient_steps + self.restarts / 3
+
 
 class Attempt(NamedTuple):
     """What was found for each image: x (B, C, H, W), whether it wins, the loss there."""

@@ -35,7 +35,8 @@ class ChannelAffine(nn.Module):
 
 
 def affine_of(batch_norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift, each (C,), of a BatchNorm that uses its running statistics."""
+    """Scale and shift, each (C,), of a BatchNorm that uses its running statistics (section 3.1,
+    Ioffe & Szegedy 2015)."""
     assert batch_norm.running_mean is not None and batch_norm.running_var is not None
     scale = batch_norm.weight.detach() * torch.rsqrt(batch_norm.running_var + batch_norm.eps)
     return scale, batch_norm.bias.detach() - batch_norm.running_mean * scale

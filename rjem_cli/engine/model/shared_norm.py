@@ -30,7 +30,8 @@ def total(x: Tensor) -> Tensor:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """nn.SyncBatchNorm for any device; where it does not train, nn.BatchNorm2d. Every rank holds as many images."""
+    """nn.SyncBatchNorm for any device: Algorithm 1, Ioffe & Szegedy 2015, over the images of all ranks, each of which
+    holds as many; where it does not train, nn.BatchNorm2d."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training:

@@ -80,7 +80,7 @@ def extract(
 ) -> Features:
     """Features of all chunks, from where they are kept or computed and then kept."""
     found: list[FeaturePair] = []
-    done = 0
+    done, report_all = 0, ranks.followed(report)
 
     def kept_or_computed(chunk: tuple[Path, Tensor]) -> FeaturePair:
         path, part = chunk
@@ -94,7 +94,7 @@ def extract(
     for (_, part), pair in zip(chunks, ranks.spread(kept_or_computed, chunks)):
         found.append(pair)
         done += len(part)
-        report(done)
+        report_all(done)
     logits = [logits for _, logits in found if logits is not None]
     return Features(torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None)
 

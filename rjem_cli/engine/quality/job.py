@@ -66,6 +66,11 @@ class EvalJob:
         return self.inputs.case.config.batch_size or BATCH_SIZE.get(self.inputs.runtime.device.type, GPU_BATCH_SIZE)
 
     @property
+    def work(self) -> str:
+        """By which network, as all ranks must have it."""
+        return " ".join(str(value) for value in self.extractor.identity.values())
+
+    @property
     def missing(self) -> int:
         """Images whose features are not kept yet."""
         return missing_images(self.chunks) + missing_images(self.real_chunks or [])
@@ -173,7 +178,7 @@ def evaluate(job: EvalJob, watch: Watch) -> SampleScores:
 
     def features_of(chunks: Chunks, phase: str) -> Features:
         total = sum(len(part) for _, part in chunks)
-        watch(phase, 0, total)
+        ranks.followed(watch)(phase, 0, total)
         return extract(chunks, job.extractor, device, job.batch_size, lambda done: watch(phase, done, total), ranks)
 
     real = None if job.real_chunks is None else features_of(job.real_chunks, "features of the reference")

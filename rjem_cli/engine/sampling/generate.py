@@ -55,6 +55,10 @@ def generate(
 ) -> Iterator[SampleBatch]:
     """The request's samples but for the first `skip`. The host waits for the device once a batch. Raises RjemError
     for a sample that is not finite, by its index."""
+
+    def handed_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
+        return ranks.jointly(lambda: hand_over(first, pixels, finite_B))
+
     first = request.first + skip
     pixels, finite = [], []
     for x in sample_blocks(sampler, request, first, request.last, device, ranks):
@@ -65,11 +69,11 @@ def generate(
         ready, sound = torch.cat(pixels), torch.cat(finite)
         whole = len(ready) - len(ready) % batch_size
         for part, its_finite in zip(ready[:whole].split(batch_size), sound[:whole].split(batch_size)):
-            yield hand_over(first, part, its_finite)
+            yield handed_over(first, part, its_finite)
             first += len(part)
         pixels, finite = [ready[whole:]], [sound[whole:]]
     if sum(map(len, pixels)):
-        yield hand_over(first, torch.cat(pixels), torch.cat(finite))
+        yield handed_over(first, torch.cat(pixels), torch.cat(finite))
 
 
 def until(stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:

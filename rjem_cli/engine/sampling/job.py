@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, NamedTuple
 from rjem_cli.config import GenerateConfig
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
-from rjem_cli.engine.chains.timing import pass_seconds
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.runtime import Runtime, start_runtime
@@ -27,6 +26,7 @@ from rjem_cli.engine.sampling.output.writer import (
 )
 from rjem_cli.engine.sampling.request import SampleRequest, describe_request, settle_request
 from rjem_cli.engine.sampling.starts import settle_start, start_pixels
+from rjem_cli.engine.timing import pass_seconds
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Ch
     return checkpoint, request, runtime
 
 
-def estimate(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:
+def forecast(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:
     """Seconds that its gradient steps take here, from a few of them; several processes share them."""
     network, size = runtime.frozen(checkpoint.model), request.block_size
     a_pass = pass_seconds(network, checkpoint.info.image_shape, size, runtime.device)
@@ -93,7 +93,7 @@ def write_samples(
         writer = own or CountingWriter(skipped)
         batch_size = job.config.batch_size
         batches = generate(job.sampler, request, skip=skipped, batch_size=batch_size, device=device, ranks=ranks)
-        for done in write_beside(until(lambda: ranks.agree(should_stop()), batches), writer):
+        for done in write_beside(until(lambda: ranks.agree(should_stop()), batches), writer, ranks):
             report(skipped + done)
         if writer.done == request.last - request.first:
             ranks.from_first(writer.finish)

@@ -16,9 +16,8 @@ from typing import NamedTuple
 import torch
 
 from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
-from rjem_cli.engine.chains.moves import Question, look
+from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.chains.pipeline import plan_of
-from rjem_cli.engine.chains.timing import MOST_ROUNDS, ROUNDS, peak_bytes, usual_seconds
 from rjem_cli.engine.data.downloads import STATED
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.data.load import load_splits
@@ -27,6 +26,7 @@ from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
+from rjem_cli.engine.timing import MOST_ROUNDS, ROUNDS, peak_bytes, usual_seconds
 from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.run import TEST_BATCH, TEST_PLAN
 from rjem_cli.engine.training.schedule import total_steps
@@ -54,7 +54,10 @@ class DataShape(NamedTuple):
         if not options.data and options.dataset in STATED:
             known = STATED[options.dataset]
             return cls(known.image_shape, known.classes, *known.split(options.val_fraction), known.test)
-        splits = load_splits(options)
+        return cls.of_splits(load_splits(options))
+
+    @classmethod
+    def of_splits(cls, splits: Splits) -> DataShape:
         counts = (len(part) for part in (splits.train, splits.val, splits.test))
         return cls(splits.train.image_shape, len(splits.class_names), *counts)
 
@@ -165,7 +168,7 @@ def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before:
     device = runtime.device
     model = build_model(config, shape.image_shape[0], shape.classes).to(device)
     tested = min(TEST_BATCH, config.eval_limit or shape.test, shape.test)
-    look(runtime.frozen(model), [Question(torch.zeros(tested, *shape.image_shape, device=device), energy)])
+    ask(runtime.frozen(model), [Question(torch.zeros(tested, *shape.image_shape, device=device), energy)])
     measured = peak_bytes(device)
     if measured is None or before is None:
         return None

@@ -176,7 +176,13 @@ def last_due(trainer: Trainer) -> Path:
 def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
     """To the state of a checkpoint of this run; the lines of metrics that were not written then. Raises DataError for
     one that does not fit it."""
-    tensors, unwritten = trainer.ranks.jointly(lambda: read_state(path))
+    unwritten = trainer.ranks.jointly(lambda: load_state(trainer, path))
+    trainer.saved_step = trainer.step
+    return unwritten
+
+
+def load_state(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
+    tensors, unwritten = read_state(path)
     try:
         trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -185,7 +191,6 @@ def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
         raise DataError(f"the state of {path} does not fit this run ({reason}); {remedy}") from None
     if trainer.step != step_of(path):
         raise DataError(f"the state of {path} is of step {trainer.step}; remove it")
-    trainer.saved_step = trainer.step
     return unwritten
 
 

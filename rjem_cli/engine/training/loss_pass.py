@@ -11,8 +11,8 @@ from rjem_cli.engine.runtime import Runtime
 
 
 class LossPass(nn.Module):
-    """Logits of each of several batches of images: in one pass with common BatchNorm statistics where `joint`, else
-    (as JEM++ does) one by one."""
+    """Several batches of images x (B, C, H, W) -> the logits (B, K) of each: in one pass with common BatchNorm
+    statistics where `joint`, which needs batches of one size, else (as JEM++ does) one by one."""
 
     def __init__(self, model: nn.Module, runtime: Runtime, joint: bool):
         super().__init__()

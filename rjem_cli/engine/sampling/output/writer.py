@@ -6,7 +6,6 @@ Every writer knows how many samples an interrupted call left whole, and goes on 
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from torch import Tensor
 
 from rjem_cli.config import STREAM
+from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.sampling.generate import SampleBatch
 from rjem_cli.engine.sampling.output.folder import FolderWriter
 from rjem_cli.engine.sampling.output.npz import NpzWriter
@@ -87,9 +87,10 @@ def open_writer(
     return FolderWriter(path, request, meta, overwrite, first_starts)
 
 
-def write_beside(batches: Iterator[SampleBatch], writer: SampleWriter) -> Iterator[int]:
-    """Draw batches here, write them on another thread; yields how many samples of this call are whole. An error of
-    the writer is raised here, and nothing is written behind it; before an error of the chains, what they made is."""
+def write_beside(batches: Iterator[SampleBatch], writer: SampleWriter, ranks: Ranks = ALONE) -> Iterator[int]:
+    """Draw batches here, write them on another thread; yields how many samples of this call are whole, after each
+    batch and at the end. An error of the writer is raised here, on every rank, and nothing is written behind it; before
+    an error of the chains, what they made is."""
     waiting: deque[tuple[Future[None], int]] = deque()
     done, failed = 0, threading.Event()
 
@@ -102,12 +103,17 @@ def write_beside(batches: Iterator[SampleBatch], writer: SampleWriter) -> Iterat
             failed.set()
             raise
 
+    def settle(at_most: int) -> int:
+        """How many samples are whole, once no more batches than this wait."""
+        nonlocal done
+        while waiting and (len(waiting) > at_most or waiting[0][0].done()):
+            future, count = waiting.popleft()
+            future.result()
+            done += count
+        return done
+
     with ThreadPoolExecutor(1, "writer") as pool:
-        for batch in itertools.chain(batches, [None]):
-            if batch is not None:
-                waiting.append((pool.submit(write, batch), len(batch.pixels)))
-            while waiting and (batch is None or len(waiting) > QUEUE or waiting[0][0].done()):
-                future, count = waiting.popleft()
-                future.result()
-                done += count
-                yield done
+        for batch in batches:
+            waiting.append((pool.submit(write, batch), len(batch.pixels)))
+            yield ranks.jointly(lambda: settle(at_most=QUEUE))
+        yield ranks.jointly(lambda: settle(at_most=0))

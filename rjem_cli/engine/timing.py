@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from rjem_cli.engine.chains.moves import Network, Question, look
+from rjem_cli.engine.chains.moves import Network, Question, ask
 from rjem_cli.engine.model.energy import energy
 
 ROUNDS = 3  # at least; the first warms up
@@ -40,7 +40,7 @@ def synchronise(device: torch.device) -> None:
 def pass_seconds(network: Network, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
     """Of one gradient with respect to `count` images, for a network that gives logits."""
     x = torch.zeros(count, *image_shape, device=device)
-    return usual_seconds(lambda: look(network, [Question(x, energy)]), device)
+    return usual_seconds(lambda: ask(network, [Question(x, energy)]), device)
 
 
 def peak_bytes(device: torch.device) -> int | None:
