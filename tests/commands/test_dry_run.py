@@ -1,0 +1,58 @@
+"""Each command foretells what it would take, and does nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.commands.conftest import TINY_FLAGS
+from tests.image_files import tree, write
+
+
+def state_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", *TINY_FLAGS),
+        ("generate", "tiny", "-n", 100, "-o", "samples"),
+        ("langevin", "tiny", "-n", 8, "-o", "chains"),
+        ("attack", "tiny", "--limit", 50, "--save", "attacked"),
+        ("eval", "tiny", "--limit", 50, "--save", "scores"),
+        ("eval", "digits:test", "--reference", "digits:train", "--allow-few"),
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[1]}",
+)
+def test_time_and_memory_are_foretold_and_nothing_is_written(rjem, own_home, trained, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    before = state_of(tmp_path)
+    told = rjem(*arguments, "--dry-run")
+    assert told.code == 0 and "about " in told.err and " s here" in told.err and told.out == ""
+    found = json.loads(rjem(*arguments, "--dry-run", "--json").out)
+    assert found["seconds"] > 0 and (found["memory_bytes"] is None or found["memory_bytes"] > 1e7)
+    assert state_of(tmp_path) == before
+
+
+def test_more_work_is_foretold_to_take_longer(rjem, trained):
+    """By a factor that no noise of a machine makes."""
+
+    def seconds(*arguments):
+        return json.loads(rjem(*arguments, "--dry-run", "--json").out)["seconds"]
+
+    for few, many in [
+        (("generate", "tiny", "-n", 100), ("generate", "tiny", "-n", 10_000_000)),
+        (("langevin", "tiny", "--sgld-steps", 1), ("langevin", "tiny", "--sgld-steps", 100_000)),
+        (("attack", "tiny", "--steps", 1), ("attack", "tiny", "--steps", 10_000)),
+        (("eval", "tiny", "--steps", 1), ("eval", "tiny", "--steps", 10_000)),
+    ]:
+        assert seconds(*many) > 5 * seconds(*few)
+
+
+def test_what_needs_a_network_that_is_not_there_says_so(rjem, tmp_path):
+    images = write(tree(), tmp_path / "photographs")
+    flags = ("eval", images, "--reference", images, "--features", "inception", "--allow-few", "--dry-run")
+    assert "how long it takes is not known: the network that gives features must be fetched" in rjem(*flags).err
+    assert json.loads(rjem(*flags, "--json").out) == {"seconds": None, "memory_bytes": None}
