@@ -36,14 +36,14 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 
     from rjem_cli.engine.evaluation.job import attack_results, clean_state, forecast, prepare
     from rjem_cli.engine.report.attack import AttackReport
-    from rjem_cli.engine.timing import peak_bytes
+    from rjem_cli.engine.timing import foreseen_bytes
 
     job = ranks.jointly(lambda: prepare(config, path, ranks))
     job.runtime.check_ranks()
     announce(job, console)
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(job)
-        console.forecast(seconds, peak_bytes(job.runtime.device), at_most=True)
+        console.forecast(seconds, foreseen_bytes(job.runtime.device), at_most=True)
         return
     clean = clean_state(job)
     with ranks.opened_by_first(lambda: AttackReport(job, clean)) as report, console.bar() as bar:

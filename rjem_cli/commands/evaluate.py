@@ -72,7 +72,7 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
     from rjem_cli.engine.quality.job import EvalJob, evaluate, prepare, read_inputs
     from rjem_cli.engine.report.evaluation import opened_results
     from rjem_cli.engine.report.quality import describe_sample_scores, pictures_of
-    from rjem_cli.engine.timing import peak_bytes
+    from rjem_cli.engine.timing import foreseen_bytes
 
     console, ranks = call.console, call.ranks
     inputs = ranks.in_turn(lambda: read_inputs(config, location, console.binary_input, ranks))
@@ -80,7 +80,7 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
     announce_inputs(inputs, console)
     if call.dry_run:
         start_up, seconds = call.seconds_so_far(), ranks.from_first(lambda: forecast(inputs))
-        announce_forecast(seconds, start_up, peak_bytes(inputs.runtime.device), console)
+        announce_forecast(seconds, start_up, foreseen_bytes(inputs.runtime.device), console)
         return
     with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:
@@ -108,7 +108,7 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) 
     from rjem_cli.engine.evaluation.checkpoint import evaluate, forecast, prepare
     from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores, pictures_of
     from rjem_cli.engine.report.evaluation import opened_results
-    from rjem_cli.engine.timing import peak_bytes
+    from rjem_cli.engine.timing import foreseen_bytes
 
     console, ranks = call.console, call.ranks
     job = ranks.in_turn(lambda: prepare(config, path, ranks))
@@ -118,7 +118,7 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) 
     announce_tests(job, console)
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(job)
-        console.forecast(seconds, peak_bytes(job.runtime.device), at_most=True)
+        console.forecast(seconds, foreseen_bytes(job.runtime.device), at_most=True)
         return
     with ranks.opened_by_first(lambda: opened_results(config)) as results:
         with stop_on_signals(console.say) as stop, console.bar() as bar:

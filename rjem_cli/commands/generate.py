@@ -33,7 +33,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     config, path = ranks.from_first(lambda: settled(call, checkpoint))
 
     from rjem_cli.engine.sampling.job import forecast, prepare, settle, write_samples
-    from rjem_cli.engine.timing import peak_bytes
+    from rjem_cli.engine.timing import foreseen_bytes
 
     loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
     runtime.check_ranks()
@@ -45,7 +45,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
-        console.forecast(seconds, peak_bytes(runtime.device), ", for all of them")
+        console.forecast(seconds, foreseen_bytes(runtime.device), ", for all of them")
         return
     job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:

@@ -33,7 +33,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import settle_start
     from rjem_cli.engine.sampling.trajectories import run_chains
-    from rjem_cli.engine.timing import peak_bytes
+    from rjem_cli.engine.timing import foreseen_bytes
 
     runtime = start_runtime(config, reproducible=True)
     loaded = load_checkpoint(path, runtime.device)
@@ -47,7 +47,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
-        console.forecast(seconds, peak_bytes(runtime.device), ", and a few seconds for pictures")
+        console.forecast(seconds, foreseen_bytes(runtime.device), ", and a few seconds for pictures")
         return
     request, start, logits_of = settle_start(config, loaded, request, runtime)
     folder = paths.expand(config.output)

@@ -13,6 +13,7 @@ from rjem_cli.engine.chains.moves import Network, Question, ask
 from rjem_cli.engine.model.energy import energy
 
 ROUNDS = 3  # at least; the first warms up
+BESIDE_PASSES = 120_000_000  # bytes of a process for writers, pictures, and what they import: generate's, as measured
 MOST_ROUNDS, ENOUGH = 10, 1.0  # where they are short: until so many seconds have passed
 
 
@@ -41,6 +42,12 @@ def pass_seconds(network: Network, image_shape: tuple[int, int, int], count: int
     """Of one gradient with respect to `count` images, for a network that gives logits."""
     x = torch.zeros(count, *image_shape, device=device)
     return usual_seconds(lambda: ask(network, [Question(x, energy)]), device)
+
+
+def foreseen_bytes(device: torch.device) -> int | None:
+    """The most that a call will have held, from a rehearsal of its network passes."""
+    peak = peak_bytes(device)
+    return peak + BESIDE_PASSES if peak is not None and device.type == "cpu" else peak
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -1,7 +1,6 @@
 """Is what --dry-run foretells what the work then takes?
 
-Calls rjem with --dry-run and without, a process each, and prints seconds and largest memory of both. What a process
-takes to start, some seconds, is not foretold; the whole of it is counted here.
+Calls rjem with --dry-run and without, a process each, and prints seconds and largest memory of both.
 
     python -m tests.benchmarks.forecasts [--precision bf16] [--only train]
 """

@@ -16,23 +16,22 @@ from typing import NamedTuple
 import torch
 
 from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
-from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.chains.pipeline import plan_of
 from rjem_cli.engine.data.downloads import STATED
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
-from rjem_cli.engine.timing import MOST_ROUNDS, ROUNDS, peak_bytes, usual_seconds
+from rjem_cli.engine.timing import BESIDE_PASSES, MOST_ROUNDS, ROUNDS, pass_seconds, peak_bytes, usual_seconds
 from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.run import TEST_BATCH, TEST_PLAN
 from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
 
-FEW, MORE = 1, 3  # moves of the steps that are timed
+FEW, MORE = 1, 3  # moves of the steps that are timed, at least
+SPENT = 4.0  # seconds that a timed step with more moves may take at most
 TINY_RATE = 1e-12  # so that nothing diverges
 FORWARD = 1 / 3  # of a pass forward and backward
 COPIES_OF_WEIGHTS = {"sgd": 3, "adam": 4}  # in a state: their average and the optimizer's moments too
@@ -120,7 +119,7 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
         step, a_move = extrapolated(step_seconds, attack, chain)
     last = total_steps(config, shape.train)
     a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
-    other = other_passes(config, shape, done, last) * a_pass
+    other = other_passes(config, shape, done, last) * a_pass + test_seconds(config, shape, runtime)
     return Forecast(max(0, last - done), step, other, peak_memory(config, shape, runtime, before))
 
 
@@ -128,11 +127,14 @@ def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[fl
     """(seconds of a step, seconds of one of its moves), from steps of few moves."""
     base = step_seconds(min(attack, FEW), min(chain, FEW))
     pair = alone = 0.0
+    affordable = max(MORE, round(SPENT / base))
     if min(attack, chain) > FEW:
-        pair = max(0.0, step_seconds(MORE, MORE) - base) / (MORE - FEW)
+        more = min(affordable, attack, chain)
+        pair = max(0.0, step_seconds(more, more) - base) / (more - FEW)
     if alone_moves(attack, chain):
-        more = (MORE, min(chain, FEW)) if attack > chain else (min(attack, FEW), MORE)
-        alone = max(0.0, step_seconds(*more) - base) / (MORE - FEW)
+        more = min(affordable, max(attack, chain))
+        moves = (more, min(chain, FEW)) if attack > chain else (min(attack, FEW), more)
+        alone = max(0.0, step_seconds(*moves) - base) / (more - FEW)
     step = base + max(0, min(attack, chain) - FEW) * pair + alone_moves(attack, chain) * alone
     return step, alone or pair / 2 or base
 
@@ -142,19 +144,27 @@ def alone_moves(attack: int, chain: int) -> int:
     return max(attack, chain) - max(min(attack, chain), min(max(attack, chain), FEW))
 
 
+def test_seconds(config: TrainConfig, shape: DataShape, runtime: Runtime) -> float:
+    """Of the table at the end, which one rank makes, in the arithmetic of accuracies."""
+    network = runtime.scoring().frozen(build_model(config, shape.image_shape[0], shape.classes).to(runtime.device))
+    tested = min(config.eval_limit or shape.test, shape.test)
+    size = min(TEST_BATCH, tested)
+    a_pass = pass_seconds(network, shape.image_shape, size, runtime.device) / size
+    return tested * (1 + TEST_PLAN.passes) * a_pass
+
+
 def other_passes(config: TrainConfig, shape: DataShape, done: int, last: int) -> float:
-    """Images through the network, forward and backward, outside the steps `done` to `last`."""
+    """Images through the network, forward and backward, outside the steps `done` to `last` and the table at the end."""
     drawn = PREVIEW_PER_CLASS * min(shape.classes, LARGEST_CLASS_COUNT)
     drawings = between(config.sample_every, done, last - 1)  # before the last, of all modes
     pictures = drawings * plan_of(config, "energy").gradient_steps
     pictures += sum(plan_of(config, mode).gradient_steps for mode in SAMPLE_MODES)
-    tested = min(config.eval_limit or shape.test, shape.test) * (TEST_PLAN.gradient_steps + 1)
     looks = between(config.log_every, done, last) * (1 + FORWARD) * config.batch_size * bool(config.px_weight)
     saves = between(config.checkpoint_every, done, last) + 1
     checked = saves * min(shape.val, VALIDATION_IMAGES)
     if config.norm_layer == "batch":  # a validation and a checkpoint each refresh the average's statistics
         checked += (2 * saves + drawings + 1) * min(shape.train, STATISTICS_IMAGES)
-    return drawn * pictures + tested + looks + FORWARD * checked
+    return drawn * pictures + looks + FORWARD * checked
 
 
 def between(every: int, done: int, last: int) -> int:
@@ -166,17 +176,18 @@ def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before:
     """The images, the whole buffer, and what takes more: the timed steps and a batch of the final table, as measured
     since `before`, or on the host a checkpoint that is being written."""
     device = runtime.device
-    model = build_model(config, shape.image_shape[0], shape.classes).to(device)
-    tested = min(TEST_BATCH, config.eval_limit or shape.test, shape.test)
-    ask(runtime.frozen(model), [Question(torch.zeros(tested, *shape.image_shape, device=device), energy)])
     measured = peak_bytes(device)
     if measured is None or before is None:
         return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
     buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
-    state = COPIES_OF_WEIGHTS[config.optimizer] * sum(parameter.nbytes for parameter in model.parameters()) + buffer
-    written = state * COPIES_WRITTEN * (device.type == "cpu")
-    return before + max(measured - before, written) + images + buffer
+    weights = sum(
+        parameter.nbytes for parameter in build_model(config, shape.image_shape[0], shape.classes).parameters()
+    )
+    state = COPIES_OF_WEIGHTS[config.optimizer] * weights + buffer
+    on_host = device.type == "cpu"
+    written, beside = state * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
+    return before + max(measured - before, written) + images + buffer + beside
 
 
 def made_splits(shape: DataShape, batch_size: int) -> Splits:
