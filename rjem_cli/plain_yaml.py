@@ -9,7 +9,20 @@ import yaml
 
 from rjem_cli.errors import AbsentError, ConfigError
 
+NULL = "tag:yaml.org,2002:null"
 LARGEST = 2**16  # bytes, some twenty times what all knobs with their origins need
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Values stay the text that was written, but for null: what it means, the knob's declared type says. YAML 1.1 would
+    read `1e-3` as text, `no` as false, `010` as eight and `1:30` as ninety."""
+
+
+PlainLoader.yaml_implicit_resolvers = {
+    first: kept
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag == NULL])
+}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -30,8 +43,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def mapping(text: str, source: str) -> dict[str, Any]:
     """Keys and values. Raises ConfigError, with the source's name, for anything else."""
     try:
-        check_plain(yaml.compose(text, yaml.SafeLoader), source)
-        values: dict[str, Any] = yaml.safe_load(text) or {}
+        check_plain(yaml.compose(text, PlainLoader), source)
+        values: dict[str, Any] = yaml.load(text, PlainLoader) or {}
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{source} is not YAML ({reason})") from None
@@ -41,7 +54,7 @@ def mapping(text: str, source: str) -> dict[str, Any]:
 def check_plain(node: yaml.Node | None, source: str) -> None:
     """Keys, each with a value or a list of values: what nests can grow without end by aliases and merges, once it is
     built. Raises ConfigError."""
-    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")):
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == NULL):
         return
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rjem_cli.config import CompareConfig, TrainConfig
@@ -55,6 +55,7 @@ def test_an_unknown_key_gets_the_nearest_name():
         TrainConfig.from_dict({"adv_epz": 1})
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["adv_eps", "steps", "lr", "flip", "dataset", "seed"]), st.text() | st.floats() | st.integers()
