@@ -8,8 +8,10 @@ import typer
 
 from rjem_cli import __version__
 from rjem_cli.commands.attack import attack
+from rjem_cli.commands.cache import cache
 from rjem_cli.commands.compare import compare
 from rjem_cli.commands.completion import completion
+from rjem_cli.commands.env import env
 from rjem_cli.commands.evaluate import evaluate
 from rjem_cli.commands.generate import generate
 from rjem_cli.commands.langevin import langevin
@@ -30,6 +32,8 @@ app.command()(langevin)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(compare)
+app.add_typer(cache)
+app.command()(env)
 app.command()(completion)
 
 

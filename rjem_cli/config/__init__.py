@@ -12,6 +12,7 @@ from rjem_cli.config.common import (
     STREAM,
     SYNTHETIC_SETS,
     DeviceOptions,
+    NetworkOptions,
     RuntimeOptions,
 )
 from rjem_cli.config.compare import FORMATS, SCALES, SUFFIXES, CompareConfig
@@ -52,6 +53,7 @@ __all__ = [
     "GuardOptions",
     "LangevinConfig",
     "ModelOptions",
+    "NetworkOptions",
     "OptimizerOptions",
     "RunOptions",
     "RuntimeOptions",

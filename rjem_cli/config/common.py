@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import Options, knob
 
 LARGEST_BATCH = 10**6
@@ -18,6 +19,26 @@ SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     device: str = knob("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(Options):
+    """Which network, where it is none that rjem trained, and the images it was made for."""
+
+    model: str | None = knob(
+        None,
+        "MODULE:FACTORY of a network of your own, in place of a checkpoint: a function without arguments that gives a "
+        "torch.nn.Module from images (B, C, H, W) in [-1, 1] to logits (B, classes); needs --dataset or --data",
+    )
+    dataset: str | None = knob(None, "Built-in data set (default: the checkpoint's)", choices=DATASETS)
+    data: str | None = knob(None, "Your images, or where the training images are now")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset and self.data:
+            raise ConfigError("--dataset and --data exclude each other; give one")
+        if self.model and not (self.dataset or self.data):
+            raise ConfigError("--model needs --dataset or --data, whose classes and images it was made for")
 
 
 @dataclass(frozen=True, kw_only=True)

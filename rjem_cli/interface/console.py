@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,10 +19,15 @@ from rjem_cli.files import explained
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.console import RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table as RichTable
+
+    Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # title, columns, rows
 
 
 LOG_SECONDS = 15
+REFRESHES = 4  # a second, of what moves on a terminal
 SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called after any folder
 
 
@@ -121,6 +126,13 @@ class Console:
             raise ConfigError("- reads a tar from stdin, which is a terminal; pipe one in, or give a folder or a file")
         return sys.stdin.buffer
 
+    def ask(self, question: str, flag: str) -> bool:
+        """Whether a person says yes. Raises ConfigError, with the flag that says it beforehand, where there is none."""
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+            raise ConfigError(f"{question} there is nobody to ask; say so with {flag}")
+        talk(f"{question} [y/N]")
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def document(self, values: Any) -> None:
         self.result(json.dumps(values, indent=2))
 
@@ -149,15 +161,7 @@ class Console:
         if not is_terminal(sys.stdout):
             self.tab_separated(columns, rows)
             return
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=title or None, title_justify="left")
-        for place, column in enumerate(columns):
-            table.add_column(column, no_wrap=place == 0, overflow="fold")  # a name that is cut is none
-        for row in rows:
-            table.add_row(*map(Text, row))  # a name may look like markup
-        rich_console(sys.stdout).print(table)
+        rich_console(sys.stdout).print(rich_table(title, columns, rows))
 
     def tab_separated(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Full width, without the columns that have no name."""
@@ -166,10 +170,13 @@ class Console:
             self.result("\t".join(row[place].translate(SEPARATORS) for place in named))
 
     @contextmanager
-    def bar(self) -> Iterator[Bar]:
+    def bar(self, above: Callable[[], Table] | None = None) -> Iterator[Bar]:
+        """On a terminal bars, and a table that is drawn anew `above` them."""
         if self.quiet or not is_terminal(sys.stderr):
             yield Bar(self)
             return
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
@@ -182,7 +189,13 @@ class Console:
             "left",
             rest,
         )
-        with Progress(*columns, console=rich_console(sys.stderr), expand=True) as progress:
+        screen = rich_console(sys.stderr)
+        progress = Progress(*columns, console=screen, expand=True)
+
+        def shown() -> RenderableType:
+            return Group(rich_table(*above()), progress) if above else progress
+
+        with Live(console=screen, get_renderable=shown, refresh_per_second=REFRESHES):
             yield Bar(self, progress)
 
 
@@ -198,6 +211,22 @@ def told_time(seconds: float) -> str:
     return f"{int(days)} d {int(hours % 24)} h"
 
 
+def told_age(seconds: float) -> str:
+    """In its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def told_size(count: int) -> str:
+    """Bytes in the largest unit that leaves a whole part."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
+
+
 def is_terminal(stream: Any) -> bool:
     """False also for a stream that the shell closed."""
     return stream is not None and bool(stream.isatty())
@@ -209,6 +238,18 @@ def wrapped(text: str) -> str:
         return text
     width = max(20, shutil.get_terminal_size().columns - 1)
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(title=title or None, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place == 0, overflow="fold")  # a name that is cut is none
+    for row in rows:
+        table.add_row(*map(Text, row))  # a name may look like markup
+    return table
 
 
 def rich_console(stream: Any) -> RichConsole:

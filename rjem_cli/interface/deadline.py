@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 from rjem_cli.errors import ConfigError
 
-DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
+DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
 MARGIN = 2.0  # seconds
 
 
 def parse_duration(flag: str, text: str) -> float:
-    """`90s`, `25m`, `1h30m` in seconds. Raises ConfigError."""
+    """`90s`, `25m`, `1h30m`, `30d` in seconds. Raises ConfigError."""
     found = DURATION.fullmatch(text.strip().lower())
-    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
-    if not hours + minutes + seconds:
-        raise ConfigError(f"{flag} {text!r}: give a time such as 90s, 25m or 1h30m")
-    return 3600.0 * hours + 60 * minutes + seconds
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    if not days + hours + minutes + seconds:
+        raise ConfigError(f"{flag} {text!r}: give a time such as 90s, 25m, 1h30m or 30d")
+    return 86400.0 * days + 3600 * hours + 60 * minutes + seconds
 
 
 class Deadline:

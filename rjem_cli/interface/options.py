@@ -8,21 +8,23 @@ import time
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Generic
 
 import typer
 
-from rjem_cli.config import SampleScoreOptions
+from rjem_cli.config import NetworkOptions, SampleScoreOptions
 from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.settings import Layer, settle_command
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
-from rjem_cli.paths import run_names
+from rjem_cli.paths import find_checkpoint, run_names
 
 PANELS = {
     "DeviceOptions": "Device and seed",
     "RuntimeOptions": "Device and seed",
+    "NetworkOptions": "Network and images",
     "TestOptions": "Checkpoint: images and attack",
     "CheckpointScoreOptions": "Checkpoint: scores",
     "SampleScoreOptions": "Samples",
@@ -49,6 +51,7 @@ CheckpointArgument = Annotated[
         autocompletion=run_names,
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default; options that all these commands share
     "config_file": (
         Annotated[
@@ -78,7 +81,7 @@ COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default;
         Annotated[bool, typer.Option("--dry-run", help="Say what would run, what it takes and writes, and stop.")],
         False,
     ),
-    "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
+    "as_json": (AsJson, False),
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")], False),
 }
 
@@ -121,6 +124,16 @@ class Call(Generic[OptionsT]):
         for knob in fields(group):
             if knob.name in self.flags:
                 raise ConfigError(f"{flag_name(knob.name)} goes with {OF[group.__name__]}s, and {subject} is none")
+
+
+def find_network(config: NetworkOptions, checkpoint: str | None) -> Path | None:
+    """The checkpoint that was named, else the newest; None for a network of the user's. Raises AbsentError, and
+    ConfigError for both."""
+    if config.model is None:
+        return find_checkpoint(checkpoint)
+    if checkpoint is not None:
+        raise ConfigError(f"{checkpoint} and --model {config.model} are two networks; give one")
+    return None
 
 
 def with_knobs(

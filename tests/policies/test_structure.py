@@ -15,6 +15,7 @@ LAYERS = {
     "knobs": 0,
     "files": 0,
     "paths": 0,
+    "store": 0,
     "plain_yaml": 0,
     "errors": 0,
     "": 0,
@@ -26,7 +27,9 @@ LAYERS = {
 LAYERS |= {"app": 4, "__main__": 4}
 ENGINE_LAYERS = {
     "ranks": 0,
+    "room": 0,
     "runtime": 0,
+    "environment": 1,
     "seeds": 0,
     "timing": 2,
     "data": 0,

@@ -1,0 +1,139 @@
+"""`rjem cache`: what RJEM_HOME holds, and how it is made smaller."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from rjem_cli import paths, store
+from rjem_cli.errors import RjemError
+from rjem_cli.interface.console import Console, told_age, told_size
+from rjem_cli.interface.deadline import parse_duration
+from rjem_cli.interface.options import AsJson
+
+cache = typer.Typer(
+    name="cache",
+    help="What RJEM_HOME holds (runs, data sets, features, ...): where it is, how large, and away with it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")]
+
+
+@cache.command("dir")
+def directory() -> None:
+    """Print the folder that holds everything.
+
+    Examples:
+
+      rjem cache dir
+
+      du -sh "$(rjem cache dir)"/*
+    """
+    Console().result(str(paths.home()))
+
+
+@cache.command("ls")
+def show(as_json: AsJson = False) -> None:
+    """List what is there: sizes, and when it last changed.
+
+    Examples:
+
+      rjem cache ls
+
+      rjem cache ls --json | jq '.entries[] | select(.bytes > 1e9)'
+    """
+    console, entries = Console(as_json=as_json), store.entries()
+    if as_json:
+        console.document({"home": str(paths.home()), "bytes": total(entries), "entries": list(map(described, entries))})
+        return
+    list_entries(entries, console)
+    console.say(f"{told_size(total(entries))} in {paths.home()}")
+
+
+@cache.command("rm")
+def remove(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="KIND[/NAME]...", help="As rjem cache ls names them.", autocompletion=store.entry_names),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; a script must say so.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what is named; a kind alone is all of its kind. What another process works with stays.
+
+    Examples:
+
+      rjem cache rm runs/digits
+
+      rjem cache rm features judges --yes
+    """
+    console, entries = Console(as_json=as_json), store.chosen(names)
+    if not (yes or dry_run):
+        list_entries(entries, console)
+        if not console.ask(f"remove these {len(entries)}, {told_size(total(entries))}?", "--yes"):
+            raise RjemError("nothing was removed")
+    clear(entries, dry_run, console)
+
+
+@cache.command("prune")
+def prune(
+    older_than: Annotated[str, typer.Option(metavar="30d", help="Unchanged for so long: 12h, 30d.")] = "30d",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what has long been unchanged and is made again when it is needed (features, judges, priors, parts of
+    attacks), and what killed processes left. Runs, downloads and comparisons stay.
+
+    Examples:
+
+      rjem cache prune --dry-run
+
+      rjem cache prune --older-than 7d
+    """
+    old = store.unchanged(parse_duration("--older-than", older_than))
+    clear([*old, *store.leftovers()], dry_run, Console(as_json=as_json))
+
+
+def clear(entries: list[store.Entry], dry_run: bool, console: Console) -> None:
+    """Remove them, or say that they would be. Raises RjemError if some cannot be, once the others are."""
+    gone: list[store.Entry] = []
+    stays: list[str] = []
+    for entry in entries:
+        try:
+            if not dry_run:
+                store.remove(entry)
+            gone.append(entry)
+        except RjemError as error:
+            stays.append(str(error))
+    if console.as_json:
+        console.document({"removed": list(map(described, gone)), "dry_run": dry_run, "stays": stays})
+    elif dry_run:
+        list_entries(gone, console)
+    console.say(f"{'would remove' if dry_run else 'removed'} {len(gone)}, {told_size(total(gone))}")
+    if stays:
+        raise RjemError(f"{len(stays)} of {len(entries)} stay: {stays[0]}")
+
+
+def list_entries(entries: list[store.Entry], console: Console) -> None:
+    """On a pipe with sizes in bytes and times in seconds since 1970."""
+    rows = [(entry.name, *cells(entry, console.on_terminal)) for entry in entries]
+    console.table("", ("name", "size", "changed", "what it is"), rows)
+
+
+def cells(entry: store.Entry, for_people: bool) -> tuple[str, str, str]:
+    what = store.KINDS.get(entry.kind, "left by a process that was killed")
+    if for_people:
+        return told_size(entry.size), f"{told_age(time.time() - entry.changed)} ago", what
+    return str(entry.size), f"{entry.changed:.0f}", what
+
+
+def described(entry: store.Entry) -> dict[str, Any]:
+    return {"name": entry.name, "path": str(entry.path), "bytes": entry.size, "changed": entry.changed}
+
+
+def total(entries: list[store.Entry]) -> int:
+    return sum(entry.size for entry in entries)
