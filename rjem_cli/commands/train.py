@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from rjem_cli import paths
 from rjem_cli.config import TrainConfig
 from rjem_cli.errors import InterruptedRunError, RjemError
+from rjem_cli.interface.board import Board
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import DEFAULT_PRESET, how_to_go_on, settle_run
@@ -45,6 +48,9 @@ def train(
             autocompletion=paths.run_names,
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars, histograms and pictures for TensorBoard too.")
+    ] = False,
     max_time: Annotated[
         str | None,
         typer.Option(metavar="25m", help="Save and stop by itself before this time is over: 90s, 25m, 1h30m."),
@@ -72,6 +78,8 @@ def train(
         ranks.jointly(lambda: paths.existing_data(data))
 
     from rjem_cli.engine.data.load import load_splits
+    from rjem_cli.engine.report.curves import write_curves
+    from rjem_cli.engine.report.tensorboard import event_file
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.training.forecast import DataShape, forecast
     from rjem_cli.engine.training.run import run_training
@@ -93,11 +101,19 @@ def train(
 
         splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
-    with stop_on_signals(console.say) as stop, console.bar() as bar:
+    board, begin = Board(), paths.step_of(checkpoint) if checkpoint else 0
+    opening = partial(event_file, run_dir, begin) if tensorboard else contextlib.nullcontext
+    with (
+        ranks.opened_by_first(opening) as write_event,
+        stop_on_signals(console.say) as stop,
+        console.bar(board.table) as bar,
+    ):
 
         def watch(progress: Progress) -> None:
             deadline.tick()
-            show_progress(progress, bar, console)
+            show_progress(progress, bar, board, console)
+            if write_event:
+                write_event(progress)
 
         result = run_training(
             config,
@@ -108,8 +124,9 @@ def train(
             watch=watch,
             should_stop=lambda: stop() or deadline.is_near(),
         )
+    curves = ranks.from_first(lambda: write_curves(run_dir))
     if result.finished:
-        show_result(result, console)
+        show_result(result, curves, console)
     elif number := max(ranks.each(stop.signal_number or 0)):
         raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", number)
     else:

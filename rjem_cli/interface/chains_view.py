@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.interface.console import Console
+from rjem_cli.interface.sparkline import sparkline
 from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.chains.pipeline import SamplePlan
-    from rjem_cli.engine.model.checkpoint import CheckpointInfo
+    from rjem_cli.engine.model.checkpoint import Checkpoint
     from rjem_cli.engine.sampling.request import SampleRequest
 
-LEVELS = "▁▂▃▄▅▆▇█"
-SPARK_WIDTH = 32
 SHOWN_CHAINS = 16
 
 
-def describe_checkpoint(path: Path, info: CheckpointInfo) -> str:
+def describe_checkpoint(checkpoint: Checkpoint) -> str:
+    path, info = checkpoint.path, checkpoint.info
+    if checkpoint.is_own:
+        return f"network: {path} (for {info.data_name})"
     planned = info.config.steps or 0
     unfinished = f" of {planned}, unfinished" if info.step < planned else ""
     return f"checkpoint: {path} (step {info.step}{unfinished}, {info.data_name})"
@@ -69,14 +70,3 @@ def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
     left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]
     if left:
         console.say(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")
-
-
-def sparkline(values: list[float | None]) -> str:
-    """At most SPARK_WIDTH values, evenly chosen, as bars between the least and the largest; a gap is a blank."""
-    places = sorted({round(i * (len(values) - 1) / max(1, SPARK_WIDTH - 1)) for i in range(SPARK_WIDTH)})
-    known = [value for value in values if value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
-    return "".join(
-        " " if (value := values[place]) is None else LEVELS[round((value - low) * scale)] for place in places
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.config import TrainConfig
+from rjem_cli.interface.board import Board
 from rjem_cli.interface.console import Bar, Console, told_time
 from rjem_cli.interface.resuming import how_to_go_on
 from rjem_cli.knobs import describe_epsilon
@@ -50,20 +51,27 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
     console.forecast(start_up + found.seconds, found.memory, f": {parts}")
 
 
-def show_progress(progress: Progress, bar: Bar, console: Console) -> None:
+def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) -> None:
     if progress.note:
         console.say(progress.note)
         return
+    board.add(progress.metrics or {})
     metrics, shown = progress.metrics or {}, {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}
     text = " ".join(f"{label} {metrics[name]:.2f}" for label, name in shown.items() if name in metrics)
     bar.update(progress.phase, progress.step, progress.steps, text or None)
 
 
-def show_result(result: RunResult, console: Console) -> None:
+def show_result(result: RunResult, curves: Path | None, console: Console) -> None:
     """The table and the picture's place; the checkpoint's path is the last line."""
     if console.as_json:
         console.document(
-            {"checkpoint": str(result.checkpoint), "finished": True, "grid": str(result.grid), **result.summary}
+            {
+                "checkpoint": str(result.checkpoint),
+                "finished": True,
+                "grid": str(result.grid),
+                "curves": str(curves),
+                **result.summary,
+            }
         )
         return
     rows = [accuracy_row(label, result.summary[name]) for name, label in ACCURACIES.items()]
@@ -73,7 +81,7 @@ def show_result(result: RunResult, console: Console) -> None:
     seen = "; ".join(f"step {event['at']}: {event['what']}" for event in events)
     rows.append(("divergences", str(len(events)), "", seen))
     console.table("What was trained", COLUMNS, rows)
-    console.say(f"samples: {result.grid}")
+    console.say(f"samples: {result.grid}; curves: {curves}")
     console.result(str(result.checkpoint))
 
 

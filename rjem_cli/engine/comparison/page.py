@@ -19,18 +19,11 @@ from rjem_cli.engine.comparison.sheets import Sheet
 from rjem_cli.engine.comparison.table1 import FAILS, HOLDS
 from rjem_cli.engine.data.pictures import contact_sheet, png_bytes
 from rjem_cli.engine.report.chains import ChainPictures
+from rjem_cli.engine.report.curves import OKABE_ITO, PANELS, points_of
 from rjem_cli.engine.report.figures import Curve, training_curves
-from rjem_cli.engine.training.metrics import events_in, numbers_in, read_lines
+from rjem_cli.engine.training.metrics import events_in, read_lines
 from rjem_cli.paths import run_of
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by all eyes
-PANELS = (  # label, what of metrics.jsonl, the second dashed, log scale
-    ("E(x): data solid, chains dashed", ("energy_data", "energy_buffer"), False),
-    ("accuracy on validation images", ("val_accuracy",), False),
-    ("R1 = |dE/dx| on data", ("r1",), True),
-    ("saturation of the chains", ("saturation",), False),
-)
-LARGEST_DRAWN = 1e30  # beyond it matplotlib's own sums overflow
 MARKS = {HOLDS: "holds", FAILS: "fails"}  # CSS classes of verdicts
 
 
@@ -172,19 +165,11 @@ def curves_of(families: Sequence[Family]) -> list[tuple[str, bytes]]:
             for family in families
             for run in family.runs
             for place, measure in enumerate(measures)
-            if (points := points_of(run, measure, log))[0]
+            if (points := points_of(run.lines, measure, log))[0]
         ]
         if curves:
             panels.append((label, training_curves(curves, events, label, log=log)))
     return panels
-
-
-def points_of(run: Run, measure: str, log: bool) -> tuple[list[int], list[float]]:
-    """(steps, values) of the lines that have it, and can be drawn."""
-    found = [(line["step"], numbers_in(line).get(measure)) for line in run.lines if "event" not in line]
-    drawable = [(step, value) for step, value in found if value is not None and abs(value) < LARGEST_DRAWN]
-    points = [(step, value) for step, value in drawable if value > 0 or not log]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def protocols_of(rows: Sequence[Row]) -> list[tuple[str, dict[str, dict[str, Any]]]]:

@@ -72,6 +72,13 @@ def training_curves(
 ) -> bytes:
     """An SVG of curves over training steps; a cross at the top marks each of `events`, (step, colour)."""
     figure, axes = new_figure(width=5.0, height=3.2)
+    draw_curves(axes, curves, events, label, log)
+    return svg(figure)
+
+
+def draw_curves(
+    axes: Any, curves: Sequence[Curve], events: Sequence[tuple[int, str]], label: str, log: bool = False
+) -> None:
     for curve in curves:
         style = {"linestyle": "--" if curve.dashed else "-", "marker": "o" if len(curve.steps) == 1 else None}
         axes.plot(curve.steps, curve.values, color=curve.color, linewidth=1.5, **style)
@@ -79,7 +86,25 @@ def training_curves(
         axes.axvline(step, color=color, linewidth=0.8, linestyle=":")
         axes.plot(step, 0.98, marker="x", color=color, transform=axes.get_xaxis_transform(), clip_on=False)
     axes.set(xlabel="training step", ylabel=label, yscale="log" if log else "linear")
-    return svg(figure)
+
+
+def panels_of_curves(
+    panels: Sequence[tuple[str, Sequence[Curve], bool]], events: Sequence[tuple[int, str]], title: str
+) -> bytes:
+    """A PNG of (label, curves, log scale) side by side, two in a row."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(10.0, 3.2 * rows), layout="constrained", dpi=DPI)
+    places = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes, (label, curves, log) in zip(places, panels):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        draw_curves(axes, curves, events, label, log)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.suptitle(title, parse_math=False)
+    return png(figure)
 
 
 def energy_plot(energies: np.ndarray, title: str, label: str) -> bytes:

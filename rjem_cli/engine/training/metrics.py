@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,18 +157,25 @@ def saturation(x: Tensor) -> Tensor:
     return (x.abs() > WALL).float().mean()
 
 
-def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Tensor) -> dict[str, float]:
-    """Of data x and buffer images, both (B, C, H, W): mean energies, and R1, the mean L2 norm of dE/dx on data.
-    `logits_of` must be frozen."""
+class ChainLooks(NamedTuple):
+    """E(x) of data and of chains, (B,) each, and the L2 norm of dE/dx on data, (B,); on the host."""
+
+    energy_data_B: Tensor
+    energy_buffer_B: Tensor
+    gradient_norm_B: Tensor
+
+    def means(self) -> dict[str, float]:
+        """R1 is the mean norm."""
+        return dict(zip(("energy_data", "energy_buffer", "r1"), (float(part.mean()) for part in self)))
+
+
+def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Tensor) -> ChainLooks:
+    """Of data x and buffer images, both (B, C, H, W). `logits_of` must be frozen."""
     energy_data_B, gradient = energy_gradient(lambda x: energy(logits_of(x)), x)
     with torch.no_grad():
         energy_buffer_B = energy(logits_of(stored))
-    found = {
-        "energy_data": energy_data_B.mean(),
-        "energy_buffer": energy_buffer_B.mean(),
-        "r1": gradient.flatten(1).norm(dim=1).mean(),
-    }
-    return dict(zip(found, torch.stack(list(found.values())).tolist()))
+    norms = gradient.flatten(1).norm(dim=1)
+    return ChainLooks(energy_data_B.cpu(), energy_buffer_B.cpu(), norms.cpu())
 
 
 class Clock:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAINING = "training"  # the phase in which steps are taken
 
 
 class Progress(NamedTuple):
-    """After each step of a phase; `metrics` come with the log lines of training only, `note` with what is worth a line
-    of its own."""
+    """After each step of a phase. With the log lines of training come `metrics`, and `energies`, E(x) (N,) of data and
+    of chains; `note` says what is worth a line of its own, `picture` that one of samples was written."""
 
     phase: str
     step: int
     steps: int
     metrics: dict[str, float] | None = None
     note: str | None = None
+    energies: dict[str, Tensor] | None = None
+    picture: Path | None = None
 
 
 class Stopped(Exception):

@@ -75,6 +75,7 @@ class Trainer:
         self.steps = total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         self.saved_step: int | None = None
+        self.energies: dict[str, Tensor] = {}  # E(x) (B,) of data and chains, as looked at last
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(device)
         self.average = averaged(self.model, config.ema_decay)
@@ -213,8 +214,9 @@ class Trainer:
         """What is measured for a line, with images of the buffer where there is one."""
         found = {}
         if stored is not None:
-            frozen = self.frozen.follow(self.model)
-            found = look_at_chains(frozen, to_model(self.watched.pixels), stored)
+            looks = look_at_chains(self.frozen.follow(self.model), to_model(self.watched.pixels), stored)
+            self.energies = {"data": looks.energy_data_B, "chains": looks.energy_buffer_B}
+            found = looks.means()
         if measure_val and len(self.val):
             found["val_accuracy"] = self.val_accuracy()
         return found
@@ -242,6 +244,7 @@ class Trainer:
             lambda done, total: self.watch(Progress("drawing samples", done, total)),
         )
         write_atomically(path, png_bytes(picture))
+        self.watch(Progress(TRAINING, self.step, self.steps, picture=path))
 
     # --- what is saved ---
 

@@ -1,0 +1,48 @@
+"""Training can be watched: a table on a terminal, curves after it, and event files for TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from PIL import Image
+
+from rjem_cli.interface.board import Board
+from tests.commands.conftest import TINY_FLAGS
+
+
+def test_a_board_shows_each_measure_as_it_is_and_as_it_came_there():
+    board = Board()
+    for step in range(5):
+        board.add({"energy_data": -float(step), "val_accuracy": step / 4, "unknown": 1.0})
+        board.add({})
+    rows = {name: (now, course) for name, now, course in board.rows()}
+    assert rows == {"accuracy (val)": ("100.0%", "▁▃▅▆█"), "E(x) of data": ("-4", "█▆▅▃▁")}
+
+
+def test_curves_are_left_behind_of_a_run_that_ends_and_of_one_that_is_stopped(rjem, own_home):
+    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "4s")}.items():
+        outcome = rjem("train", "--run", name, *TINY_FLAGS, *flags)
+        assert outcome.code == 0
+        with Image.open(own_home / "runs" / name / "curves.png") as picture:
+            assert picture.width > 500
+
+
+def test_without_tensorboard_the_remedy_is_said_before_the_run_is_begun(rjem, own_home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    outcome = rjem("train", "--run", "watched", "--tensorboard", *TINY_FLAGS)
+    assert outcome.code == 3 and "pip install tensorboard" in outcome.error_line()
+    assert not (own_home / "runs" / "watched" / "config.yaml").exists()
+
+
+def test_event_files_hold_scalars_histograms_and_pictures(rjem, own_home):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = ("--tensorboard", "--sample-every", 2)
+    assert rjem("train", "--run", "watched", *TINY_FLAGS, *flags).code == 0
+    assert rjem("train", "--resume", "watched", "--steps", 6, *flags).code == 0
+    found = accumulators.EventAccumulator(str(own_home / "runs" / "watched" / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("training/energy_data")] == [1, 2, 3, 4, 5, 6]
+    assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])
+    assert found.Histograms("energy/data")[0].histogram_value.num == 16
+    assert {"step", "grid"} <= set(found.Tags()["images"])
