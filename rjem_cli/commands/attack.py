@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rjem_cli import paths
 from rjem_cli.config import AttackConfig
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.job import AttackJob
@@ -32,13 +32,13 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
       rjem attack my-run --standard --limit 500
     """
     console, ranks = call.console, call.ranks
-    config, path = ranks.from_first(lambda: (call.settle(), paths.find_checkpoint(checkpoint)))
+    config, path = ranks.from_first(lambda: settled(call, checkpoint))
 
     from rjem_cli.engine.evaluation.job import attack_results, clean_state, forecast, prepare
     from rjem_cli.engine.report.attack import AttackReport
     from rjem_cli.engine.timing import foreseen_bytes
 
-    job = ranks.jointly(lambda: prepare(config, path, ranks))
+    job = ranks.jointly(lambda: prepare(config, path, ranks, console.say))
     job.runtime.check_ranks()
     announce(job, console)
     if call.dry_run:
@@ -65,8 +65,14 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
         console.result(str(report.folder.absolute()))
 
 
+def settled(call: Call[AttackConfig], checkpoint: str | None) -> tuple[AttackConfig, Path | None]:
+    """Raises ConfigError or AbsentError."""
+    config = call.settle()
+    return config, find_network(config, checkpoint)
+
+
 def announce(job: AttackJob, console: Console) -> None:
-    console.say(describe_checkpoint(job.checkpoint.path, job.checkpoint.info))
+    console.say(describe_checkpoint(job.checkpoint))
     console.say(f"device: {job.runtime.describe()}")
     console.say(f"{len(job.chosen)} of {job.of} images of {job.source}, spread evenly")
     if job.config.standard:

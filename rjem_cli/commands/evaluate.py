@@ -19,12 +19,12 @@ from rjem_cli.interface.eval_view import (
     show_checkpoint_scores,
     show_sample_scores,
 )
-from rjem_cli.interface.options import Call, with_knobs
+from rjem_cli.interface.options import Call, find_network, with_knobs
 from rjem_cli.interface.signals import interrupted, stop_on_signals, stoppable
 
 FEATURES_KEPT = "stopped; features and the judge are kept, and the same command goes on"
 SubjectArgument = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="SAMPLES|CHECKPOINT",
         help="Samples: a folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin. "
@@ -35,7 +35,7 @@ SubjectArgument = Annotated[
 
 
 @with_knobs(EvalConfig, ranks=True)
-def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
+def evaluate(call: Call[EvalConfig], subject: SubjectArgument = None) -> None:
     """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
     calibration, robust accuracy, out-of-distribution AUROC, energies).
 
@@ -51,20 +51,27 @@ def evaluate(call: Call[EvalConfig], subject: SubjectArgument) -> None:
 
       rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
     """
-    config, checkpoint = call.ranks.from_first(lambda: settled(call, subject))
-    if checkpoint is None:
-        evaluate_samples(call, config, subject)
-    else:
+    config, samples, checkpoint = call.ranks.from_first(lambda: settled(call, subject))
+    if samples is None:
         evaluate_checkpoint(call, config, checkpoint)
+    else:
+        evaluate_samples(call, config, samples)
 
 
-def settled(call: Call[EvalConfig], subject: str) -> tuple[EvalConfig, Path | None]:
-    """(config, the checkpoint, or None for samples). Raises ConfigError or AbsentError."""
-    config, checkpoint = call.settle(), paths.find_subject(subject)
+def settled(call: Call[EvalConfig], subject: str | None) -> tuple[EvalConfig, str | None, Path | None]:
+    """(config, samples, checkpoint), one of which is there, or with --model neither. Raises ConfigError or
+    AbsentError."""
+    config = call.settle()
+    if config.model is not None:
+        call.refuse(SampleScoreOptions, config.model)
+        return config, None, find_network(config, subject)
+    if subject is None:
+        raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
+    checkpoint = paths.find_subject(subject)
     call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subject)
     if subject == STREAM and call.ranks.world > 1:
         raise ConfigError("- is read by one process; give a folder or a file to several")
-    return config, checkpoint
+    return config, None if checkpoint else subject, checkpoint
 
 
 def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) -> None:
@@ -104,15 +111,15 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
     inputs.gates.check(found.scores)
 
 
-def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path) -> None:
+def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path | None) -> None:
     from rjem_cli.engine.evaluation.checkpoint import evaluate, forecast, prepare
     from rjem_cli.engine.report.checkpoint import describe_checkpoint_scores, pictures_of
     from rjem_cli.engine.report.evaluation import opened_results
     from rjem_cli.engine.timing import foreseen_bytes
 
     console, ranks = call.console, call.ranks
-    job = ranks.in_turn(lambda: prepare(config, path, ranks))
-    console.say(describe_checkpoint(path, job.checkpoint.info))
+    job = ranks.in_turn(lambda: prepare(config, path, ranks, console.say))
+    console.say(describe_checkpoint(job.checkpoint))
     job.runtime.check_ranks()
     job.runtime.check_work(job.work)
     announce_tests(job, console)

@@ -9,7 +9,7 @@ from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
-from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
 
@@ -32,13 +32,14 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console, ranks = call.console, call.ranks
     config, path = ranks.from_first(lambda: settled(call, checkpoint))
 
-    from rjem_cli.engine.sampling.job import forecast, prepare, settle, write_samples
+    from rjem_cli.engine.sampling.job import fit_blocks, forecast, prepare, settle, write_samples
     from rjem_cli.engine.timing import foreseen_bytes
 
     loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
     runtime.check_ranks()
+    request = fit_blocks(loaded, request, runtime, console.say)
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
-    console.say(describe_checkpoint(path, loaded.info))
+    console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
@@ -66,9 +67,9 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
         console.result(str(paths.expand(config.output).absolute()))
 
 
-def settled(call: Call[GenerateConfig], checkpoint: str | None) -> tuple[GenerateConfig, Path]:
+def settled(call: Call[GenerateConfig], checkpoint: str | None) -> tuple[GenerateConfig, Path | None]:
     """Raises ConfigError or AbsentError."""
     config = call.settle()
     if config.output == STREAM:
         call.console.check_stream(call.as_json)
-    return config, paths.find_checkpoint(checkpoint)
+    return config, find_network(config, checkpoint)

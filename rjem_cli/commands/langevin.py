@@ -6,7 +6,7 @@ from rjem_cli import paths
 from rjem_cli.config import STREAM, LangevinConfig
 from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
-from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
 
 
 @with_knobs(LangevinConfig)
@@ -24,24 +24,25 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     console, config = call.console, call.settle()
     if config.output == STREAM:
         raise ConfigError("-o -: chains are several files; give a folder")
-    path = paths.find_checkpoint(checkpoint)
+    path = find_network(config, checkpoint)
 
-    from rjem_cli.engine.model.checkpoint import load_checkpoint
+    from rjem_cli.engine.model.own import load_network
     from rjem_cli.engine.report.chains import chains_folder, write_chains
     from rjem_cli.engine.runtime import start_runtime
-    from rjem_cli.engine.sampling.job import forecast
+    from rjem_cli.engine.sampling.job import fit_blocks, forecast
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import settle_start
     from rjem_cli.engine.sampling.trajectories import run_chains
     from rjem_cli.engine.timing import foreseen_bytes
 
     runtime = start_runtime(config, reproducible=True)
-    loaded = load_checkpoint(path, runtime.device)
+    loaded = load_network(config, path, runtime.device)
     info = loaded.info
     request = settle_request(
         config, info.config, info.class_names, runtime.device.type, count=config.count, seed=config.seed
     )
-    console.say(describe_checkpoint(path, info))
+    request = fit_blocks(loaded, request, runtime, console.say)
+    console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, RuntimeOptions
+from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, NetworkOptions, RuntimeOptions
 from rjem_cli.errors import ConfigError
-from rjem_cli.knobs import Options, knob
+from rjem_cli.knobs import knob
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainOptions(Options):
+class ChainOptions(NetworkOptions):
     """Chains from a checkpoint. None means: as the checkpoint's own config says."""
 
     classes: str = knob("all", "Class names or numbers, several with commas; all (balanced) or none (chains on E(x))")
@@ -19,7 +19,6 @@ class ChainOptions(Options):
         "Start of a chain: prior, noise (uniform), data (a training image of the class), buffer (the training run's "
         "chains), or PATH of your images",
     )
-    data: str | None = knob(None, "Where the training images are now, if they must be read again")
     sgld_steps: int | None = knob(None, "Outer SGLD steps, one network pass each", minimum=0)
     sgld_step_size: float | None = knob(None, "Inner step size; one outer step moves inner_steps times this", above=0)
     inner_steps: int | None = knob(None, "Inner steps per outer step", minimum=1)
@@ -37,6 +36,8 @@ class ChainOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dataset and not self.model:
+            raise ConfigError("--dataset goes with --model; where a checkpoint's training images are, --data says")
         if self.proper and self.noise_std is not None:
             raise ConfigError("--proper sets the noise; leave --noise-std away")
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import DATASETS, LARGEST_BATCH, METRICS, SYNTHETIC_SETS, DeviceOptions, RuntimeOptions
+from rjem_cli.config.common import (
+    LARGEST_BATCH,
+    METRICS,
+    SYNTHETIC_SETS,
+    DeviceOptions,
+    NetworkOptions,
+    RuntimeOptions,
+)
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import Options, flag_name, knob
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestOptions(Options):
+class TestOptions(NetworkOptions):
     """Which images a checkpoint is tested on, and the ball that attacks may use. None means: as it was trained."""
 
     eps: tuple[float, ...] | None = knob(
@@ -25,14 +32,10 @@ class TestOptions(Options):
     restarts: int = knob(1, "Attempts per image; the worst counts", minimum=1)
     limit: int = knob(1000, "Images, spread evenly over the split; 0 means all", minimum=0)
     split: str = knob("test", "Images to test on", choices=("test", "val", "train", "all"))
-    dataset: str | None = knob(None, "Built-in data set to test on (default: the checkpoint's)", choices=DATASETS)
-    data: str | None = knob(None, "Your images to test on, or where the training images are now")
     test_data: str | None = knob(None, "Test images for --data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset and self.data:
-            raise ConfigError("--dataset and --data exclude each other; give one")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")
 

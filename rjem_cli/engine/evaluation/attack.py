@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.search import AttackPlan, attempt, evaluate
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room
 
 Report = Callable[[int, int, str], None]  # done, total (the most there can be), what is going on
 
@@ -85,7 +87,7 @@ def look_at_clean(
     plan: AttackPlan,
     chosen: AttackSet,
     device: torch.device,
-    batch_size: int,
+    room: Room,
     ranks: Ranks = ALONE,
 ) -> CleanState:
     """Classify the images. Attacked are those that are classified rightly and, targeted, not of their target's class.
@@ -97,7 +99,7 @@ def look_at_clean(
         logits_BK, _, gradient = evaluate(logits_of, loss, x, aims, with_gradient=True)
         return logits_BK.argmax(dim=1).cpu(), (gradient == 0).flatten(1).float().mean(dim=1).cpu()
 
-    looks = list(ranks.spread(look, torch.arange(len(chosen)).split(batch_size)))
+    looks = list(ranks.spread(partial(room, look), torch.arange(len(chosen)).split(room.asked)))
     predicted, share = (torch.cat(parts) for parts in zip(*looks))
     attacked = predicted == chosen.images.labels
     if chosen.targets is not None:
@@ -114,7 +116,7 @@ def attack_images(
     radii: Sequence[float],
     *,
     device: torch.device,
-    batch_size: int,
+    room: Room,
     report: Report = lambda done, total, text: None,
     ranks: Ranks = ALONE,
 ) -> Iterator[EpsResult]:
@@ -127,14 +129,14 @@ def attack_images(
         best_loss.fill_(-torch.inf)  # a larger ball: what stands is searched for again
         for restart in range(plan.restarts):
             standing = (clean.attacked & ~hit).nonzero().squeeze(1)
-            left, parts = len(standing), standing.split(batch_size) if len(standing) else ()
+            left, parts = len(standing), standing.split(room.asked) if len(standing) else ()
 
             def search(rows: Tensor, eps: float = eps, restart: int = restart) -> tuple[Tensor, ...]:
                 center, aims = to_model(chosen.images.pixels[rows].to(device)), chosen.aims[rows].to(device)
                 start = start_of(plan, center, (chosen.seed + chosen.indices[rows]).to(device), eps, restart)
                 return tuple(part.cpu() for part in attempt(logits_of, plan, eps, start, center, aims))
 
-            for rows, (x, won, loss) in zip(parts, ranks.spread(search, parts)):
+            for rows, (x, won, loss) in zip(parts, ranks.spread(partial(room, search), parts)):
                 better = won | (loss > best_loss[rows])
                 best_x[rows[better]], best_loss[rows[better]] = x[better], loss[better]
                 hit[rows[won]] = True

@@ -3,7 +3,8 @@ images of other kinds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,8 +24,10 @@ from rjem_cli.engine.evaluation.choose import TestImages, attack_set, choose_ima
 from rjem_cli.engine.evaluation.gates import Gates, check_finite, parse_gates
 from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look_at, made_set
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.checkpoint import Checkpoint
+from rjem_cli.engine.model.own import load_network
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room, unheard
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.engine.sampling.generate import generate
@@ -53,10 +56,7 @@ class CheckpointJob:
     sampler: sampling.SampleJob | None
     gates: Gates
     notes: list[str]
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size or BATCH_SIZE
+    room: Room
 
     @property
     def work(self) -> str:
@@ -97,11 +97,14 @@ def auroc_name(kind: str, score: str) -> str:
     return f"auroc_{kind}_{score}"
 
 
-def prepare(config: EvalConfig, path: Path, ranks: Ranks = ALONE) -> CheckpointJob:
-    """Read the checkpoint and all images. Raises ConfigError, AbsentError or DataError."""
+def prepare(
+    config: EvalConfig, path: Path | None, ranks: Ranks = ALONE, say: Callable[[str], None] = unheard
+) -> CheckpointJob:
+    """Read the checkpoint and all images. `say` hears of smaller batches. Raises ConfigError, AbsentError or
+    DataError."""
     gates = parse_gates(config.require)
     runtime = scoring_runtime(config.device, ranks)
-    checkpoint = load_checkpoint(path, runtime.device)
+    checkpoint = load_network(config, path, runtime.device)
     norm, radii = choose_radii(config, checkpoint.info)
     found = choose_images(config, checkpoint.info)
     notes: list[str] = []
@@ -109,7 +112,8 @@ def prepare(config: EvalConfig, path: Path, ranks: Ranks = ALONE) -> CheckpointJ
     sampler = own_sampler(config, checkpoint, runtime, notes) if config.samples else None
     plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     logits_of = runtime.frozen(checkpoint.model)
-    job = CheckpointJob(config, checkpoint, runtime, logits_of, found, plan, radii, others, sampler, gates, notes)
+    room = Room(config.batch_size or BATCH_SIZE, say)
+    job = CheckpointJob(config, checkpoint, runtime, logits_of, found, plan, radii, others, sampler, gates, notes, room)
     gates.check_names(job.score_names())
     return job
 
@@ -210,7 +214,7 @@ def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
 def forecast(job: CheckpointJob) -> float:
     """Seconds here if no image broke, from one batch."""
     count, radii = len(job.found.images), len(job.radii)
-    shape, runtime, size = job.checkpoint.info.image_shape, job.runtime, min(job.batch_size, count)
+    shape, runtime, size = job.checkpoint.info.image_shape, job.runtime, min(job.room.asked, count)
     looks = 3 * count + sum(map(len, job.others.values()))  # for the attack too, and at what it made
     chains = 0.0
     if job.sampler is not None:
@@ -225,7 +229,7 @@ def look(job: CheckpointJob, kind: str, x: Tensor, watch: Watch) -> Looks:
         job.logits_of,
         x,
         job.runtime.device,
-        job.batch_size,
+        job.room,
         lambda done: watch(f"looking at {kind}", done, len(x)),
         job.runtime.ranks,
     )
@@ -235,7 +239,7 @@ def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[E
     """The test images before the attack; a result a radius, the smallest first, with those that stand."""
     chosen = attack_set(job.found, None, targeted=False, seed=job.config.seed)
     runtime = job.runtime
-    clean = look_at_clean(job.logits_of, job.plan, chosen, runtime.device, job.batch_size, runtime.ranks)
+    clean = look_at_clean(job.logits_of, job.plan, chosen, runtime.device, job.room, runtime.ranks)
     results = attack_images(
         job.logits_of,
         job.plan,
@@ -243,7 +247,7 @@ def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[E
         clean,
         job.radii,
         device=runtime.device,
-        batch_size=job.batch_size,
+        room=job.room,
         report=lambda done, total, text: watch("attacking", done, total),
         ranks=runtime.ranks,
     )
@@ -251,13 +255,14 @@ def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[E
 
 
 def draw(job: CheckpointJob, sampler: sampling.SampleJob, watch: Watch) -> Tensor:
-    """uint8 (N, C, H, W)."""
+    """uint8 (N, C, H, W), in blocks no larger than the batches that fit so far."""
     parts, done = [], 0
+    size = min(sampler.request.block_size, *job.runtime.ranks.each(job.room.most))
     batches = generate(
         sampler.sampler,
-        sampler.request,
+        replace(sampler.request, block_size=size),
         skip=0,
-        batch_size=sampler.request.block_size,
+        batch_size=size,
         device=job.runtime.device,
         ranks=job.runtime.ranks,
     )

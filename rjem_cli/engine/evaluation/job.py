@@ -14,8 +14,10 @@ from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult, 
 from rjem_cli.engine.evaluation.autoattack import Cost, autoattack_images, check_autoattack, cost_of
 from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_radii
 from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.checkpoint import Checkpoint
+from rjem_cli.engine.model.own import load_network
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room, unheard
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.timing import pass_seconds
 
@@ -33,12 +35,15 @@ class AttackJob:
     chosen: AttackSet
     source: str
     of: int
+    room: Room
 
 
-def prepare(config: AttackConfig, path: Path, ranks: Ranks = ALONE) -> AttackJob:
-    """Read checkpoint and images. Raises ConfigError, AbsentError or DataError."""
+def prepare(
+    config: AttackConfig, path: Path | None, ranks: Ranks = ALONE, say: Callable[[str], None] = unheard
+) -> AttackJob:
+    """Read checkpoint and images. `say` hears of smaller batches. Raises ConfigError, AbsentError or DataError."""
     runtime = start_runtime(config, reproducible=True, ranks=ranks)
-    checkpoint = load_checkpoint(path, runtime.device)
+    checkpoint = load_network(config, path, runtime.device)
     info = checkpoint.info
     if config.standard:
         check_autoattack(len(info.class_names))
@@ -58,7 +63,8 @@ def prepare(config: AttackConfig, path: Path, ranks: Ranks = ALONE) -> AttackJob
         targeted=chosen.targets is not None,
     )
     logits_of = runtime.frozen(checkpoint.model)
-    return AttackJob(config, checkpoint, runtime, logits_of, plan, radii, chosen, found.source, found.of)
+    room = Room(config.batch_size, say)
+    return AttackJob(config, checkpoint, runtime, logits_of, plan, radii, chosen, found.source, found.of, room)
 
 
 def forecast(job: AttackJob) -> float:
@@ -76,9 +82,7 @@ def autoattack_cost(job: AttackJob, clean: CleanState) -> Cost:
 
 
 def clean_state(job: AttackJob) -> CleanState:
-    return look_at_clean(
-        job.logits_of, job.plan, job.chosen, job.runtime.device, job.config.batch_size, job.runtime.ranks
-    )
+    return look_at_clean(job.logits_of, job.plan, job.chosen, job.runtime.device, job.room, job.runtime.ranks)
 
 
 def attack_results(
@@ -96,7 +100,7 @@ def pgd_results(job: AttackJob, clean: CleanState, report: Report) -> Iterator[E
         clean,
         job.radii,
         device=job.runtime.device,
-        batch_size=job.config.batch_size,
+        room=job.room,
         report=report,
         ranks=job.runtime.ranks,
     )

@@ -4,6 +4,7 @@ against."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from rjem_cli.engine.chains.sgld import energy_gradient
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room
 
 SCORES = ("log_p", "max_p", "gradient")
 
@@ -44,7 +46,7 @@ def look_at(
     logits_of: Logits,
     x_NCHW: Tensor,
     device: torch.device,
-    batch_size: int,
+    room: Room,
     report: Callable[[int], None],
     ranks: Ranks = ALONE,
 ) -> Looks:
@@ -61,8 +63,8 @@ def look_at(
         return Looks(logits[0].detach(), energy_B, gradient.flatten(1).norm(dim=1))
 
     looks: list[Looks] = []
-    parts = x_NCHW.split(batch_size)
-    for found in ranks.spread(look_at_part, parts):
+    parts = x_NCHW.split(room.asked)
+    for found in ranks.spread(partial(room, look_at_part), parts):
         looks.append(found)
         report(sum(map(len, parts[: len(looks)])))
     return Looks(*(torch.cat(each).cpu() for each in zip(*looks)))

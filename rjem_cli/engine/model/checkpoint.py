@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,9 @@ class CheckpointInfo:
 @dataclass(frozen=True)
 class Checkpoint:
     path: Path
-    model: WideResNet
+    model: nn.Module
     info: CheckpointInfo
+    is_own: ClassVar[bool] = False  # a network that rjem did not train
 
     def sha256(self) -> str:
         """Of the file, as it was when this was first asked: what a score or a sample came from."""

@@ -84,7 +84,7 @@ def fold_into_first_convolution(block: Block) -> None:
 
 def replace_batch_norms(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm2d) and child.affine and child.track_running_stats:
             setattr(module, name, ChannelAffine(child))
         else:
             replace_batch_norms(child)

@@ -133,7 +133,8 @@ def dinov2(device: torch.device) -> Extractor:
 
 def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None, *, ours: bool) -> Extractor:
     """The last hidden layer and the logits of a classifier that rjem trained; `ours`, as a judge."""
-    network, info = freeze(checkpoint.model), checkpoint.info
+    network: Any = freeze(checkpoint.model)  # a WideResNet
+    info = checkpoint.info
 
     def compute(pixels: Tensor) -> FeaturePair:
         features = network.features(to_model(pixels))

@@ -18,6 +18,7 @@ from rjem_cli.engine.data.collection import with_channels
 from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
 from rjem_cli.engine.quality.extractors import Extractor, FeaturePair
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import features_dir
 
@@ -74,7 +75,7 @@ def extract(
     chunks: list[tuple[Path, Tensor]],
     extractor: Extractor,
     device: torch.device,
-    batch_size: int,
+    room: Room,
     report: Report,
     ranks: Ranks = ALONE,
 ) -> Features:
@@ -86,7 +87,7 @@ def extract(
         path, part = chunk
         pair = kept(path, (len(part), extractor.dimensions))
         if pair is None:
-            pair = compute(part, extractor, device, batch_size, lambda count: report(done + count))
+            pair = compute(part, extractor, device, room, lambda count: report(done + count))
             if is_finite(pair):
                 keep(path, pair)
         return pair
@@ -99,12 +100,12 @@ def extract(
     return Features(torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None)
 
 
-def compute(part: Tensor, extractor: Extractor, device: torch.device, batch_size: int, report: Report) -> FeaturePair:
+def compute(part: Tensor, extractor: Extractor, device: torch.device, room: Room, report: Report) -> FeaturePair:
     found: list[FeaturePair] = []
     done = 0
     with torch.inference_mode():
-        for batch in part.to(device, non_blocking=True).split(batch_size):
-            found.append(extractor.compute(batch))
+        for batch in part.to(device, non_blocking=True).split(room.asked):
+            found.append(room(extractor.compute, batch))
             done += len(batch)
             report(done)
     features = torch.cat([features for features, _ in found]).float().cpu()
@@ -122,14 +123,12 @@ def keep(path: Path, pair: FeaturePair) -> None:
         return
 
 
-def images_per_second(
-    pixels: Tensor, extractor: Extractor, device: torch.device, batch_size: int, report: Report
-) -> float:
+def images_per_second(pixels: Tensor, extractor: Extractor, device: torch.device, room: Room, report: Report) -> float:
     """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
     fastest = math.inf
-    first = with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(batch_size, CHUNK))
+    first = with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(room.asked, CHUNK))
     for part in first[:PROBE]:
         started = time.perf_counter()
-        compute(part, extractor, device, batch_size, report)
+        compute(part, extractor, device, room, report)
         fastest = min(fastest, (time.perf_counter() - started) / len(part))
     return 1 / fastest

@@ -23,6 +23,7 @@ from rjem_cli.engine.quality.reference import Reference, default_reference, name
 from rjem_cli.engine.quality.score import PerClass, Scores, Subject
 from rjem_cli.engine.quality.weights import INCEPTION
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.errors import AbsentError, RjemError
 
@@ -60,10 +61,7 @@ class EvalJob:
     extractor: Extractor
     chunks: Chunks
     real_chunks: Chunks | None
-
-    @property
-    def batch_size(self) -> int:
-        return self.inputs.case.config.batch_size or BATCH_SIZE.get(self.inputs.runtime.device.type, GPU_BATCH_SIZE)
+    room: Room
 
     @property
     def work(self) -> str:
@@ -79,7 +77,7 @@ class EvalJob:
         """Measured here and now, on the first samples."""
         pixels, device = self.inputs.case.samples.pixels, self.inputs.runtime.device
         rate = images_per_second(
-            pixels, self.extractor, device, self.batch_size, lambda done: watch("measuring the speed", 0, 1)
+            pixels, self.extractor, device, self.room, lambda done: watch("measuring the speed", 0, 1)
         )
         watch("measuring the speed", 1, 1)
         return rate
@@ -153,7 +151,9 @@ def prepare(
     samples, real_chunks = inputs.case.samples, None
     if reference.images is not None:
         real_chunks = chunks_of(reference.images.pixels, extractor, reference.name)
-    return EvalJob(inputs, extractor, chunks_of(samples.pixels, extractor, samples.name), real_chunks)
+    batch_size = inputs.case.config.batch_size or BATCH_SIZE.get(inputs.runtime.device.type, GPU_BATCH_SIZE)
+    chunks = chunks_of(samples.pixels, extractor, samples.name)
+    return EvalJob(inputs, extractor, chunks, real_chunks, Room(batch_size, say))
 
 
 def judged_instead(inputs: Inputs, error: AbsentError) -> Inputs:
@@ -179,7 +179,7 @@ def evaluate(job: EvalJob, watch: Watch) -> SampleScores:
     def features_of(chunks: Chunks, phase: str) -> Features:
         total = sum(len(part) for _, part in chunks)
         ranks.followed(watch)(phase, 0, total)
-        return extract(chunks, job.extractor, device, job.batch_size, lambda done: watch(phase, done, total), ranks)
+        return extract(chunks, job.extractor, device, job.room, lambda done: watch(phase, done, total), ranks)
 
     real = None if job.real_chunks is None else features_of(job.real_chunks, "features of the reference")
     generated = features_of(job.chunks, "features of the samples")

@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
+from torch import Tensor
+
 from rjem_cli.config import GenerateConfig
+from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
-from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.model.checkpoint import Checkpoint
+from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.model.own import load_network
 from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.generate import generate, until
 from rjem_cli.engine.sampling.output.writer import (
@@ -48,11 +55,13 @@ class Written(NamedTuple):
     skipped: int
 
 
-def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Checkpoint, SampleRequest, Runtime]:
+def settle(
+    config: GenerateConfig, path: Path | None, ranks: Ranks = ALONE
+) -> tuple[Checkpoint, SampleRequest, Runtime]:
     """What is asked of which checkpoint, and where it runs. Raises ConfigError, AbsentError or DataError."""
     check_output(config.output)
     runtime = start_runtime(config, reproducible=True, ranks=ranks)
-    checkpoint = load_checkpoint(path, runtime.device)
+    checkpoint = load_network(config, path, runtime.device)
     request = settle_request(
         config,
         checkpoint.info.config,
@@ -64,6 +73,22 @@ def settle(config: GenerateConfig, path: Path, ranks: Ranks = ALONE) -> tuple[Ch
         shard_text=config.shard,
     )
     return checkpoint, request, runtime
+
+
+def fit_blocks(
+    checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime, say: Callable[[str], None]
+) -> SampleRequest:
+    """The request in blocks that fit into the memory of every rank, from one pass of a block. `say` hears of smaller
+    ones, whose samples differ in their last bits."""
+    network, room = runtime.frozen(checkpoint.model), Room(request.block_size, say)
+
+    def a_pass(x: Tensor) -> tuple[Tensor]:
+        (found,) = ask(network, [Question(x, energy)])
+        return (found.value_B,)
+
+    x = torch.zeros(request.block_size, *checkpoint.info.image_shape, device=runtime.device)
+    runtime.ranks.jointly(lambda: room(a_pass, x))
+    return replace(request, block_size=min(runtime.ranks.each(room.most)))
 
 
 def forecast(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:

@@ -14,6 +14,7 @@ from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import read_info
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.checkpoints import best_of
 from rjem_cli.engine.training.loop import start, train_to_end
@@ -113,7 +114,8 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, A
     model = runtime.scoring().frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     chosen = AttackSet(splits.test.subset(indices), indices, None, trainer.config.seed)
-    clean = look_at_clean(model, TEST_PLAN, chosen, runtime.device, TEST_BATCH)
+    room = Room(TEST_BATCH, trainer.tell)
+    clean = look_at_clean(model, TEST_PLAN, chosen, runtime.device, room)
     (attacked,) = attack_images(
         model,
         TEST_PLAN,
@@ -121,7 +123,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, A
         clean,
         [TEST_EPS],
         device=runtime.device,
-        batch_size=TEST_BATCH,
+        room=room,
         report=lambda done, total, text: trainer.watch(Progress("attacking test images", done, total)),
     )
     labels = chosen.images.labels

@@ -1,0 +1,98 @@
+"""A network that is not rjem's: any torch.nn.Module that gives logits, by the name of what makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rjem_cli.config import NetworkOptions, TrainConfig
+from rjem_cli.engine.data.load import load_part
+from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from rjem_cli.errors import AbsentError, ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class OwnNetwork(Checkpoint):
+    """`path` is its name; it is known by its weights."""
+
+    is_own = True
+
+    @cached_property
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_network(options: NetworkOptions, path: Path | None, device: torch.device) -> Checkpoint:
+    """The network of a checkpoint, or (--model) one of the user's. Raises as `load_checkpoint` and `own_network` do."""
+    if options.model is None:
+        assert path is not None
+        return load_checkpoint(path, device)
+    return own_network(options.model, options, device)
+
+
+def own_network(name: str, options: NetworkOptions, device: torch.device) -> OwnNetwork:
+    """What `module:factory` makes, with classes and image size of the data set that was named. Raises ConfigError or
+    AbsentError for a name that means nothing, DataError for what is no such network."""
+    config = TrainConfig(dataset=options.dataset or TrainConfig.dataset, data=options.data)
+    model = made_by(name).to(device).eval()
+    part, images = load_part(config, "train")
+    name_of_data, own = part.partition(":")[0], config.data is not None
+    info = CheckpointInfo(config, images.class_names, images.image_shape, name_of_data, images.digest(), own, step=0)
+    check_logits(name, model, info, device)
+    return OwnNetwork(Path(name), model, info)
+
+
+def made_by(name: str) -> nn.Module:
+    """Modules of the working folder come first, as with `python -m`."""
+    module_name, colon, factory_name = name.partition(":")
+    if not (module_name and colon and factory_name):
+        raise ConfigError(f"--model {name!r}: give module:factory, such as my_models:resnet for my_models.py")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        factory: Any = getattr(importlib.import_module(module_name), factory_name)
+    except ModuleNotFoundError as error:
+        raise AbsentError(f"--model {name}: {error}; is it in this folder, or installed?") from None
+    except AttributeError:
+        raise AbsentError(f"--model {name}: {module_name} has no {factory_name}") from None
+    finally:
+        sys.path.remove(here)
+    if not callable(factory):
+        raise ConfigError(f"--model {name} is no function; give one without arguments that makes the network")
+    made = factory()
+    if not isinstance(made, nn.Module):
+        raise DataError(f"--model {name} gives {type(made).__name__}, no torch.nn.Module")
+    return made
+
+
+def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torch.device) -> None:
+    """Raises DataError unless images in [-1, 1] give finite logits, one a class."""
+    x = torch.zeros(2, *info.image_shape, device=device)
+    expected = (2, len(info.class_names))
+    try:
+        with torch.no_grad():
+            logits = model(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"--model {name} does not take images {info.image_shape} of {info.data_name} ({reason})"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise DataError(
+            f"--model {name} gives {got} for 2 images, not {expected}: {info.data_name} has {expected[1]} classes"
+        )
+    if not logits.isfinite().all():
+        raise DataError(f"--model {name} gives logits that are not finite")

@@ -1,0 +1,96 @@
+"""A network of the user's is attacked, sampled from and scored by its name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+OWN = '''
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    """With a BatchNorm of each kind that is not rjem's own."""
+    def __init__(self, classes=10):
+        super().__init__()
+        torch.manual_seed(0)
+        norms = nn.BatchNorm2d(8, affine=False), nn.BatchNorm2d(8)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), norms[0], nn.ReLU(), norms[1])
+        self.head = nn.Linear(8, classes)
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+def small():
+    return Small()
+
+def seven():
+    return Small(7)
+
+def colour():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
+
+def broken():
+    network = Small()
+    nn.init.constant_(network.head.bias, float("nan"))
+    return network
+
+def text():
+    return "no network"
+
+number = 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+
+
+NAMED = ("--model", "mine:small", "--dataset", "digits")
+
+
+def test_it_is_attacked_sampled_from_and_scored(rjem, own, tmp_path):
+    attacked = json.loads(rjem("attack", *NAMED, "--limit", 60, "--eps", "0.1", "--steps", 3, "--json").out)
+    assert attacked["protocol"]["checkpoint"]["path"] == "mine:small" and attacked["clean"]["accuracy"]["of"] == 60
+    scored = rjem("eval", *NAMED, "--limit", 60, "--steps", 3, "--samples", 20, "--json")
+    assert json.loads(scored.out)["accuracy"] == attacked["clean"]["accuracy"]["value"]
+    assert "network: mine:small (for digits)" in scored.err
+    assert rjem("langevin", *NAMED, "--sgld-steps", 3, "-n", 4, "-o", "chains").code == 0
+    for init in ("prior", "noise"):
+        assert rjem("generate", *NAMED, "-n", 20, "--sgld-steps", 2, "--init", init, "-o", f"{init}.npz").code == 0
+
+
+def test_its_samples_are_known_by_its_weights(rjem, own):
+    flags = ("generate", *NAMED, "-n", 20, "--sgld-steps", 2, "--json", "-o")
+    first, again = (json.loads(rjem(*flags, f"{name}.npz").out) for name in "ab")
+    assert first["checkpoint_sha256"] == again["checkpoint_sha256"] and len(first["checkpoint_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--model", "mine:small"), 2, "needs --dataset or --data"),
+        (("--model", "mine", "--dataset", "digits"), 2, "give module:factory"),
+        (("--model", "nobody:small", "--dataset", "digits"), 3, "No module named 'nobody'"),
+        (("--model", "mine:smal", "--dataset", "digits"), 3, "mine has no smal"),
+        (("--model", "mine:number", "--dataset", "digits"), 2, "is no function"),
+        (("--model", "mine:text", "--dataset", "digits"), 1, "gives str, no torch.nn.Module"),
+        (("--model", "mine:seven", "--dataset", "digits"), 1, "gives (2, 7) for 2 images, not (2, 10)"),
+        (("--model", "mine:colour", "--dataset", "digits"), 1, "does not take images (1, 8, 8)"),
+        (("--model", "mine:broken", "--dataset", "digits"), 1, "logits that are not finite"),
+        (("some-run", *NAMED), 2, "are two networks; give one"),
+    ],
+)
+def test_what_is_no_such_network_is_one_line(rjem, own, flags, code, message):
+    for command in ("attack", "eval", "generate", "langevin"):
+        outcome = rjem(command, *flags)
+        assert outcome.code == code and message in outcome.error_line(), (command, outcome.err)
+
+
+def test_a_data_set_without_a_network_of_ones_own_is_refused(rjem, own):
+    outcome = rjem("generate", "--dataset", "digits")
+    assert outcome.code == 2 and "goes with --model" in outcome.error_line()
+    assert "nothing to score" in rjem("eval").error_line()

@@ -1,0 +1,53 @@
+"""docs/reference.md is what the declarations say, and each leaf's --help shows how it is used."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from rjem_cli.__main__ import main
+
+DOCS = Path(__file__).parents[2] / "docs"
+LEAVES = ["train", "attack", "langevin", "generate", "eval", "compare", "env", "completion"]
+LEAVES += ["cache dir", "cache ls", "cache rm", "cache prune"]
+
+
+@pytest.fixture(scope="module")
+def made():
+    place = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    assert place and place.loader
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module.reference()
+
+
+def test_the_reference_is_fresh(made):
+    assert made == (DOCS / "reference.md").read_text(encoding="utf-8"), "run python docs/make_reference.py"
+
+
+def test_it_has_every_leaf_and_every_flag_has_a_meaning(made):
+    assert re.findall(r"^## rjem (.*)$", made, re.MULTILINE) == LEAVES
+    rows = re.findall(r"^\| `(-[^`]*)`.*? \| (.*) \|$", made, re.MULTILINE)
+    assert len(rows) > 200 and all(len(meaning) > 3 for _, meaning in rows)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_every_help_has_two_examples(capsys, leaf):
+    assert main([*leaf.split(), "--help"]) == 0
+    examples = capsys.readouterr().out.partition("Examples:")[2]
+    assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
+
+
+@pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name) if name else page
+        assert other.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, target
