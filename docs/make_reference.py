@@ -1,0 +1,76 @@
+"""Writes docs/reference.md: every command with every flag, from the declarations themselves.
+
+python docs/make_reference.py
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rjem_cli.app import app
+from rjem_cli.interface.settings import variable_name
+
+HERE = Path(__file__).parent
+HEAD = """# Reference
+Every command and flag, as `rjem COMMAND --help` tells them; `python docs/make_reference.py` writes this page, and a
+test says that it is fresh. The default stands in brackets. A flag with a variable beside it is a knob: its value can
+come from that variable or from a `-c FILE.yaml` as well (`--adv-eps 0.1`, `RJEM_ADV_EPS=0.1`, `adv_eps: 0.1`).
+"""
+
+
+def reference() -> str:
+    return HEAD + "".join(section("rjem", typer.main.get_command(app)))
+
+
+def section(name: str, command: Any) -> list[str]:
+    """Of a command; of a group, of those in it."""
+    inner = getattr(command, "commands", None)
+    if inner is not None:
+        return [part for key, child in inner.items() for part in section(f"{name} {key}", child)]
+    return [f"\n## {name}\n", usage(name, command), text_of(command), *panels(name, command)]
+
+
+def usage(name: str, command: Any) -> str:
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    words = [metavar if argument.required else f"[{metavar}]" for argument in arguments if (metavar := shown(argument))]
+    lines = "".join(f"- `{shown(argument)}`: {argument.help}\n" for argument in arguments)
+    return f"`{' '.join([name, *words])} [FLAGS]`\n\n{lines}"
+
+
+def shown(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
+
+
+def text_of(command: Any) -> str:
+    """What it does, then its examples as a block."""
+    what, _, examples = inspect.cleandoc(command.help).partition("\nExamples:\n")
+    block = "\n".join(line.strip() for line in examples.splitlines() if line.strip())
+    return f"\n{' '.join(what.split())}\n\n```sh\n{block}\n```\n"
+
+
+def panels(name: str, command: Any) -> list[str]:
+    """A table for each group of flags, in the order of --help."""
+    found: dict[str, list[str]] = {}
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            panel = getattr(parameter, "rich_help_panel", None) or "Options"
+            found.setdefault(panel, []).append(row(parameter))
+    return [f"\n**{panel}**\n\n| flag | meaning |\n|---|---|\n{''.join(rows)}" for panel, rows in found.items()]
+
+
+def row(option: Any) -> str:
+    names = ", ".join([*option.opts, *option.secondary_opts])
+    metavar = "" if option.is_flag or not option.metavar else f" {option.metavar}"
+    escaped = f"{option.help or ''}".replace("|", "\\|")
+    flag = f"{names}{metavar}".replace("|", "\\|")
+    knob = getattr(option, "rich_help_panel", None)
+    variable = f" `{variable_name(option.name)}`" if knob else ""
+    return f"| `{flag}`{variable} | {escaped} |\n"
+
+
+if __name__ == "__main__":
+    (HERE / "reference.md").write_text(reference(), encoding="utf-8")
