@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from rjem_cli.errors import ConfigError, RjemError
 
 BLOCK = 2**22  # bytes
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.rjem-probe-\d+")  # of `replacing` and `check_writable`, after a kill
 LOCK_PATIENCE = 0.5  # seconds between two calls of `waiting`
 
 

@@ -1,39 +1,57 @@
-"""What RJEM_HOME holds, how large it is, and how parts of it are removed."""
+"""What RJEM_HOME holds, how large it is, and how parts of it are removed. Only what rjem writes there by its own names
+is ever touched."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rjem_cli import paths
 from rjem_cli.errors import AbsentError, did_you_mean
-from rjem_cli.files import explained, locked
+from rjem_cli.files import LEFTOVER, explained, locked
 
 LEFTOVER_AGE = 86_400.0  # seconds after which nobody writes a temporary file any more
 RUNS = "runs"
-KINDS = {  # folder of the home: what is in it
-    RUNS: "trained models, which only training makes again",
-    "datasets": "downloads",
-    "weights": "downloads",
-    "features": "of images, computed by rjem eval",
-    "judges": "classifiers that rjem eval trained",
-    "priors": "of data sets, where chains start",
-    "comparisons": "samples and scores of rjem compare",
-    "attacks": "parts of AutoAttack that are done",
+
+
+class Kind(NamedTuple):
+    """A folder of the home: what is in it, how its files or folders are called, whether they are one entry, and whether
+    each is made again when it is needed, from what is there."""
+
+    what: str
+    names: str
+    in_one: bool = False
+    made_again: bool = False
+
+
+KINDS = {
+    RUNS: Kind("trained models, which only training makes again", r"[^.].*"),
+    "datasets": Kind("downloads", r"[^.].*\.(gz|mat)"),
+    "weights": Kind("downloads", r"[^.].*\.pth"),
+    "features": Kind("of images, computed by rjem eval", r"[0-9a-f]{40}\.safetensors", in_one=True, made_again=True),
+    "judges": Kind("classifiers that rjem eval trained; another machine's score otherwise", r"[0-9a-f]{32}"),
+    "priors": Kind("of data sets: where chains start", r"[0-9a-f]{64}\.safetensors"),
+    "comparisons": Kind("samples and scores of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
+    "attacks": Kind("parts of AutoAttack that are done", r"[0-9a-f]{32}", made_again=True),
 }
-IN_ONE = {"features", "priors"}  # kinds of many small files: one entry
-MADE_AGAIN = ("features", "judges", "priors", "attacks")  # without a download, when they are needed
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A part of the home that is removed as a whole: `size` in bytes, `changed` in seconds since the epoch."""
+    """A part of the home that is removed as a whole: its files, of `size` bytes, the last `changed` in seconds since
+    the epoch. `place` is a file or folder; of a kind in one, the folder, which stays."""
 
     name: str
-    path: Path
+    place: Path
+    files: tuple[Path, ...]
     size: int
     changed: float
 
@@ -44,35 +62,55 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All there are, by kind, then by name. Raises RjemError for a home that cannot be read."""
-    found: list[Entry] = []
-    for kind in KINDS:
-        folder = paths.home() / kind
+    found = []
+    for name, kind in KINDS.items():
+        folder = paths.home() / name
         with explained("look at", folder):
-            if kind in IN_ONE:
-                found += [entry_of(kind, folder)] if any(visible(folder)) else []
-            else:
-                found += [entry_of(f"{kind}/{path.name}", path) for path in sorted(visible(folder))]
+            own = list(named(folder, kind.names))
+            if kind.in_one and own:
+                found.append(entry_of(name, folder, own))
+            elif not kind.in_one:
+                found += [entry_of(f"{name}/{place.name}", place, [place]) for place in own if is_ours(name, place)]
     return found
 
 
-def visible(folder: Path) -> Iterator[Path]:
-    """What a folder holds but for locks and temporary files; nothing where there is none."""
+def named(folder: Path, pattern: str) -> Iterator[Path]:
+    """What has such a name in a folder, in order; nothing where there is none."""
     if folder.is_dir():
-        yield from (path for path in folder.iterdir() if not path.name.startswith("."))
+        yield from sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name))
 
 
-def entry_of(name: str, path: Path) -> Entry:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    stats = [file.lstat() for file in (*files, path)]
-    return Entry(name, path, sum(stat.st_size for stat in stats[:-1]), max(stat.st_mtime for stat in stats))
+def is_ours(kind: str, place: Path) -> bool:
+    """A run's folder can have any name; it is known by what is in it."""
+    return kind != RUNS or (place / "config.yaml").exists() or paths.checkpoints_dir(place).is_dir()
+
+
+def entry_of(name: str, place: Path, parts: list[Path]) -> Entry:
+    """Of `parts`, files and folders with all that is in them. What vanishes meanwhile is not counted."""
+    files: list[Path] = []
+    size, changed = 0, 0.0
+    for path in [*parts, *(below for part in parts if not part.is_symlink() for below in walked(part))]:
+        with contextlib.suppress(FileNotFoundError):
+            seen = path.lstat()
+            changed = max(changed, seen.st_mtime)
+            if not stat.S_ISDIR(seen.st_mode):
+                files.append(path)
+                size += seen.st_size
+    return Entry(name, place, tuple(files), size, changed)
+
+
+def walked(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):  # passes over what vanishes, and follows no link
+        yield from (Path(where) / name for name in (*folders, *files))
 
 
 def entry_names() -> list[str]:
     """For completions, without a look at sizes."""
     names = []
-    for kind in KINDS:
-        own = [] if kind in IN_ONE else sorted(path.name for path in visible(paths.home() / kind))
-        names += [kind, *(f"{kind}/{name}" for name in own)] if any(visible(paths.home() / kind)) else []
+    for name, kind in KINDS.items():
+        own = [place for place in named(paths.home() / name, kind.names) if is_ours(name, place)]
+        names += [name] if own else []
+        names += [f"{name}/{place.name}" for place in own if not kind.in_one]
     return names
 
 
@@ -90,31 +128,35 @@ def chosen(names: list[str]) -> list[Entry]:
     return list(found.values())
 
 
-def unchanged(seconds: float) -> list[Entry]:
-    """What is made again when it is needed, and has not changed for so long."""
-    return [entry for entry in entries() if entry.kind in MADE_AGAIN and time.time() - entry.changed > seconds]
-
-
-def leftovers() -> list[Entry]:
-    """Temporary files of processes that were killed."""
-    found = []
-    for kind in KINDS:
-        with explained("look at", paths.home() / kind):
-            for path in (paths.home() / kind).rglob(".*"):
-                if path.is_file() and not path.name.endswith(".lock"):
-                    entry = entry_of(str(path.relative_to(paths.home())), path)
-                    found += [entry] if time.time() - entry.changed > LEFTOVER_AGE else []
-    return found
+def prunable(seconds: float) -> list[Entry]:
+    """What is made again when it is needed and has not changed for so long, and temporary files of killed processes
+    in what stays."""
+    now, present = time.time(), entries()
+    old = [entry for entry in present if KINDS[entry.kind].made_again and now - entry.changed > seconds]
+    left = []
+    for entry in present:
+        for file in () if entry in old else entry.files:
+            if LEFTOVER.fullmatch(file.name):
+                part = entry_of(str(file.relative_to(paths.home())), file, [file])
+                left += [part] if now - part.changed > LEFTOVER_AGE else []
+    return [*old, *left]
 
 
 def remove(entry: Entry) -> None:
     """Raises RjemError for what another process works with, and what cannot be removed."""
-    if entry.path.is_file() and entry.path.name.startswith("."):
-        with explained("remove", entry.path):
-            entry.path.unlink(missing_ok=True)
-        return
-    with locked(entry.path, wait=False), explained("remove", entry.path):
-        if entry.path.is_dir() and not entry.path.is_symlink():
-            shutil.rmtree(entry.path)
-        else:
-            entry.path.unlink()
+    with contextlib.ExitStack() as held:
+        for path in lockable(entry):
+            held.enter_context(locked(path, wait=False))
+        with explained("remove", entry.place):
+            if entry.place.is_dir() and not entry.place.is_symlink() and not KINDS[entry.kind].in_one:
+                shutil.rmtree(entry.place)
+            else:
+                for file in entry.files:
+                    file.unlink(missing_ok=True)
+
+
+def lockable(entry: Entry) -> list[Path]:
+    """What a process that works with an entry holds a lock of: the whole, or one of its files."""
+    below = entry.place if entry.place.is_dir() and not entry.place.is_symlink() else None
+    locks = [lock for lock in walked(below) if re.fullmatch(r"\..+\.lock", lock.name)] if below else []
+    return [entry.place, *(lock.parent / lock.name[1 : -len(".lock")] for lock in locks)]

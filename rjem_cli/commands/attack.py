@@ -9,7 +9,7 @@ from rjem_cli.config import AttackConfig
 from rjem_cli.interface.attack_view import describe_attack, show_attack
 from rjem_cli.interface.chains_view import describe_checkpoint
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.job import AttackJob
@@ -40,6 +40,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 
     job = ranks.jointly(lambda: prepare(config, path, ranks, console.say))
     job.runtime.check_ranks()
+    job.runtime.check_work(f"the network {job.checkpoint.sha256()}")
     announce(job, console)
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(job)
@@ -68,7 +69,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 def settled(call: Call[AttackConfig], checkpoint: str | None) -> tuple[AttackConfig, Path | None]:
     """Raises ConfigError or AbsentError."""
     config = call.settle()
-    return config, find_network(config, checkpoint)
+    return config, call.find_network(config, checkpoint)
 
 
 def announce(job: AttackJob, console: Console) -> None:

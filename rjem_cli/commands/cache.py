@@ -85,8 +85,8 @@ def prune(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what has long been unchanged and is made again when it is needed (features, judges, priors, parts of
-    attacks), and what killed processes left. Runs, downloads and comparisons stay.
+    """Remove what has long been unchanged and is made again when it is needed (features, parts of attacks), and the
+    temporary files of killed processes. Runs, downloads, judges, priors and comparisons stay.
 
     Examples:
 
@@ -94,8 +94,7 @@ def prune(
 
       rjem cache prune --older-than 7d
     """
-    old = store.unchanged(parse_duration("--older-than", older_than))
-    clear([*old, *store.leftovers()], dry_run, Console(as_json=as_json))
+    clear(store.prunable(parse_duration("--older-than", older_than)), dry_run, Console(as_json=as_json))
 
 
 def clear(entries: list[store.Entry], dry_run: bool, console: Console) -> None:
@@ -125,14 +124,14 @@ def list_entries(entries: list[store.Entry], console: Console) -> None:
 
 
 def cells(entry: store.Entry, for_people: bool) -> tuple[str, str, str]:
-    what = store.KINDS.get(entry.kind, "left by a process that was killed")
+    what = store.KINDS[entry.kind].what
     if for_people:
         return told_size(entry.size), f"{told_age(time.time() - entry.changed)} ago", what
     return str(entry.size), f"{entry.changed:.0f}", what
 
 
 def described(entry: store.Entry) -> dict[str, Any]:
-    return {"name": entry.name, "path": str(entry.path), "bytes": entry.size, "changed": entry.changed}
+    return {"name": entry.name, "path": str(entry.place), "bytes": entry.size, "changed": entry.changed}
 
 
 def total(entries: list[store.Entry]) -> int:

@@ -19,7 +19,7 @@ from rjem_cli.interface.eval_view import (
     show_checkpoint_scores,
     show_sample_scores,
 )
-from rjem_cli.interface.options import Call, find_network, with_knobs
+from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.signals import interrupted, stop_on_signals, stoppable
 
 FEATURES_KEPT = "stopped; features and the judge are kept, and the same command goes on"
@@ -64,7 +64,7 @@ def settled(call: Call[EvalConfig], subject: str | None) -> tuple[EvalConfig, st
     config = call.settle()
     if config.model is not None:
         call.refuse(SampleScoreOptions, config.model)
-        return config, None, find_network(config, subject)
+        return config, None, call.find_network(config, subject)
     if subject is None:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
     checkpoint = paths.find_subject(subject)

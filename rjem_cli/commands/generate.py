@@ -9,7 +9,7 @@ from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
-from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
 
@@ -37,7 +37,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
 
     loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
     runtime.check_ranks()
-    request = fit_blocks(loaded, request, runtime, console.say)
+    runtime.check_work(f"the network {loaded.sha256()}")
+    request = fit_blocks(loaded, request, config.block_size, runtime, console.say)
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
@@ -72,4 +73,4 @@ def settled(call: Call[GenerateConfig], checkpoint: str | None) -> tuple[Generat
     config = call.settle()
     if config.output == STREAM:
         call.console.check_stream(call.as_json)
-    return config, find_network(config, checkpoint)
+    return config, call.find_network(config, checkpoint)

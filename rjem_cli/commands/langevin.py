@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rjem_cli import paths
 from rjem_cli.config import STREAM, LangevinConfig
 from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
-from rjem_cli.interface.options import Call, CheckpointArgument, find_network, with_knobs
+from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 
 @with_knobs(LangevinConfig)
@@ -24,7 +26,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     console, config = call.console, call.settle()
     if config.output == STREAM:
         raise ConfigError("-o -: chains are several files; give a folder")
-    path = find_network(config, checkpoint)
+    path = call.find_network(config, checkpoint)
 
     from rjem_cli.engine.model.own import load_network
     from rjem_cli.engine.report.chains import chains_folder, write_chains
@@ -41,13 +43,14 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     request = settle_request(
         config, info.config, info.class_names, runtime.device.type, count=config.count, seed=config.seed
     )
-    request = fit_blocks(loaded, request, runtime, console.say)
+    request = fit_blocks(loaded, request, config.block_size, runtime, console.say)
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if call.dry_run:
-        seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
+        at_once = replace(request, block_size=min(request.block_size, config.count), seed=0)
+        seconds = call.seconds_so_far() + forecast(loaded, at_once, runtime)
         console.forecast(seconds, foreseen_bytes(runtime.device), ", and a few seconds for pictures")
         return
     request, start, logits_of = settle_start(config, loaded, request, runtime)

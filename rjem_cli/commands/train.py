@@ -21,6 +21,7 @@ from rjem_cli.interface.training_view import (
     announce,
     announce_forecast,
     announce_inputs,
+    curves_left_behind,
     show_progress,
     show_result,
     show_stopped,
@@ -78,7 +79,6 @@ def train(
         ranks.jointly(lambda: paths.existing_data(data))
 
     from rjem_cli.engine.data.load import load_splits
-    from rjem_cli.engine.report.curves import write_curves
     from rjem_cli.engine.report.tensorboard import event_file
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.training.forecast import DataShape, forecast
@@ -102,8 +102,9 @@ def train(
         splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
     board, begin = Board(), paths.step_of(checkpoint) if checkpoint else 0
-    opening = partial(event_file, run_dir, begin) if tensorboard else contextlib.nullcontext
+    opening = partial(event_file, run_dir, begin, console.say) if tensorboard else contextlib.nullcontext
     with (
+        curves_left_behind(run_dir, console, ranks.is_first),
         ranks.opened_by_first(opening) as write_event,
         stop_on_signals(console.say) as stop,
         console.bar(board.table) as bar,
@@ -124,9 +125,8 @@ def train(
             watch=watch,
             should_stop=lambda: stop() or deadline.is_near(),
         )
-    curves = ranks.from_first(lambda: write_curves(run_dir))
     if result.finished:
-        show_result(result, curves, console)
+        show_result(result, console)
     elif number := max(ranks.each(stop.signal_number or 0)):
         raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", number)
     else:

@@ -36,8 +36,6 @@ class ChainOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset and not self.model:
-            raise ConfigError("--dataset goes with --model; where a checkpoint's training images are, --data says")
         if self.proper and self.noise_std is not None:
             raise ConfigError("--proper sets the noise; leave --noise-std away")
 

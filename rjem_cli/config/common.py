@@ -30,8 +30,8 @@ class NetworkOptions(Options):
         "MODULE:FACTORY of a network of your own, in place of a checkpoint: a function without arguments that gives a "
         "torch.nn.Module from images (B, C, H, W) in [-1, 1] to logits (B, classes); needs --dataset or --data",
     )
-    dataset: str | None = knob(None, "Built-in data set (default: the checkpoint's)", choices=DATASETS)
-    data: str | None = knob(None, "Your images, or where the training images are now")
+    dataset: str | None = knob(None, "Built-in data set (default: the checkpoint's)", choices=DATASETS, replaces="data")
+    data: str | None = knob(None, "Your images, or where the training images are now", replaces="dataset")
 
     def __post_init__(self) -> None:
         super().__post_init__()

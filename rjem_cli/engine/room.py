@@ -10,11 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.quiet import unheard
+
 TensorsT = TypeVar("TensorsT", bound=tuple[Tensor | None, ...])
-
-
-def unheard(text: str) -> None:
-    """Talk that nobody listens to."""
 
 
 @dataclass
@@ -59,9 +57,10 @@ def put_together(parts: list[TensorsT]) -> TensorsT:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class for a GPU's memory only."""
+    """PyTorch has a class for what its own allocator of a GPU's memory says only."""
     text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text
+    known = any(words in text for words in ("out of memory", "allocate memory", "ALLOC_FAILED"))
+    return known or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def free_memory() -> None:

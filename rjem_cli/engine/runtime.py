@@ -66,7 +66,9 @@ class Runtime:
     def check_work(self, work: str) -> None:
         """Raises AbsentError where ranks have other work before them, each after what lies on its own machine."""
         if found := self.ranks.differing(work):
-            raise AbsentError(f"processes of this job found {' and '.join(found)}; give them one RJEM_HOME")
+            raise AbsentError(
+                f"processes of this job found {' and '.join(found)}; give them the same files and RJEM_HOME"
+            )
 
     @property
     def shares_passes(self) -> bool:
@@ -146,8 +148,8 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
 
 
 def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
-    """`auto` takes bf16 only in training, whose networks come out as good (README): samples and attacks are to be the
-    same on as many machines as can be."""
+    """`auto` takes bf16 only in training, whose networks come out as good (docs/measurements.md): samples and attacks
+    are to be the same on as many machines as can be."""
     name = options.precision
     if name == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")

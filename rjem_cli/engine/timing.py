@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from rjem_cli.engine.chains.moves import Network, Question, ask
 from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.room import Room
 
 ROUNDS = 3  # at least; the first warms up
 BESIDE_PASSES = 120_000_000  # bytes of a process for writers, pictures, and what they import: generate's, as measured
@@ -36,6 +38,17 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def fitting(network: Network, image_shape: tuple[int, int, int], room: Room, device: torch.device) -> int:
+    """How many images fit into memory at once, `room.asked` at most, from one gradient."""
+
+    def a_pass(rows: Tensor) -> tuple[Tensor]:
+        (answer,) = ask(network, [Question(torch.zeros(len(rows), *image_shape, device=device), energy)])
+        return (answer.value_B,)
+
+    room(a_pass, torch.arange(room.most))
+    return room.most
 
 
 def pass_seconds(network: Network, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:

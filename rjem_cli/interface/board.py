@@ -19,6 +19,7 @@ MEASURES = {  # of a line of metrics: what the table calls it
 }
 SHARES = ("val_accuracy", "saturation")
 COLUMNS = ("measure", "now", "course")
+LONGEST = 512  # values of a course, of which a sparkline shows few; then every second one goes
 
 
 @dataclass
@@ -30,7 +31,10 @@ class Board:
     def add(self, metrics: dict[str, float]) -> None:
         for name in MEASURES:
             if name in metrics:
-                self.courses.setdefault(name, []).append(metrics[name])
+                course = self.courses.setdefault(name, [])
+                course.append(metrics[name])
+                if len(course) > LONGEST:
+                    del course[-2::-2]  # the last one stays
 
     def table(self) -> tuple[str, tuple[str, ...], list[tuple[str, str, str]]]:
         """Title, columns and rows."""

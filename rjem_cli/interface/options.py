@@ -13,9 +13,10 @@ from typing import Annotated, Any, Generic
 
 import typer
 
-from rjem_cli.config import NetworkOptions, SampleScoreOptions
+from rjem_cli.config import ChainOptions, NetworkOptions, SampleScoreOptions
 from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
 from rjem_cli.errors import ConfigError
+from rjem_cli.interface.completions import VALUES
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.settings import Layer, settle_command
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
@@ -38,7 +39,12 @@ PANELS = {
     "ChainOptions": "Chains",
     "RunOptions": "Run",
 }
-OF = {"SampleScoreOptions": "sample", "CheckpointScoreOptions": "checkpoint", "TestOptions": "checkpoint"}  # of eval
+OF = {  # of eval
+    "SampleScoreOptions": "sample",
+    "CheckpointScoreOptions": "checkpoint",
+    "TestOptions": "checkpoint",
+    "NetworkOptions": "checkpoint",
+}
 METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "X,..."}
 SHORT_FLAGS = {"count": "-n", "output": "-o"}
 
@@ -119,21 +125,22 @@ class Call(Generic[OptionsT]):
             raise typer.Exit
         return settled.config
 
+    def find_network(self, config: NetworkOptions, checkpoint: str | None) -> Path | None:
+        """The checkpoint that was named, else the newest; None for a network of the user's. Raises AbsentError, and
+        ConfigError for both."""
+        if config.model is None:
+            if isinstance(config, ChainOptions) and "dataset" in self.flags:
+                raise ConfigError("--dataset goes with --model; where a checkpoint's training images are, --data says")
+            return find_checkpoint(checkpoint)
+        if checkpoint is not None:
+            raise ConfigError(f"{checkpoint} and --model {config.model} are two networks; give one")
+        return None
+
     def refuse(self, group: type[Options], subject: str) -> None:
         """Raises ConfigError for a flag of a group that does not go with this subject."""
         for knob in fields(group):
             if knob.name in self.flags:
                 raise ConfigError(f"{flag_name(knob.name)} goes with {OF[group.__name__]}s, and {subject} is none")
-
-
-def find_network(config: NetworkOptions, checkpoint: str | None) -> Path | None:
-    """The checkpoint that was named, else the newest; None for a network of the user's. Raises AbsentError, and
-    ConfigError for both."""
-    if config.model is None:
-        return find_checkpoint(checkpoint)
-    if checkpoint is not None:
-        raise ConfigError(f"{checkpoint} and --model {config.model} are two networks; give one")
-    return None
 
 
 def with_knobs(
@@ -186,7 +193,7 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
         help=describe(config_class, knob),
         metavar=metavar(kind, choices),
         rich_help_panel=PANELS.get(owner(config_class, knob.name).__name__, "Options"),
-        autocompletion=(lambda: list(choices)) if choices else None,
+        autocompletion=(lambda: list(choices)) if choices else VALUES.get(knob.name),
         show_default=False,
     )
     annotation = Annotated[(bool | None) if kind is bool else (str | None), option]  # type: ignore[valid-type]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.config import TrainConfig
+from rjem_cli.errors import RjemError
 from rjem_cli.interface.board import Board
 from rjem_cli.interface.console import Bar, Console, told_time
 from rjem_cli.interface.resuming import how_to_go_on
@@ -61,7 +64,7 @@ def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) 
     bar.update(progress.phase, progress.step, progress.steps, text or None)
 
 
-def show_result(result: RunResult, curves: Path | None, console: Console) -> None:
+def show_result(result: RunResult, console: Console) -> None:
     """The table and the picture's place; the checkpoint's path is the last line."""
     if console.as_json:
         console.document(
@@ -69,7 +72,6 @@ def show_result(result: RunResult, curves: Path | None, console: Console) -> Non
                 "checkpoint": str(result.checkpoint),
                 "finished": True,
                 "grid": str(result.grid),
-                "curves": str(curves),
                 **result.summary,
             }
         )
@@ -81,8 +83,24 @@ def show_result(result: RunResult, curves: Path | None, console: Console) -> Non
     seen = "; ".join(f"step {event['at']}: {event['what']}" for event in events)
     rows.append(("divergences", str(len(events)), "", seen))
     console.table("What was trained", COLUMNS, rows)
-    console.say(f"samples: {result.grid}; curves: {curves}")
+    console.say(f"samples: {result.grid}")
     console.result(str(result.checkpoint))
+
+
+@contextlib.contextmanager
+def curves_left_behind(run_dir: Path, console: Console, is_first: bool) -> Iterator[None]:
+    """curves.png of the run, however it ends; that it cannot be drawn is no reason to end otherwise."""
+    try:
+        yield
+    finally:
+        if is_first:
+            from rjem_cli.engine.report.curves import write_curves
+
+            try:
+                if path := write_curves(run_dir):
+                    console.say(f"curves: {path}")
+            except RjemError as error:
+                console.say(str(error))
 
 
 def where(result: RunResult) -> str:

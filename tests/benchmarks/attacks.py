@@ -24,6 +24,7 @@ from rjem_cli.engine.evaluation.choose import choose_images
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.model.frozen import freeze
+from rjem_cli.engine.room import Room
 from rjem_cli.knobs import parse_epsilon
 from rjem_cli.paths import find_checkpoint
 
@@ -45,8 +46,8 @@ class OnPixels(nn.Module):
 
 
 def ours(model: nn.Module, chosen: AttackSet, eps: float, plan: AttackPlan) -> Tensor:
-    clean = look_at_clean(model, plan, chosen, CPU, BATCH)
-    (result,) = attack_images(model, plan, chosen, clean, [eps], device=CPU, batch_size=BATCH)
+    clean = look_at_clean(model, plan, chosen, CPU, Room(BATCH))
+    (result,) = attack_images(model, plan, chosen, clean, [eps], device=CPU, room=Room(BATCH))
     return (clean.predictions == chosen.images.labels) & ~result.hit
 
 
@@ -102,7 +103,7 @@ def main() -> None:
     print(f"{checkpoint.path.name}, {len(chosen)} of {of} images of {name}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
-    right = (look_at_clean(model, pgd, chosen, CPU, BATCH).predictions == chosen.images.labels).float().mean()
+    right = (look_at_clean(model, pgd, chosen, CPU, Room(BATCH)).predictions == chosen.images.labels).float().mean()
     print(f"clean accuracy {100 * float(right):.1f} %")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
     for norm, eps in ((norm, eps) for norm in ("linf", "l2") for eps in options.eps):

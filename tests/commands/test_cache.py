@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -13,20 +14,31 @@ import pytest
 from rjem_cli.files import locked
 
 DAY = 86_400
+OLD = "0123456789abcdef" * 2
+LEFT = "runs/a/checkpoints/.step-00000002.safetensors.k3_x9abc"
+FOREIGN = (
+    "features/model.py",
+    "features/.gitignore",
+    "runs/a/.gitignore",
+    "attacks/notes/paper.txt",
+    "runs/c/notes.txt",
+)
 
 
 @pytest.fixture
 def filled(own_home):
-    """Two runs, features, a judge that is old, and what a kill left."""
-    sizes = {"runs/a/checkpoints/step-00000001.safetensors": 5000, "runs/b/metrics.jsonl": 10}
-    sizes |= {"features/one.safetensors": 300, "features/two.safetensors": 400, "judges/old/judge.json": 50}
-    sizes |= {"runs/a/checkpoints/.step-00000002.safetensors.abc": 70}
+    """Two runs, features, parts of an attack that are old, what a kill left, and files that are none of rjem's."""
+    sizes = {"runs/a/checkpoints/step-00000001.safetensors": 5000, "runs/b/config.yaml": 10, f"{LEFT}": 70}
+    sizes |= {f"features/{40 * digit}.safetensors": size for digit, size in (("1", 300), ("2", 400))}
+    sizes |= {f"attacks/{OLD}/eps-0.1-part-00000.safetensors": 50}
+    sizes |= dict.fromkeys(FOREIGN, 1000)
     for name, size in sizes.items():
         path = own_home / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
-    age(own_home / "judges/old", 40 * DAY)
-    age(own_home / "runs/a/checkpoints/.step-00000002.safetensors.abc", 2 * DAY)
+    age(own_home / "attacks" / OLD, 40 * DAY)
+    for name in (LEFT, *FOREIGN):
+        age(own_home / name, 400 * DAY)
     return own_home
 
 
@@ -40,10 +52,10 @@ def listed(rjem):
 
 
 def test_all_is_listed_with_its_size(rjem, filled):
-    assert listed(rjem) == {"runs/a": 5070, "runs/b": 10, "features": 700, "judges/old": 50}
+    assert listed(rjem) == {"runs/a": 6070, "runs/b": 10, "features": 700, f"attacks/{OLD}": 50}
     outcome = rjem("cache", "ls")
     assert outcome.out.splitlines()[0].split("\t") == ["name", "size", "changed", "what it is"]
-    assert "runs/a\t5070\t" in outcome.out and "5.83 kB in " in outcome.err
+    assert "runs/a\t6070\t" in outcome.out and "6.83 kB in " in outcome.err
     assert rjem("cache", "dir").out == f"{filled}\n"
 
 
@@ -58,10 +70,10 @@ def test_what_is_named_is_removed_and_a_dry_run_removes_nothing(rjem, filled):
     before = listed(rjem)
     found = json.loads(rjem("cache", "rm", "runs/a", "features", "--dry-run", "--json").out)
     assert [entry["name"] for entry in found["removed"]] == ["runs/a", "features"] and listed(rjem) == before
-    assert "removed 2, 5.77 kB" in rjem("cache", "rm", "runs/a", "features", "--yes").err
-    assert listed(rjem) == {"runs/b": 10, "judges/old": 50}
+    assert "removed 2, 6.77 kB" in rjem("cache", "rm", "runs/a", "features", "--yes").err
+    assert listed(rjem) == {"runs/b": 10, f"attacks/{OLD}": 50}
     assert rjem("cache", "rm", "runs", "--yes").code == 0
-    assert listed(rjem) == {"judges/old": 50}
+    assert listed(rjem) == {f"attacks/{OLD}": 50}
 
 
 def test_a_script_must_say_yes_and_a_typing_error_is_met(rjem, filled):
@@ -84,41 +96,80 @@ def test_prune_takes_what_is_old_and_made_again_and_what_kills_left(rjem, filled
     age(filled / "runs/b", 400 * DAY)
     assert "would remove 2, 120 B" in rjem("cache", "prune", "--dry-run").err
     rjem("cache", "prune")
-    assert listed(rjem) == {"runs/a": 5000, "runs/b": 10, "features": 700}
+    assert listed(rjem) == {"runs/a": 6000, "runs/b": 10, "features": 700}
     age(filled / "features", 8 * DAY)
     rjem("cache", "prune", "--older-than", "7d")
-    assert listed(rjem) == {"runs/a": 5000, "runs/b": 10}
+    assert listed(rjem) == {"runs/a": 6000, "runs/b": 10}
+    assert all((filled / name).exists() for name in FOREIGN)
     outcome = rjem("cache", "prune", "--older-than", "soon")
     assert outcome.code == 2 and "30d" in outcome.error_line()
 
 
-def test_what_another_process_works_with_stays(rjem, filled):
-    held = f"""
-import sys, time
+@pytest.mark.parametrize(
+    ("held", "entry"),
+    [
+        ("runs/a", "runs/a"),
+        (f"attacks/{OLD}/eps-0.1-part-00001.safetensors", f"attacks/{OLD}"),
+        (f"features/{40 * '1'}.safetensors", "features"),
+    ],
+)
+def test_what_another_process_works_with_stays(rjem, filled, held, entry):
+    before = listed(rjem)
+    holding = f"""
+import sys
 from pathlib import Path
 from rjem_cli.files import locked
-with locked(Path({str(filled / "runs/a")!r})):
+with locked(Path({str(filled / held)!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
+    command = [sys.executable, "-c", holding]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
-        outcome = rjem("cache", "rm", "runs", "--yes")
+        outcome = rjem("cache", "rm", entry, "runs/b", "--yes")
         assert outcome.code == 1 and "1 of 2 stay" in outcome.error_line() and "in use" in outcome.error_line()
         holder.stdin.close()
-    assert listed(rjem) == {"runs/a": 5070, "judges/old": 50, "features": 700}
+    del before["runs/b"]
+    assert listed(rjem) == before
+    assert rjem("cache", "rm", entry, "--yes").code == 0 and entry not in listed(rjem)
 
 
 def test_a_link_is_removed_and_not_what_it_leads_to(rjem, filled, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "file").write_bytes(b"kept")
+    (tmp_path / "elsewhere" / "config.yaml").write_bytes(b"kept")
     (filled / "runs" / "link").symlink_to(tmp_path / "elsewhere")
-    assert rjem("cache", "rm", "runs/link", "--yes").code == 0
-    assert (tmp_path / "elsewhere" / "file").exists() and "runs/link" not in listed(rjem)
+    assert "runs/link" in listed(rjem) and rjem("cache", "rm", "runs/link", "--yes").code == 0
+    assert (tmp_path / "elsewhere" / "config.yaml").exists() and "runs/link" not in listed(rjem)
+
+
+def test_a_kind_that_is_a_link_stays_one(rjem, filled, tmp_path):
+    (filled / "features").rename(tmp_path / "large-disk")
+    (filled / "features").symlink_to(tmp_path / "large-disk")
+    assert listed(rjem)["features"] == 700 and rjem("cache", "rm", "features", "--yes").code == 0
+    assert (filled / "features").is_symlink() and (tmp_path / "large-disk" / "model.py").exists()
+    assert "features" not in listed(rjem)
+
+
+def test_files_that_come_and_go_meanwhile_are_no_error(rjem, filled):
+    run = filled / "runs" / "a"
+    (run / "gone").symlink_to(run / "nowhere")
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            (run / ".metrics.jsonl.abcdefgh").write_bytes(b"x")
+            (run / ".metrics.jsonl.abcdefgh").unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        assert all(rjem("cache", command, "--json").code == 0 for command in 20 * ("ls", "prune"))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_locks_are_no_entries(rjem, filled):
-    with locked(filled / "features" / "one.safetensors"):
+    with locked(filled / "features" / f"{40 * '1'}.safetensors"):
         assert listed(rjem)["features"] == 700

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -38,15 +39,36 @@ def broken():
 def text():
     return "no network"
 
+class Louder(Small):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+def louder():
+    return Louder()
+
+def other_code():
+    import beside  # which lies in the same folder
+    return beside.Shifted()
+
 number = 3
 '''
+
+BESIDE = """
+from mine import Small
+
+class Shifted(Small):
+    def forward(self, x):
+        return super().forward(x - 1)
+"""
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "beside.py").write_text(BESIDE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    for name in ("mine", "beside"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 NAMED = ("--model", "mine:small", "--dataset", "digits")
@@ -67,6 +89,9 @@ def test_its_samples_are_known_by_its_weights(rjem, own):
     flags = ("generate", *NAMED, "-n", 20, "--sgld-steps", 2, "--json", "-o")
     first, again = (json.loads(rjem(*flags, f"{name}.npz").out) for name in "ab")
     assert first["checkpoint_sha256"] == again["checkpoint_sha256"] and len(first["checkpoint_sha256"]) == 64
+    others = ("mine:louder", "mine:other_code")  # the same weights
+    found = [json.loads(rjem(*flags[:2], name, *flags[3:], f"{name[5:]}.npz").out) for name in others]
+    assert len({meta["checkpoint_sha256"] for meta in (first, *found)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -74,6 +99,7 @@ def test_its_samples_are_known_by_its_weights(rjem, own):
     [
         (("--model", "mine:small"), 2, "needs --dataset or --data"),
         (("--model", "mine", "--dataset", "digits"), 2, "give module:factory"),
+        (("--model", "./mine:small", "--dataset", "digits"), 2, "write it as in an import"),
         (("--model", "nobody:small", "--dataset", "digits"), 3, "No module named 'nobody'"),
         (("--model", "mine:smal", "--dataset", "digits"), 3, "mine has no smal"),
         (("--model", "mine:number", "--dataset", "digits"), 2, "is no function"),
@@ -90,7 +116,9 @@ def test_what_is_no_such_network_is_one_line(rjem, own, flags, code, message):
         assert outcome.code == code and message in outcome.error_line(), (command, outcome.err)
 
 
-def test_a_data_set_without_a_network_of_ones_own_is_refused(rjem, own):
+def test_a_data_set_without_a_network_of_ones_own_is_refused(rjem, own, monkeypatch):
     outcome = rjem("generate", "--dataset", "digits")
     assert outcome.code == 2 and "goes with --model" in outcome.error_line()
+    monkeypatch.setenv("RJEM_DATASET", "digits")  # of one's training
+    assert "there is no run" not in (outcome := rjem("generate")).err and outcome.code == 3
     assert "nothing to score" in rjem("eval").error_line()

@@ -45,4 +45,4 @@ def test_event_files_hold_scalars_histograms_and_pictures(rjem, own_home):
     assert [event.step for event in found.Scalars("training/energy_data")] == [1, 2, 3, 4, 5, 6]
     assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])
     assert found.Histograms("energy/data")[0].histogram_value.num == 16
-    assert {"step", "grid"} <= set(found.Tags()["images"])
+    assert {"samples", "grid"} <= set(found.Tags()["images"])

@@ -10,6 +10,7 @@ import torch
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.evaluation.calibration import calibration_error, reliability
 from rjem_cli.engine.evaluation.ood import auroc, fitted_to, look_at, made_set, other_class
+from rjem_cli.engine.room import Room
 
 CPU = torch.device("cpu")
 
@@ -56,7 +57,7 @@ def test_looks_are_those_of_a_linear_model():
     """f(x) = Wx: E(x) = -logsumexp Wx, and dE/dx = -W^T p."""
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(3, 8, generator=generator), torch.rand(7, 2, 2, 2, generator=generator)
-    found = look_at(lambda x: x.flatten(1) @ weight.T, x, CPU, batch_size=3, report=lambda done: None)
+    found = look_at(lambda x: x.flatten(1) @ weight.T, x, CPU, Room(3), report=lambda done: None)
     logits = x.flatten(1) @ weight.T
     assert torch.allclose(found.logits, logits, atol=1e-6)
     assert torch.allclose(found.energy, -logits.logsumexp(1), atol=1e-6)
@@ -68,7 +69,9 @@ def test_looks_are_those_of_a_linear_model():
 
 def test_a_sure_model_still_has_an_order():
     """In float32 both probabilities are 1."""
-    sure = look_at(lambda x: x.flatten(1), torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None], CPU, 2, print)
+    sure = look_at(
+        lambda x: x.flatten(1), torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None], CPU, Room(2), print
+    )
     assert sure.logits.softmax(1).amax(1).tolist() == [1, 1] and sure.scores()["max_p"].diff() > 0
 
 

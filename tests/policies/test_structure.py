@@ -26,6 +26,7 @@ LAYERS = {
 }
 LAYERS |= {"app": 4, "__main__": 4}
 ENGINE_LAYERS = {
+    "quiet": 0,
     "ranks": 0,
     "room": 0,
     "runtime": 0,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from rjem_cli import paths
-from rjem_cli.engine.data.fetch import Published, Report, Tell, fetched, is_there, silent, unsaid
+from rjem_cli.engine.data.fetch import Published, Report, Tell, fetched, is_there
 from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.errors import AbsentError
 
 SIDE = 32  # pixels
@@ -105,7 +106,7 @@ def is_downloaded(name: str) -> bool:
     return all(is_there(file, folder_of(name)) for file in files_of(name))
 
 
-def read_downloaded(name: str, report: Report = silent, tell: Tell = unsaid) -> tuple[ImageSet, ImageSet]:
+def read_downloaded(name: str, report: Report = unheard, tell: Tell = unheard) -> tuple[ImageSet, ImageSet]:
     """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
     try:
         contents = [fetched(file, folder_of(name), report, tell) for file in files_of(name)]

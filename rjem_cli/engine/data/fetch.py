@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rjem_cli import files, paths
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.errors import AbsentError, RjemError
 
 BLOCK = 2**20
@@ -30,14 +31,6 @@ class Published(NamedTuple):
     sha256: str
 
 
-def silent(done: int, total: int) -> None:
-    """A report that nobody hears."""
-
-
-def unsaid(note: str) -> None:
-    """A note that nobody hears."""
-
-
 def is_there(file: Published, folder: Path) -> bool:
     """By its size alone, which takes no time."""
     with contextlib.suppress(OSError):
@@ -45,7 +38,7 @@ def is_there(file: Published, folder: Path) -> bool:
     return False
 
 
-def fetched(file: Published, folder: Path, report: Report = silent, tell: Tell = unsaid) -> bytes:
+def fetched(file: Published, folder: Path, report: Report = unheard, tell: Tell = unheard) -> bytes:
     """Its content, from the folder, else downloaded into it; a file there that is damaged is fetched again. `report`
     may raise, also while another process downloads it; `tell` hears of a folder that cannot keep it. Raises AbsentError
     with the reason where it cannot be had."""

@@ -26,13 +26,14 @@ from rjem_cli.engine.evaluation.ood import SCORES, Looks, auroc, fitted_to, look
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.own import load_network
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.engine.ranks import ALONE, Ranks
-from rjem_cli.engine.room import Room, unheard
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
 from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.request import settle_request
-from rjem_cli.engine.timing import pass_seconds
+from rjem_cli.engine.timing import fitting, pass_seconds
 from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError, did_you_mean
 from rjem_cli.paths import expand
 
@@ -62,7 +63,7 @@ class CheckpointJob:
     def work(self) -> str:
         """Of which parts it consists, as all ranks must see it."""
         drawn = "samples" if self.sampler else "no samples"
-        return f"{drawn} and {', '.join(self.others) or 'no other images'} ({self.runtime.arithmetic})"
+        return f"{drawn}, {', '.join(self.others) or 'no other images'}, and the network {self.checkpoint.sha256()}"
 
     def score_names(self) -> list[str]:
         robust = [robust_name(eps) for eps in self.radii]
@@ -214,7 +215,8 @@ def evaluate(job: CheckpointJob, watch: Watch) -> CheckpointScores:
 def forecast(job: CheckpointJob) -> float:
     """Seconds here if no image broke, from one batch."""
     count, radii = len(job.found.images), len(job.radii)
-    shape, runtime, size = job.checkpoint.info.image_shape, job.runtime, min(job.room.asked, count)
+    shape, runtime = job.checkpoint.info.image_shape, job.runtime
+    size = min(fitting(job.logits_of, shape, job.room, runtime.device), count)
     looks = 3 * count + sum(map(len, job.others.values()))  # for the attack too, and at what it made
     chains = 0.0
     if job.sampler is not None:
@@ -255,9 +257,10 @@ def attacked(job: CheckpointJob, watch: Watch) -> tuple[CleanState, list[tuple[E
 
 
 def draw(job: CheckpointJob, sampler: sampling.SampleJob, watch: Watch) -> Tensor:
-    """uint8 (N, C, H, W), in blocks no larger than the batches that fit so far."""
-    parts, done = [], 0
-    size = min(sampler.request.block_size, *job.runtime.ranks.each(job.room.most))
+    """uint8 (N, C, H, W), in blocks no larger than what fits into memory, as was seen so far."""
+    parts, done, size = [], 0, sampler.request.block_size
+    if (fits := min(job.runtime.ranks.each(job.room.most))) < job.room.asked:
+        size = min(size, fits)
     batches = generate(
         sampler.sampler,
         replace(sampler.request, block_size=size),

@@ -16,10 +16,11 @@ from rjem_cli.engine.evaluation.choose import attack_set, choose_images, choose_
 from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.own import load_network
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.engine.ranks import ALONE, Ranks
-from rjem_cli.engine.room import Room, unheard
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, start_runtime
-from rjem_cli.engine.timing import pass_seconds
+from rjem_cli.engine.timing import fitting, pass_seconds
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,11 @@ def prepare(
 
 def forecast(job: AttackJob) -> float:
     """Seconds here if no image broke, from one batch."""
-    batch_size, device = min(job.config.batch_size, len(job.chosen)), job.runtime.device
+    device, shape = job.runtime.device, job.chosen.images.image_shape
     if job.config.standard:
         return autoattack_cost(job, clean_state(job)).seconds
-    a_pass = pass_seconds(job.logits_of, job.chosen.images.image_shape, batch_size, device)
+    batch_size = min(fitting(job.logits_of, shape, job.room, device), len(job.chosen))
+    a_pass = pass_seconds(job.logits_of, shape, batch_size, device)
     batches = math.ceil(math.ceil(len(job.chosen) / batch_size) / job.runtime.ranks.world)
     return batches * (1 + job.plan.passes * len(job.radii)) * a_pass
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +20,28 @@ from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 
+PROBES = 4  # images that tell one network from another
+
 
 @dataclass(frozen=True)
 class OwnNetwork(Checkpoint):
-    """`path` is its name; it is known by its weights."""
+    """`path` is its name. It is known by that, its weights, and what it makes of some fixed images: its code may change
+    while its weights do not."""
 
     is_own = True
 
     @cached_property
     def _sha256(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.path).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(json.dumps([name, str(plain.dtype), list(plain.shape)]).encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        x = 2 * torch.rand(PROBES, *self.info.image_shape, generator=torch.Generator().manual_seed(0)) - 1
+        device = next((tensor.device for tensor in self.model.state_dict().values()), x.device)
+        with torch.no_grad():
+            logits = self.model(x.to(device)).double().cpu()
+        digest.update(" ".join(f"{value:.3g}" for value in logits.flatten().tolist()).encode())  # not the last bits
         return digest.hexdigest()
 
 
@@ -62,19 +73,31 @@ def made_by(name: str) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        factory: Any = getattr(importlib.import_module(module_name), factory_name)
-    except ModuleNotFoundError as error:
-        raise AbsentError(f"--model {name}: {error}; is it in this folder, or installed?") from None
-    except AttributeError:
-        raise AbsentError(f"--model {name}: {module_name} has no {factory_name}") from None
+        factory = found_factory(name, module_name, factory_name)
+        made = factory()  # may import more from this folder
     finally:
         sys.path.remove(here)
-    if not callable(factory):
-        raise ConfigError(f"--model {name} is no function; give one without arguments that makes the network")
-    made = factory()
     if not isinstance(made, nn.Module):
         raise DataError(f"--model {name} gives {type(made).__name__}, no torch.nn.Module")
     return made
+
+
+def found_factory(name: str, module_name: str, factory_name: str) -> Callable[[], Any]:
+    """An error inside of the user's module stays as it is, with its traceback."""
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ConfigError(
+            f"--model {name!r}: {module_name} is no module's name; write it as in an import, a.b for a/b.py"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise AbsentError(f"--model {name}: {error}; is it in this folder, or installed?") from None
+    if not hasattr(module, factory_name):
+        raise AbsentError(f"--model {name}: {module_name} has no {factory_name}")
+    factory: Any = getattr(module, factory_name)
+    if not callable(factory):
+        raise ConfigError(f"--model {name} is no function; give one without arguments that makes the network")
+    return factory  # type: ignore[no-any-return]
 
 
 def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torch.device) -> None:

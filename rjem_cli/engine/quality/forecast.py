@@ -9,6 +9,7 @@ from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.quality.job import Inputs, prepare
 from rjem_cli.engine.quality.judge import BATCH_SIZE, judge_config
 from rjem_cli.engine.quality.weights import INCEPTION
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.engine.ranks import ALONE
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.forecast import FORWARD, DataShape
@@ -37,7 +38,3 @@ def judge_seconds(splits: Splits, images: int, runtime: Runtime) -> float:
     config = judge_config(splits)
     found = training_forecast(config, DataShape.of_splits(splits), replace(runtime, ranks=ALONE))
     return found.step_seconds * (found.steps + FORWARD * images / BATCH_SIZE / runtime.ranks.world)
-
-
-def unheard(*progress: object) -> None:
-    """Of a rehearsal there is nothing to tell."""

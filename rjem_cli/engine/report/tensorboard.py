@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from PIL import Image
 
 from rjem_cli.engine.training.progress import Progress
 from rjem_cli.errors import AbsentError
-from rjem_cli.files import explained, make_dir
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,39 +21,81 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"  # of a run
 
 
-@contextmanager
-def event_file(run_dir: Path, step: int) -> Iterator[Callable[[Progress], None]]:
-    """What writes down the progress that it hears of, in the run's folder, in place of what an earlier call wrote of
-    steps after `step`. Raises AbsentError without the package tensorboard."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise AbsentError("--tensorboard needs the package tensorboard; install it: pip install tensorboard")
-    with ExitStack() as held:
-        writers: list[SummaryWriter] = []
+@dataclass
+class EventFile:
+    """In the folder of a run, in place of what an earlier call wrote of steps after `begin`. It opens once it hears of
+    progress, when the run's folder is this process's, and ends where it cannot be written: that is no reason to lose
+    the run."""
 
-        def write(progress: Progress) -> None:
-            if not writers:  # the run's folder is this process's once it speaks of progress
-                writers.append(open_writer(run_dir / FOLDER, step))
-                held.callback(writers[0].close)
-            add(writers[0], progress)
+    run_dir: Path
+    begin: int
+    say: Callable[[str], None]
+    writer: SummaryWriter | None = None
+    shown: set[tuple[Path, int]] = field(default_factory=set)
+    step: int = 0
+    lost: bool = False
 
-        yield write
+    def __call__(self, progress: Progress) -> None:
+        """Write what a line of metrics comes with, and the pictures that are new since then."""
+        if progress.metrics is None:
+            return
+        self.step = progress.step
+        self.attempt(lambda: self.add(progress))
 
+    def close(self) -> None:
+        self.attempt(self.add_pictures)
+        if self.writer is not None:
+            self.attempt(self.writer.close)
 
-def open_writer(folder: Path, step: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
+    def attempt(self, write: Callable[[], None]) -> None:
+        if self.lost:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.lost = True
+            self.say(f"nothing more is written for TensorBoard: {error.strerror or error}")
 
-    with explained("write to", folder):
-        return SummaryWriter(str(make_dir(folder)), purge_step=step + 1)
+    def opened(self) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter
 
+        if self.writer is None:
+            self.shown = {(path, path.stat().st_mtime_ns) for path in self.pictures()}  # by earlier calls
+            self.writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=self.begin + 1)
+        return self.writer
 
-def add(writer: SummaryWriter, progress: Progress) -> None:
-    if progress.metrics:
-        for name, value in progress.metrics.items():
+    def add(self, progress: Progress) -> None:
+        writer = self.opened()
+        for name, value in (progress.metrics or {}).items():
             writer.add_scalar(f"training/{name}", value, progress.step)
         for kind, energy_B in (progress.energies or {}).items():
             if energy_B.isfinite().all():
                 writer.add_histogram(f"energy/{kind}", energy_B.numpy(), progress.step)
-    if progress.picture:
-        with Image.open(progress.picture) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        writer.add_image(progress.picture.stem.partition("-")[0], pixels, progress.step, dataformats="HWC")
+        self.add_pictures()
+
+    def add_pictures(self) -> None:
+        """samples/step-00000500.png as `samples`, samples/grid.png as `grid`."""
+        for path in self.pictures():
+            if (version := (path, path.stat().st_mtime_ns)) in self.shown:
+                continue
+            self.shown.add(version)
+            name, _, number = path.stem.partition("-")
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            step = int(number) if number.isdecimal() else self.step
+            self.opened().add_image("samples" if number else name, pixels, step, dataformats="HWC")
+
+    def pictures(self) -> list[Path]:
+        return sorted((self.run_dir / "samples").glob("*.png"))
+
+
+@contextmanager
+def event_file(run_dir: Path, begin: int, say: Callable[[str], None]) -> Iterator[EventFile]:
+    """`say` hears where it can no longer be written. Raises AbsentError without the package tensorboard."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise AbsentError("--tensorboard needs the package tensorboard; install it: pip install tensorboard")
+    events = EventFile(run_dir, begin, say)
+    try:
+        yield events
+    finally:
+        events.close()

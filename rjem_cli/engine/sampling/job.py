@@ -10,15 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import torch
-from torch import Tensor
-
 from rjem_cli.config import GenerateConfig
-from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.model.checkpoint import Checkpoint
-from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.model.own import load_network
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.room import Room
@@ -33,7 +28,8 @@ from rjem_cli.engine.sampling.output.writer import (
 )
 from rjem_cli.engine.sampling.request import SampleRequest, describe_request, settle_request
 from rjem_cli.engine.sampling.starts import settle_start, start_pixels
-from rjem_cli.engine.timing import pass_seconds
+from rjem_cli.engine.timing import fitting, pass_seconds
+from rjem_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -76,19 +72,22 @@ def settle(
 
 
 def fit_blocks(
-    checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime, say: Callable[[str], None]
+    checkpoint: Checkpoint,
+    request: SampleRequest,
+    asked: int | None,
+    runtime: Runtime,
+    say: Callable[[str], None],
 ) -> SampleRequest:
     """The request in blocks that fit into the memory of every rank, from one pass of a block. `say` hears of smaller
-    ones, whose samples differ in their last bits."""
-    network, room = runtime.frozen(checkpoint.model), Room(request.block_size, say)
-
-    def a_pass(x: Tensor) -> tuple[Tensor]:
-        (found,) = ask(network, [Question(x, energy)])
-        return (found.value_B,)
-
-    x = torch.zeros(request.block_size, *checkpoint.info.image_shape, device=runtime.device)
-    runtime.ranks.jointly(lambda: room(a_pass, x))
-    return replace(request, block_size=min(runtime.ranks.each(room.most)))
+    ones, whose samples differ in their last bits: a size that was asked for is not changed. Raises ConfigError where it
+    does not fit."""
+    room, shape = Room(request.block_size, say), checkpoint.info.image_shape
+    network = runtime.frozen(checkpoint.model)
+    own = runtime.ranks.jointly(lambda: fitting(network, shape, room, runtime.device))
+    size = min(runtime.ranks.each(own))
+    if asked is not None and size < asked:
+        raise ConfigError(f"--block-size {asked} does not fit into memory; {size} does")
+    return replace(request, block_size=size)
 
 
 def forecast(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:

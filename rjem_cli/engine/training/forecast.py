@@ -31,7 +31,7 @@ from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.engine.training.trainer import PREVIEW_PER_CLASS, VALIDATION_IMAGES, Trainer
 
 FEW, MORE = 1, 3  # moves of the steps that are timed, at least
-SPENT = 4.0  # seconds that a timed step with more moves may take at most
+SPENT = 4.0  # seconds that a timed step with more moves than MORE may take, about
 TINY_RATE = 1e-12  # so that nothing diverges
 FORWARD = 1 / 3  # of a pass forward and backward
 COPIES_OF_WEIGHTS = {"sgd": 3, "adam": 4}  # in a state: their average and the optimizer's moments too
@@ -114,7 +114,7 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
             )
             trainer = Rehearsal(short, shape, prior, runtime, Path(folder))
             most = MOST_ROUNDS if runtime.ranks.world == 1 else ROUNDS  # all ranks take as many
-            return usual_seconds(trainer.train_step, runtime.device, most)
+            return max(runtime.ranks.each(usual_seconds(trainer.train_step, runtime.device, most)))
 
         step, a_move = extrapolated(step_seconds, attack, chain)
     last = total_steps(config, shape.train)

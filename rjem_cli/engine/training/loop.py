@@ -103,7 +103,9 @@ def advance(trainer: Trainer, clock: Clock) -> None:
     if saving or config.logs_at(trainer.step):
         metrics = trainer.log(clock, measure_val=saving)
         write_metrics(trainer)
-    trainer.watch(Progress(TRAINING, trainer.step, trainer.steps, metrics, energies=trainer.energies))
+    trainer.watch(
+        Progress(TRAINING, trainer.step, trainer.steps, metrics, energies=trainer.energies if metrics else None)
+    )
     if saving and last:
         save_last(trainer)
     elif saving or trainer.ranks.agree(0 < config.checkpoint_minutes <= clock.minutes_since_save()):

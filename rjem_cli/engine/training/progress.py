@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ TRAINING = "training"  # the phase in which steps are taken
 
 class Progress(NamedTuple):
     """After each step of a phase. With the log lines of training come `metrics`, and `energies`, E(x) (N,) of data and
-    of chains; `note` says what is worth a line of its own, `picture` that one of samples was written."""
+    of chains; `note` says what is worth a line of its own."""
 
     phase: str
     step: int
@@ -21,7 +20,6 @@ class Progress(NamedTuple):
     metrics: dict[str, float] | None = None
     note: str | None = None
     energies: dict[str, Tensor] | None = None
-    picture: Path | None = None
 
 
 class Stopped(Exception):

@@ -244,7 +244,6 @@ class Trainer:
             lambda done, total: self.watch(Progress("drawing samples", done, total)),
         )
         write_atomically(path, png_bytes(picture))
-        self.watch(Progress(TRAINING, self.step, self.steps, picture=path))
 
     # --- what is saved ---
 

@@ -14,6 +14,7 @@ from rjem_cli.engine.chains.pgd import l2_norm, random_start
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean, random_targets
 from rjem_cli.engine.evaluation.search import CHECK_EVERY, AttackPlan, attempt
+from rjem_cli.engine.room import Room
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
@@ -29,8 +30,9 @@ def brightness(x: torch.Tensor) -> torch.Tensor:
 
 def attack(model, images, plan, radii, targets=None, batch_size=64, seed=0, report=lambda *_: None):
     chosen = AttackSet(images, torch.arange(len(images)), targets, seed)
-    clean = look_at_clean(model, plan, chosen, CPU, batch_size)
-    results = list(attack_images(model, plan, chosen, clean, radii, device=CPU, batch_size=batch_size, report=report))
+    room = Room(batch_size)
+    clean = look_at_clean(model, plan, chosen, CPU, room)
+    results = list(attack_images(model, plan, chosen, clean, radii, device=CPU, room=room, report=report))
     return clean, results
 
 

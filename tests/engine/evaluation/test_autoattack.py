@@ -12,6 +12,7 @@ from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation import autoattack
 from rjem_cli.engine.evaluation.attack import AttackSet, look_at_clean
 from rjem_cli.engine.evaluation.search import AttackPlan
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.errors import AbsentError, ConfigError
 
@@ -35,7 +36,7 @@ said: list[str] = []
 
 
 def run(model, radii, batch_size=5):
-    clean = look_at_clean(model, AttackPlan(), CHOSEN, CPU, 12)
+    clean = look_at_clean(model, AttackPlan(), CHOSEN, CPU, Room(12))
     progress = []
     results = list(
         autoattack.autoattack_images(

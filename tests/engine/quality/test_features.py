@@ -7,6 +7,7 @@ import torch
 
 from rjem_cli.engine.quality.extractors import Extractor
 from rjem_cli.engine.quality.features import CHUNK, chunks_of, extract, images_per_second, missing_images
+from rjem_cli.engine.room import Room
 
 CPU = torch.device("cpu")
 PIXELS = torch.randint(0, 256, (3 * CHUNK + 50, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -24,7 +25,7 @@ class Counted:
         return pixels.float().mean(dim=(1, 3)), None
 
     def extract(self, pixels=PIXELS, report=lambda done: None, batch_size=64):
-        return extract(chunks_of(pixels, self.extractor, "x"), self.extractor, CPU, batch_size, report)
+        return extract(chunks_of(pixels, self.extractor, "x"), self.extractor, CPU, Room(batch_size), report)
 
 
 def test_a_stop_loses_at_most_a_chunk(own_home):
@@ -62,7 +63,7 @@ def test_features_that_are_not_finite_are_not_kept(own_home):
         return pixels.float().mean(dim=(1, 3)) * torch.nan, None
 
     broken = Extractor("_judge", 1, 4, {"weights_sha256": "a"}, nothing)
-    extract(chunks_of(PIXELS, broken, "x"), broken, CPU, 64, lambda done: None)
+    extract(chunks_of(PIXELS, broken, "x"), broken, CPU, Room(64), lambda done: None)
     assert torch.isfinite(network.extract().features).all() and network.images == len(PIXELS)
 
 
@@ -75,5 +76,5 @@ def test_a_place_that_cannot_be_written_keeps_nothing_and_loses_nothing(monkeypa
 
 def test_the_speed_is_measured_in_batches_as_large_as_those_that_follow():
     network = Counted()
-    assert images_per_second(PIXELS, network.extractor, CPU, 10_000, lambda done: None) > 0
+    assert images_per_second(PIXELS, network.extractor, CPU, Room(10_000), lambda done: None) > 0
     assert network.images <= 4 * CHUNK
