@@ -33,14 +33,14 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    RUNS: Kind("trained models, which only training makes again", r"[^.].*"),
+    RUNS: Kind("trained models", r"[^.].*"),
     "datasets": Kind("downloads", r"[^.].*\.(gz|mat)"),
     "weights": Kind("downloads", r"[^.].*\.pth"),
-    "features": Kind("of images, computed by rjem eval", r"[0-9a-f]{40}\.safetensors", in_one=True, made_again=True),
-    "judges": Kind("classifiers that rjem eval trained; another machine's score otherwise", r"[0-9a-f]{32}"),
-    "priors": Kind("of data sets: where chains start", r"[0-9a-f]{64}\.safetensors"),
-    "comparisons": Kind("samples and scores of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
-    "attacks": Kind("parts of AutoAttack that are done", r"[0-9a-f]{32}", made_again=True),
+    "features": Kind("of images, for scores", r"[0-9a-f]{40}\.safetensors", in_one=True, made_again=True),
+    "judges": Kind("classifiers that score", r"[0-9a-f]{32}"),
+    "priors": Kind("where chains start", r"[0-9a-f]{64}\.safetensors", in_one=True),
+    "comparisons": Kind("of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
+    "attacks": Kind("parts of AutoAttack", r"[0-9a-f]{32}", made_again=True),
 }
 
 

@@ -106,7 +106,7 @@ def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
 
 
 def file_layer(path: str) -> Layer:
-    """A YAML mapping read by safe_load. Raises AbsentError or ConfigError with the file's name."""
+    """A YAML mapping. Raises AbsentError or ConfigError with the file's name."""
     return Layer(path, read_mapping(expand(path)))
 
 
