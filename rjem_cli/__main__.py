@@ -6,7 +6,14 @@ import os
 import sys
 import time
 
-from rjem_cli.errors import ConfigError, DivergedError, InterruptedRunError, LostRanksError, RjemError
+from rjem_cli.errors import (
+    ConfigError,
+    DivergedError,
+    InterruptedRunError,
+    LostRanksError,
+    RjemError,
+    is_out_of_memory,
+)
 
 INTERRUPTED = 128 + 2
 LAST_WORDS = 1.0  # seconds that the first process of a job has to say why it fails; torchrun ends it once another has
@@ -77,7 +84,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return f"{error.format_message()} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+    if is_out_of_memory(error):
         return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1
     return None
 

@@ -59,6 +59,15 @@ class LostRanksError(Exception):
     told: bool | None = None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Known by its words: PyTorch has a class for what its own allocator of a GPU's memory says only."""
+    words = ("out of memory", "allocate memory", "ALLOC_FAILED", "bad_alloc", "could not create a primitive")
+    if isinstance(error, ImportError):  # a library that does not fit either
+        return "failed to map segment" in str(error) or "allocate memory" in str(error)
+    known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return known or isinstance(error, MemoryError)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known names as a sentence, or all of them when none is near and they are few."""
     names = list(known)

@@ -58,7 +58,11 @@ def check_plain(node: yaml.Node | None, source: str) -> None:
         return
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
+    seen: set[str] = set()
     for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen:
+            raise ConfigError(f"{source}: {key.value} is there twice; leave one")
+        seen.add(str(key.value))
         parts = (key, *(value.value if isinstance(value, yaml.SequenceNode) else (value,)))
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
             name = key.value if isinstance(key, yaml.ScalarNode) else "a key"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rjem_cli import paths
-from rjem_cli.errors import AbsentError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
 from rjem_cli.files import LEFTOVER, explained, locked
 
 LEFTOVER_AGE = 86_400.0  # seconds after which nobody writes a temporary file any more
@@ -62,7 +62,9 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All there are, by kind, then by name. Raises RjemError for a home that cannot be read."""
-    found = []
+    found: list[Entry] = []
+    if paths.home().exists() and not paths.home().is_dir():
+        raise ConfigError(f"RJEM_HOME {paths.home()} is a file; give a folder")
     for name, kind in KINDS.items():
         folder = paths.home() / name
         with explained("look at", folder):
@@ -123,7 +125,7 @@ def chosen(names: list[str]) -> list[Entry]:
         if not own:
             known = sorted({entry.name for entry in present} | {entry.kind for entry in present})
             hint = did_you_mean(name, known) if known else "it is empty"
-            raise AbsentError(f"{name} is not in {paths.home()}; {hint}")
+            raise AbsentError(f"{name!r} is not in {paths.home()}; {hint}")
         found |= {entry.name: entry for entry in own}
     return list(found.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rjem_cli.config import EvalConfig, TrainConfig
+from rjem_cli.errors import ConfigError
 from rjem_cli.interface.settings import Settled
 from rjem_cli.plain_yaml import mapping
 
@@ -41,3 +42,8 @@ def test_lists_are_lists():
 def test_what_is_printed_is_read_back():
     config = TrainConfig(data="no", lr=1e-5, flip=False, seed=2**40)
     assert TrainConfig.from_dict(mapping(Settled(config, {}).to_yaml(), "a file")) == config
+
+
+def test_a_key_that_is_there_twice_is_named():
+    with pytest.raises(ConfigError, match="a file: lr is there twice"):
+        mapping("lr: 1\nlr: 2", "a file")

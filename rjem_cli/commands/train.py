@@ -12,6 +12,7 @@ from rjem_cli import paths
 from rjem_cli.config import TrainConfig
 from rjem_cli.errors import InterruptedRunError, RjemError
 from rjem_cli.interface.board import Board
+from rjem_cli.interface.console import talk
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import DEFAULT_PRESET, how_to_go_on, settle_run
@@ -102,7 +103,7 @@ def train(
         splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
     board, begin = Board(), paths.step_of(checkpoint) if checkpoint else 0
-    opening = partial(event_file, run_dir, begin, console.say) if tensorboard else contextlib.nullcontext
+    opening = partial(event_file, run_dir, begin, talk) if tensorboard else contextlib.nullcontext
     with (
         curves_left_behind(run_dir, console, ranks.is_first),
         ranks.opened_by_first(opening) as write_event,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.quiet import unheard
+from rjem_cli.errors import is_out_of_memory
 
 TensorsT = TypeVar("TensorsT", bound=tuple[Tensor | None, ...])
 
@@ -54,13 +55,6 @@ def put_together(parts: list[TensorsT]) -> TensorsT:
     whole = [None if column[0] is None else torch.cat(column) for column in zip(*parts)]
     kind: Any = type(parts[0])
     return kind(*whole) if hasattr(kind, "_fields") else kind(whole)  # type: ignore[no-any-return]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch has a class for what its own allocator of a GPU's memory says only."""
-    text = str(error)
-    known = any(words in text for words in ("out of memory", "allocate memory", "ALLOC_FAILED"))
-    return known or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def free_memory() -> None:

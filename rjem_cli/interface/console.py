@@ -193,7 +193,8 @@ class Console:
         progress = Progress(*columns, console=screen, expand=True)
 
         def shown() -> RenderableType:
-            return Group(rich_table(*above()), progress) if above else progress
+            table = above() if above else None
+            return Group(rich_table(*table), progress) if table and table[-1] else progress
 
         with Live(console=screen, get_renderable=shown, refresh_per_second=REFRESHES):
             yield Bar(self, progress)

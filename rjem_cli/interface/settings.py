@@ -107,6 +107,8 @@ def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
 
 def file_layer(path: str) -> Layer:
     """A YAML mapping. Raises AbsentError or ConfigError with the file's name."""
+    if not path:
+        raise ConfigError("-c '': give a YAML file")
     return Layer(path, read_mapping(expand(path)))
 
 

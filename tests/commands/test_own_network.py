@@ -50,6 +50,29 @@ def other_code():
     import beside  # which lies in the same folder
     return beside.Shifted()
 
+class Careless(Small):
+    def forward(self, x):
+        print("hello")
+        return super().forward(x.mul_(1.0))
+
+def careless():
+    print("made")
+    return Careless()
+
+class Fixed(Small):
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+def fixed():
+    return Fixed()
+
+def ends():
+    raise SystemExit(5)
+
+def wants(depth):
+    return Small()
+
 number = 3
 '''
 
@@ -85,6 +108,14 @@ def test_it_is_attacked_sampled_from_and_scored(rjem, own, tmp_path):
         assert rjem("generate", *NAMED, "-n", 20, "--sgld-steps", 2, "--init", init, "-o", f"{init}.npz").code == 0
 
 
+def test_one_that_prints_and_changes_its_images_does_neither_to_ours(rjem, own):
+    flags = ("--dataset", "digits", "--limit", 30, "--eps", "0.1", "--steps", 2, "--json")
+    plain, careless = (
+        json.loads(rjem("attack", "--model", f"mine:{name}", *flags).out) for name in ("small", "careless")
+    )
+    assert careless["results"] == plain["results"] and careless["clean"] == plain["clean"]
+
+
 def test_its_samples_are_known_by_its_weights(rjem, own):
     flags = ("generate", *NAMED, "-n", 20, "--sgld-steps", 2, "--json", "-o")
     first, again = (json.loads(rjem(*flags, f"{name}.npz").out) for name in "ab")
@@ -107,6 +138,9 @@ def test_its_samples_are_known_by_its_weights(rjem, own):
         (("--model", "mine:seven", "--dataset", "digits"), 1, "gives (2, 7) for 2 images, not (2, 10)"),
         (("--model", "mine:colour", "--dataset", "digits"), 1, "does not take images (1, 8, 8)"),
         (("--model", "mine:broken", "--dataset", "digits"), 1, "logits that are not finite"),
+        (("--model", "mine:fixed", "--dataset", "digits"), 1, "logits without a gradient"),
+        (("--model", "mine:ends", "--dataset", "digits"), 1, "ended Python with exit code 5"),
+        (("--model", "mine:wants", "--dataset", "digits"), 2, "is no function without arguments"),
         (("some-run", *NAMED), 2, "are two networks; give one"),
     ],
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -13,14 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rjem_cli.config import NetworkOptions, TrainConfig
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.model.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
-from rjem_cli.errors import AbsentError, ConfigError, DataError
+from rjem_cli.errors import AbsentError, ConfigError, DataError, is_out_of_memory
 
 PROBES = 4  # images that tell one network from another
+
+
+class Apart(nn.Module):
+    """A network that gets images of its own, which it may change, and whose prints do not get among our data."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        with contextlib.redirect_stdout(sys.stderr):
+            logits_BK: Tensor = self.network(x_BCHW.clone())
+        return logits_BK
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ def own_network(name: str, options: NetworkOptions, device: torch.device) -> Own
     """What `module:factory` makes, with classes and image size of the data set that was named. Raises ConfigError or
     AbsentError for a name that means nothing, DataError for what is no such network."""
     config = TrainConfig(dataset=options.dataset or TrainConfig.dataset, data=options.data)
-    model = made_by(name).to(device).eval()
+    model = Apart(made_by(name)).to(device).eval()
     part, images = load_part(config, "train")
     name_of_data, own = part.partition(":")[0], config.data is not None
     info = CheckpointInfo(config, images.class_names, images.image_shape, name_of_data, images.digest(), own, step=0)
@@ -73,8 +88,11 @@ def made_by(name: str) -> nn.Module:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        factory = found_factory(name, module_name, factory_name)
-        made = factory()  # may import more from this folder
+        with contextlib.redirect_stdout(sys.stderr):
+            factory = found_factory(name, module_name, factory_name)
+            made = factory()  # may import more from this folder
+    except SystemExit as error:
+        raise DataError(f"--model {name} ended Python with exit code {error.code}; take that out of it") from None
     finally:
         sys.path.remove(here)
     if not isinstance(made, nn.Module):
@@ -95,19 +113,24 @@ def found_factory(name: str, module_name: str, factory_name: str) -> Callable[[]
     if not hasattr(module, factory_name):
         raise AbsentError(f"--model {name}: {module_name} has no {factory_name}")
     factory: Any = getattr(module, factory_name)
-    if not callable(factory):
-        raise ConfigError(f"--model {name} is no function; give one without arguments that makes the network")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:  # no function, or one that needs arguments
+        raise ConfigError(f"--model {name} is no function without arguments; give one that makes the network") from None
+    except ValueError:  # built in, without a signature
+        pass
     return factory  # type: ignore[no-any-return]
 
 
 def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torch.device) -> None:
-    """Raises DataError unless images in [-1, 1] give finite logits, one a class."""
-    x = torch.zeros(2, *info.image_shape, device=device)
+    """Raises DataError unless images in [-1, 1] give finite logits, one a class, that depend on the images."""
+    x = torch.zeros(2, *info.image_shape, device=device, requires_grad=True)
     expected = (2, len(info.class_names))
     try:
-        with torch.no_grad():
-            logits = model(x)
-    except (RuntimeError, ValueError, TypeError) as error:
+        logits = model(x)
+    except Exception as error:  # whatever its author's code raises for images that it was not made for
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"--model {name} does not take images {info.image_shape} of {info.data_name} ({reason})"
@@ -119,3 +142,5 @@ def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torc
         )
     if not logits.isfinite().all():
         raise DataError(f"--model {name} gives logits that are not finite")
+    if not logits.requires_grad:
+        raise DataError(f"--model {name} gives logits without a gradient; no_grad or detach must not be in its forward")
