@@ -35,10 +35,11 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     from rjem_cli.engine.sampling.job import fit_blocks, forecast, prepare, settle, write_samples
     from rjem_cli.engine.timing import foreseen_bytes
 
-    loaded, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
+    loaded, logits_of, request, runtime = ranks.jointly(lambda: settle(config, path, ranks))
     runtime.check_ranks()
     runtime.check_work(f"the network {loaded.sha256()}")
-    request = fit_blocks(loaded, request, config.block_size, runtime, console.say)
+    shape = loaded.info.image_shape
+    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.say)
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
@@ -46,10 +47,10 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if call.dry_run:
-        seconds = call.seconds_so_far() + forecast(loaded, request, runtime)
+        seconds = call.seconds_so_far() + forecast(logits_of, shape, request, runtime)
         console.forecast(seconds, foreseen_bytes(runtime.device), ", for all of them")
         return
-    job, started = ranks.jointly(lambda: prepare(config, loaded, request, runtime)), time.perf_counter()
+    job, started = ranks.jointly(lambda: prepare(config, loaded, logits_of, request, runtime)), time.perf_counter()
     with stop_on_signals(console.say) as stop, console.bar() as bar:
 
         def watch(done: int) -> None:

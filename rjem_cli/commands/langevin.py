@@ -43,17 +43,18 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     request = settle_request(
         config, info.config, info.class_names, runtime.device.type, count=config.count, seed=config.seed
     )
-    request = fit_blocks(loaded, request, config.block_size, runtime, console.say)
+    logits_of, shape = runtime.frozen(loaded.model), info.image_shape
+    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.say)
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
     console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if call.dry_run:
         at_once = replace(request, block_size=min(request.block_size, config.count), seed=0)
-        seconds = call.seconds_so_far() + forecast(loaded, at_once, runtime)
+        seconds = call.seconds_so_far() + forecast(logits_of, shape, at_once, runtime)
         console.forecast(seconds, foreseen_bytes(runtime.device), ", and a few seconds for pictures")
         return
-    request, start, logits_of = settle_start(config, loaded, request, runtime)
+    request, start = settle_start(config, loaded, logits_of, request, runtime)
     folder = paths.expand(config.output)
     meta = describe_request(request, loaded, config.init, start.sha256, runtime)
     meta |= {"clamp": config.clamp, "record": config.record}

@@ -74,8 +74,9 @@ def train(
     console, ranks, deadline = call.console, call.ranks, Deadline("--max-time", max_time)
     config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, preset, resume))
     announce(config, run_dir, console)
+    begin = paths.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
-        console.say(f"goes on from step {paths.step_of(checkpoint)}")
+        console.say(f"goes on from step {begin}")
     if data := config.data:
         ranks.jointly(lambda: paths.existing_data(data))
 
@@ -89,9 +90,8 @@ def train(
     runtime.check_ranks()
     if call.dry_run:
         shape = ranks.in_turn(lambda: DataShape.of(config))
-        done = paths.step_of(checkpoint) if checkpoint else 0
         start_up = call.seconds_so_far()
-        announce_forecast(forecast(config, shape, runtime, done), start_up, runtime, console)
+        announce_forecast(forecast(config, shape, runtime, begin), start_up, runtime, console)
         return
     with console.bar() as bar:
 
@@ -102,7 +102,7 @@ def train(
 
         splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
-    board, begin = Board(), paths.step_of(checkpoint) if checkpoint else 0
+    board = Board()
     opening = partial(event_file, run_dir, begin, talk) if tensorboard else contextlib.nullcontext
     with (
         curves_left_behind(run_dir, console, ranks.is_first),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from rjem_cli.config.chains import ChainOptions, GenerateConfig, LangevinConfig
 from rjem_cli.config.common import (
     DATASETS,
+    FEATURES,
     LARGEST_BATCH,
     LARGEST_LINF,
     METRICS,
     SAMPLE_MODES,
+    STARTS,
     STREAM,
     SYNTHETIC_SETS,
     DeviceOptions,
@@ -31,12 +33,14 @@ from rjem_cli.config.training import (
 
 __all__ = [
     "DATASETS",
+    "FEATURES",
     "FORMATS",
     "LARGEST_BATCH",
     "LARGEST_LINF",
     "METRICS",
     "SAMPLE_MODES",
     "SCALES",
+    "STARTS",
     "STREAM",
     "SUFFIXES",
     "SYNTHETIC_SETS",

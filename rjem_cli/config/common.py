@@ -13,6 +13,8 @@ DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
 STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity", "copies")
+STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths
+FEATURES = ("auto", "inception", "dinov2", "judge")  # by whom scores see images, beside paths
 SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
 
 

@@ -34,20 +34,15 @@ def describe_environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Of what rjem needs, and of what it can use."""
-    needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in importlib.metadata.requires("rjem-cli") or []]
-    names = [name for name in dict.fromkeys(needed) if not is_for_tests(name)]
+    lines = importlib.metadata.requires("rjem-cli") or []
+    needed = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line}
     found = {}
-    for name in sorted(names):
+    for name in sorted(needed | OPTIONAL.keys()):
         try:
             found[name] = torch.__version__ if name == "torch" else importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = f"not installed (only {OPTIONAL[name]} needs it)" if name in OPTIONAL else "missing"
     return found
-
-
-def is_for_tests(name: str) -> bool:
-    lines = [line for line in importlib.metadata.requires("rjem-cli") or [] if line.startswith(name)]
-    return all("extra ==" in line for line in lines) and name not in OPTIONAL
 
 
 def describe_cpu() -> dict[str, Any]:

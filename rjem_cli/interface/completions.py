@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from rjem_cli.config import DATASETS, METRICS, SYNTHETIC_SETS
+from rjem_cli.config import DATASETS, FEATURES, METRICS, STARTS, SYNTHETIC_SETS
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import find_checkpoint
 
@@ -49,10 +49,10 @@ def description_of(checkpoint: Path) -> dict[str, dict[str, list[str]]]:
 VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name of the knob
     "classes": listed(class_names),
     "target": listed(class_names),
-    "init": listed(lambda ctx: ("prior", "noise", "data", "buffer")),
+    "init": listed(lambda ctx: STARTS),
     "metrics": listed(lambda ctx: ("all", *METRICS)),
     "ood": listed(lambda ctx: ("auto", "none", *SYNTHETIC_SETS, *DATASETS)),
-    "features": listed(lambda ctx: ("auto", "inception", "dinov2", "judge")),
+    "features": listed(lambda ctx: FEATURES),
     "reference": listed(lambda ctx: [f"{name}:{part}" for name in DATASETS for part in PARTS]),
     "device": listed(lambda ctx: ("auto", "cpu", "cuda", "mps")),
 }

@@ -99,6 +99,6 @@ def sample_job(config: CompareConfig, checkpoint: Checkpoint, mode: str, runtime
     request = settle_request(
         options, info.config, info.class_names, runtime.device.type, count=options.count, seed=options.seed, mode=mode
     )
-    job = prepare_samples(options, checkpoint, request, runtime)
+    job = prepare_samples(options, checkpoint, runtime.frozen(checkpoint.model), request, runtime)
     made = kept_path("samples", [job.meta["request"], config.sample_count]).with_suffix(".npz")
     return replace(job, config=replace(options, output=str(made)))

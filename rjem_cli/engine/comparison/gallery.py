@@ -27,7 +27,8 @@ def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> Chain
     request = settle_request(
         options, info.config, info.class_names, runtime.device.type, count=options.count, seed=options.seed
     )
-    request, start, logits_of = settle_start(options, checkpoint, request, runtime)
+    logits_of = runtime.frozen(checkpoint.model)
+    request, start = settle_start(options, checkpoint, logits_of, request, runtime)
     meta = describe_request(request, checkpoint, options.init, start.sha256, runtime)
 
     def measure() -> dict[str, str]:

@@ -110,9 +110,9 @@ def prepare(
     found = choose_images(config, checkpoint.info)
     notes: list[str] = []
     others = other_sets(config, checkpoint, found)
-    sampler = own_sampler(config, checkpoint, runtime, notes) if config.samples else None
-    plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     logits_of = runtime.frozen(checkpoint.model)
+    sampler = own_sampler(config, checkpoint, logits_of, runtime, notes) if config.samples else None
+    plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     room = Room(config.batch_size or BATCH_SIZE, say)
     job = CheckpointJob(config, checkpoint, runtime, logits_of, found, plan, radii, others, sampler, gates, notes, room)
     gates.check_names(job.score_names())
@@ -161,7 +161,7 @@ def other_images(kind: str, found: TestImages, config: EvalConfig) -> tuple[str,
 
 
 def own_sampler(
-    config: EvalConfig, checkpoint: Checkpoint, runtime: Runtime, notes: list[str]
+    config: EvalConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime, notes: list[str]
 ) -> sampling.SampleJob | None:
     """The checkpoint's own chains, as `rjem generate` runs them; None, with a note, where their start cannot be had."""
     options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
@@ -170,7 +170,7 @@ def own_sampler(
         options, info.config, info.class_names, runtime.device.type, count=config.samples, seed=config.seed
     )
     try:
-        return sampling.prepare(options, checkpoint, request, runtime)
+        return sampling.prepare(options, checkpoint, logits_of, request, runtime)
     except RjemError as error:
         notes.append(f"no samples are drawn: {error}")
         return None
@@ -220,7 +220,7 @@ def forecast(job: CheckpointJob) -> float:
     looks = 3 * count + sum(map(len, job.others.values()))  # for the attack too, and at what it made
     chains = 0.0
     if job.sampler is not None:
-        chains = sampling.forecast(job.checkpoint, job.sampler.request, runtime)
+        chains = sampling.forecast(job.logits_of, shape, job.sampler.request, runtime)
         looks += len(job.sampler.request.indices())
     a_pass = pass_seconds(job.logits_of, shape, size, runtime.device)
     return (looks + count * radii * job.plan.passes) / size / runtime.ranks.world * a_pass + chains

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rjem_cli.config import FEATURES
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.fetch import fetched, is_there
 from rjem_cli.engine.data.images import Splits
@@ -28,12 +29,11 @@ from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir
 
-NAMED = ("auto", "inception", "dinov2", "judge")
 SMALLEST_SIDE = 32  # pixels; below, Inception sees mostly what the resize made
 
 
 class Choice(NamedTuple):
-    """`kind` is one of NAMED but auto, or a path. `suffix` ends the names of scores, `dimensions` is the features'
+    """`kind` is one of FEATURES but auto, or a path. `suffix` ends the names of scores, `dimensions` is the features'
     number, `image_shape` (C, H, W) that of the only images the network takes: all known before the network is there,
     so that what cannot be is refused before it is fetched or trained."""
 
@@ -50,10 +50,10 @@ class Choice(NamedTuple):
 
 def check_features(asked: str) -> None:
     """Before anything is read. Raises ConfigError for an unknown name, AbsentError for a path that is not there."""
-    if asked in NAMED or expand(asked).exists():
+    if asked in FEATURES or expand(asked).exists():
         return
     is_path = "/" in asked or Path(asked).suffix
-    hint = "" if is_path else f"; {did_you_mean(asked, NAMED)}"
+    hint = "" if is_path else f"; {did_you_mean(asked, FEATURES)}"
     raise (AbsentError if is_path else ConfigError)(f"--features {asked} is no network and no file{hint}")
 
 

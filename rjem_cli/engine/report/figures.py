@@ -20,9 +20,14 @@ def new_figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     axes = figure.add_subplot()
+    unframe(axes)
+    return figure, axes
+
+
+def unframe(axes: Any) -> None:
+    """Two of four spines, and a grid in their place."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    return figure, axes
 
 
 def png(figure: Any) -> bytes:
@@ -98,8 +103,7 @@ def panels_of_curves(
     figure = Figure(figsize=(10.0, 3.2 * rows), layout="constrained", dpi=DPI)
     places = figure.subplots(rows, 2, squeeze=False).flatten()
     for axes, (label, curves, log) in zip(places, panels):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        unframe(axes)
         draw_curves(axes, curves, events, label, log)
     for axes in places[len(panels) :]:
         axes.set_visible(False)
@@ -156,8 +160,7 @@ def reliability_diagram(bins: Sequence[tuple[int, float, float]], title: str) ->
     lower.bar(middles, counts, width=width, edgecolor="white")
     lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, 2 * counts.max()))
     for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        unframe(axes)
     return png(figure)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rjem_cli.config import GenerateConfig
+from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.model.checkpoint import Checkpoint
@@ -30,6 +31,8 @@ from rjem_cli.engine.sampling.request import SampleRequest, describe_request, se
 from rjem_cli.engine.sampling.starts import settle_start, start_pixels
 from rjem_cli.engine.timing import fitting, pass_seconds
 from rjem_cli.errors import ConfigError
+
+ImageShape = tuple[int, int, int]  # C, H, W
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Written(NamedTuple):
 
 def settle(
     config: GenerateConfig, path: Path | None, ranks: Ranks = ALONE
-) -> tuple[Checkpoint, SampleRequest, Runtime]:
-    """What is asked of which checkpoint, and where it runs. Raises ConfigError, AbsentError or DataError."""
+) -> tuple[Checkpoint, Logits, SampleRequest, Runtime]:
+    """Which checkpoint, its network frozen, what is asked of it, and where it runs. Raises ConfigError, AbsentError or
+    DataError."""
     check_output(config.output)
     runtime = start_runtime(config, reproducible=True, ranks=ranks)
     checkpoint = load_network(config, path, runtime.device)
@@ -68,11 +72,12 @@ def settle(
         mode=config.mode,
         shard_text=config.shard,
     )
-    return checkpoint, request, runtime
+    return checkpoint, runtime.frozen(checkpoint.model), request, runtime
 
 
 def fit_blocks(
-    checkpoint: Checkpoint,
+    logits_of: Logits,
+    image_shape: ImageShape,
     request: SampleRequest,
     asked: int | None,
     runtime: Runtime,
@@ -81,26 +86,27 @@ def fit_blocks(
     """The request in blocks that fit into the memory of every rank, from one pass of a block. `say` hears of smaller
     ones, whose samples differ in their last bits: a size that was asked for is not changed. Raises ConfigError where it
     does not fit."""
-    room, shape = Room(request.block_size, say), checkpoint.info.image_shape
-    network = runtime.frozen(checkpoint.model)
-    own = runtime.ranks.jointly(lambda: fitting(network, shape, room, runtime.device))
+    room = Room(request.block_size, say)
+    own = runtime.ranks.jointly(lambda: fitting(logits_of, image_shape, room, runtime.device))
     size = min(runtime.ranks.each(own))
     if asked is not None and size < asked:
         raise ConfigError(f"--block-size {asked} does not fit into memory; {size} does")
     return replace(request, block_size=size)
 
 
-def forecast(checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> float:
+def forecast(logits_of: Logits, image_shape: ImageShape, request: SampleRequest, runtime: Runtime) -> float:
     """Seconds that its gradient steps take here, from a few of them; several processes share them."""
-    network, size = runtime.frozen(checkpoint.model), request.block_size
-    a_pass = pass_seconds(network, checkpoint.info.image_shape, size, runtime.device)
+    size = request.block_size
+    a_pass = pass_seconds(logits_of, image_shape, size, runtime.device)
     rounds = math.ceil(request.computed / size / runtime.ranks.world)
     return rounds * request.plan.gradient_steps * a_pass
 
 
-def prepare(config: GenerateConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime) -> SampleJob:
+def prepare(
+    config: GenerateConfig, checkpoint: Checkpoint, logits_of: Logits, request: SampleRequest, runtime: Runtime
+) -> SampleJob:
     """Read what the chains begin as. Raises AbsentError, DataError or ConfigError as `start_of` does."""
-    request, start, logits_of = settle_start(config, checkpoint, request, runtime)
+    request, start = settle_start(config, checkpoint, logits_of, request, runtime)
     meta = describe_request(request, checkpoint, config.init, start.sha256, runtime)
     return SampleJob(config, request, start.sampler, sampler_of(request.plan, start.sampler, logits_of), meta, runtime)
 

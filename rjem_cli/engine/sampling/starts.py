@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rjem_cli.config import GenerateConfig, LangevinConfig
+from rjem_cli.config import STARTS, GenerateConfig, LangevinConfig
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.chains.starts import given_images, prior_draws, random_images, uniform_noise
@@ -23,7 +23,6 @@ from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, priors_dir
 
-NAMED_STARTS = ("prior", "noise", "data", "buffer")
 READ_BATCH = 250
 
 
@@ -38,15 +37,18 @@ class Start:
 
 
 def settle_start(
-    config: GenerateConfig | LangevinConfig, checkpoint: Checkpoint, request: SampleRequest, runtime: Runtime
-) -> tuple[SampleRequest, Start, Logits]:
-    """The request, with the classes seen in a user's images where none was named; the start; the frozen network.
-    Raises as `start_of` does."""
-    logits_of = runtime.frozen(checkpoint.model)
+    config: GenerateConfig | LangevinConfig,
+    checkpoint: Checkpoint,
+    logits_of: Logits,
+    request: SampleRequest,
+    runtime: Runtime,
+) -> tuple[SampleRequest, Start]:
+    """The request, with the classes that `logits_of`, the frozen network, sees in a user's images where none was named;
+    the start. Raises as `start_of` does."""
     start = start_of(config.init, checkpoint, config.data, config.seed, runtime)
     if start.own is not None and config.classes == "all":
         request = with_classes_seen(request, logits_of, start.own, runtime.device)
-    return request, start, logits_of
+    return request, start
 
 
 def start_of(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
@@ -86,7 +88,7 @@ def start_pixels(start: Sampler, request: SampleRequest, count: int, device: tor
 def own_images(init: str, info: CheckpointInfo) -> Tensor:
     """The images of `--init PATH`, uint8 (N, C, H, W)."""
     if not expand(init).exists() and "/" not in init and "." not in init:
-        raise ConfigError(f"--init {init!r} is unknown and no file; {did_you_mean(init, NAMED_STARTS)}")
+        raise ConfigError(f"--init {init!r} is unknown and no file; {did_you_mean(init, STARTS)}")
     return read_images(init, info.image_shape)
 
 

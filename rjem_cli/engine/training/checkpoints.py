@@ -26,6 +26,7 @@ LEFT_BY_KILLS = (
     ".metrics.jsonl.*",
     ".config.yaml.*",
     ".summary.json.*",
+    ".curves.png.*",
     "checkpoints/.step-*.safetensors.*",
     "samples/.*.png.*",
 )

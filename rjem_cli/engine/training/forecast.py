@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
 from rjem_cli.engine.chains.pipeline import plan_of
@@ -119,8 +120,9 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
         step, a_move = extrapolated(step_seconds, attack, chain)
     last = total_steps(config, shape.train)
     a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
-    other = other_passes(config, shape, done, last) * a_pass + test_seconds(config, shape, runtime)
-    return Forecast(max(0, last - done), step, other, peak_memory(config, shape, runtime, before))
+    model = build_model(config, shape.image_shape[0], shape.classes).to(runtime.device)
+    other = other_passes(config, shape, done, last) * a_pass + test_seconds(model, config, shape, runtime)
+    return Forecast(max(0, last - done), step, other, peak_memory(model, config, shape, runtime, before))
 
 
 def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:
@@ -144,9 +146,9 @@ def alone_moves(attack: int, chain: int) -> int:
     return max(attack, chain) - max(min(attack, chain), min(max(attack, chain), FEW))
 
 
-def test_seconds(config: TrainConfig, shape: DataShape, runtime: Runtime) -> float:
+def test_seconds(model: nn.Module, config: TrainConfig, shape: DataShape, runtime: Runtime) -> float:
     """Of the table at the end, which one rank makes, in the arithmetic of accuracies."""
-    network = runtime.scoring().frozen(build_model(config, shape.image_shape[0], shape.classes).to(runtime.device))
+    network = runtime.scoring().frozen(model)
     tested = min(config.eval_limit or shape.test, shape.test)
     size = min(TEST_BATCH, tested)
     a_pass = pass_seconds(network, shape.image_shape, size, runtime.device) / size
@@ -172,7 +174,9 @@ def between(every: int, done: int, last: int) -> int:
     return max(0, last // every - done // every)
 
 
-def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before: int | None) -> int | None:
+def peak_memory(
+    model: nn.Module, config: TrainConfig, shape: DataShape, runtime: Runtime, before: int | None
+) -> int | None:
     """The images, the whole buffer, and what takes more: the timed steps and a batch of the final table, as measured
     since `before`, or on the host a checkpoint that is being written."""
     device = runtime.device
@@ -181,9 +185,7 @@ def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before:
         return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
     buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
-    weights = sum(
-        parameter.nbytes for parameter in build_model(config, shape.image_shape[0], shape.classes).parameters()
-    )
+    weights = sum(parameter.nbytes for parameter in model.parameters())
     state = COPIES_OF_WEIGHTS[config.optimizer] * weights + buffer
     on_host = device.type == "cpu"
     written, beside = state * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
