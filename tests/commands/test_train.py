@@ -168,7 +168,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--data", ""], 2, "--data '': give text"),
         (["--preset", ""], 2, "--preset '': give a name"),
         (["--resume", ""], 2, "--resume '': give a name"),
-        (["-c", ""], 2, "config file"),
+        (["-c", ""], 2, "-c '': give a YAML file"),
         (["--data", "~no-such-user-here/x"], 2, "there is no such home folder"),
         (["--data", "x" * 300], 1, "File name too long"),
         (["--device", "cuda:999"], 3, "CUDA devices are visible"),
