@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from types import TracebackType
 
 from rjem_cli.errors import (
     ConfigError,
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
         if explained is None and is_told_by_first(error):
             return RjemError.exit_code
         if explained is None:
-            raise
+            raise error.with_traceback(own_part(error.__traceback__)) from error.__cause__
         message, code = explained
         if own_rank() == 0:
             fail(message)
@@ -81,12 +82,20 @@ def explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, LostRanksError):
         return str(error), RjemError.exit_code
     if is_usage(error):
-        return f"{error.format_message()} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
+        return f"{error.format_message().rstrip('.')} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
     if is_out_of_memory(error):
         return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1
     return None
+
+
+def own_part(traceback: TracebackType | None) -> TracebackType | None:
+    """From the command on, if it came so far: how the line was parsed does not matter to who reads it."""
+    found = traceback
+    while found and f"{os.sep}rjem_cli{os.sep}commands{os.sep}" not in found.tb_frame.f_code.co_filename:
+        found = found.tb_next
+    return found or traceback
 
 
 def is_told_by_first(error: Exception) -> bool:

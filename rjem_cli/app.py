@@ -17,6 +17,7 @@ from rjem_cli.commands.generate import generate
 from rjem_cli.commands.langevin import langevin
 from rjem_cli.commands.train import train
 from rjem_cli.interface.console import Console
+from rjem_cli.interface.help import SectionedCommand
 
 app = typer.Typer(
     name="rjem",
@@ -26,12 +27,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(attack)
-app.command()(langevin)
-app.command()(generate)
-app.command("eval")(evaluate)
-app.command()(compare)
+WITH_KNOBS = {
+    "train": train,
+    "attack": attack,
+    "langevin": langevin,
+    "generate": generate,
+    "eval": evaluate,
+    "compare": compare,
+}
+for name, command in WITH_KNOBS.items():
+    app.command(name, cls=SectionedCommand)(command)
 app.add_typer(cache)
 app.command()(env)
 app.command()(completion)

@@ -69,6 +69,12 @@ def describe_epsilon(model_units: float, norm: str) -> str:
     return f"{model_units:g} = " + (f"{pixel_units * 255:g}/255" if norm == "linf" else f"{pixel_units:g} in [0, 1]")
 
 
+def short_epsilon(model_units: float, norm: str) -> str:
+    """As the field calls it: `8/255` where it is a whole number of grey levels, else `0.1` in model units."""
+    levels = round(model_units * PIXEL_PER_MODEL_UNIT * 255, 9)
+    return f"{levels:g}/255" if norm == "linf" and levels.is_integer() and levels else f"{model_units:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What all groups of knobs share: checks at construction, conversion from and to plain data."""
@@ -165,7 +171,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
         return target(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[target]
-        raise ConfigError(f"{flag_name(name)} {value!r}: give {wanted}") from None
+        raise ConfigError(f"{flag_name(name)} {'null' if value is None else repr(value)}: give {wanted}") from None
 
 
 def coerce_epsilon(name: str, value: Any, several: bool) -> float | tuple[float, ...]:

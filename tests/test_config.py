@@ -80,9 +80,15 @@ def test_the_pixel_space_of_flags_leaves_preset_radii_alone():
     assert (settled.config.attack_eps, settled.config.adv_eps) == (0.5, 0.2)
 
 
-def test_an_error_says_where_the_value_came_from_unless_it_was_a_flag():
-    with pytest.raises(ConfigError, match="^bad.yaml: --lr"):
+def test_an_error_calls_a_value_as_it_is_called_where_it_came_from():
+    with pytest.raises(ConfigError, match="^bad.yaml: lr -1 is too small"):
         settle(TrainConfig, [Layer("bad.yaml", {"lr": -1})])
+    with pytest.raises(ConfigError, match="^bad.yaml: lr null: give a number"):
+        settle(TrainConfig, [Layer("bad.yaml", {"lr": None})])
+    with pytest.raises(ConfigError, match="^RJEM_ADV_EPS 'x': give a number"):
+        settle(TrainConfig, [Layer("bad.yaml", {"adv_eps": 1}), Layer("environment", {"adv_eps": "x"})])
+    with pytest.raises(ConfigError, match="^bad.yaml: unknown key 'lrr'"):
+        settle(TrainConfig, [Layer("bad.yaml", {"lrr": 1})])
     with pytest.raises(ConfigError, match="^--lr"):
         settle(TrainConfig, [Layer("bad.yaml", {"lr": -1}), Layer("flag", {"lr": -2})])
 

@@ -16,9 +16,17 @@ from rjem_cli.interface.options import AsJson
 cache = typer.Typer(
     name="cache",
     help="What RJEM_HOME holds (runs, data sets, features, ...): where it is, how large, and away with it.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@cache.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """Show the help where no command is named, as a command of its own."""
+    if context.invoked_subcommand is None:
+        Console().result(context.get_help())
+
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")]
 
 
@@ -37,7 +45,7 @@ def directory() -> None:
 
 @cache.command("ls")
 def show(as_json: AsJson = False) -> None:
-    """List what is there: sizes, and when it last changed.
+    """List what is there: sizes, and when it last changed; on a pipe in bytes, and in seconds since 1970.
 
     Examples:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
         def watch(done: int) -> None:
             bar.update("generating", done, total)
 
+        watch(0)
+
         found = write_samples(job, console.binary, watch, stop)
     if found.done < total:
         number = max(ranks.each(stop.signal_number or 0))
@@ -63,6 +66,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
         raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", number)
     behind = f", behind {found.skipped} that were there" if found.skipped else ""
     console.say(f"{total - found.skipped} samples in {time.perf_counter() - started:.1f} s{behind}")
+    if config.output != STREAM:
+        console.say(f"next: rjem eval {shlex.quote(config.output)}")
     if call.as_json:
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from rjem_cli import paths
 from rjem_cli.config import STREAM, LangevinConfig
@@ -30,6 +31,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
 
     from rjem_cli.engine.model.own import load_network
     from rjem_cli.engine.report.chains import chains_folder, write_chains
+    from rjem_cli.engine.room import Room
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.sampling.job import fit_blocks, forecast
     from rjem_cli.engine.sampling.request import describe_request, settle_request
@@ -55,10 +57,14 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
         console.forecast(seconds, foreseen_bytes(runtime.device), ", and a few seconds for pictures")
         return
     request, start = settle_start(config, loaded, logits_of, request, runtime)
-    folder = paths.expand(config.output)
-    meta = describe_request(request, loaded, config.init, start.sha256, runtime)
-    meta |= {"clamp": config.clamp, "record": config.record}
-    with chains_folder(folder, meta, config.overwrite), console.bar() as bar:
+    folder, room = paths.expand(config.output), Room(request.block_size, console.say)
+
+    def described() -> dict[str, Any]:
+        as_run = replace(request, block_size=room.most)
+        meta = describe_request(as_run, loaded, config.init, start.sha256, runtime)
+        return {**meta, "clamp": config.clamp, "record": config.record}
+
+    with chains_folder(folder, described(), config.overwrite), console.bar() as bar:
         found = run_chains(
             request,
             start.sampler,
@@ -66,9 +72,10 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
             record=config.record,
             clamp=config.clamp,
             device=runtime.device,
+            room=room,
             report=lambda done, total: bar.update("chains", done, total),
         )
-        document = write_chains(folder, found, request, meta)
+        document = write_chains(folder, found, request, described())
     if call.as_json:
         console.document(document)
     else:

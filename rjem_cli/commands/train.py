@@ -51,7 +51,11 @@ def train(
         ),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write scalars, histograms and pictures for TensorBoard too.")
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Write scalars, histograms and pictures for TensorBoard too; a run that has some goes on with them.",
+        ),
     ] = False,
     max_time: Annotated[
         str | None,
@@ -73,24 +77,28 @@ def train(
     """
     console, ranks, deadline = call.console, call.ranks, Deadline("--max-time", max_time)
     config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, preset, resume))
+    if data := config.data:
+        ranks.jointly(lambda: paths.existing_data(data))
     announce(config, run_dir, console)
     begin = paths.step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         console.say(f"goes on from step {begin}")
-    if data := config.data:
-        ranks.jointly(lambda: paths.existing_data(data))
 
     from rjem_cli.engine.data.load import load_splits
-    from rjem_cli.engine.report.tensorboard import event_file
+    from rjem_cli.engine.report import tensorboard as events
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.training.forecast import DataShape, forecast
     from rjem_cli.engine.training.run import run_training
 
+    with_events = tensorboard or (run_dir / events.FOLDER).is_dir()
+    if with_events:
+        ranks.from_first(events.check_package)
     runtime = ranks.jointly(lambda: start_runtime(config, ranks=ranks))
     runtime.check_ranks()
     if call.dry_run:
         shape = ranks.in_turn(lambda: DataShape.of(config))
         start_up = call.seconds_so_far()
+        console.say("times a few steps of this network; a large one takes a minute or two")
         announce_forecast(forecast(config, shape, runtime, begin), start_up, runtime, console)
         return
     with console.bar() as bar:
@@ -103,7 +111,7 @@ def train(
         splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
     announce_inputs(splits, runtime, console)
     board = Board()
-    opening = partial(event_file, run_dir, begin, talk) if tensorboard else contextlib.nullcontext
+    opening = partial(events.event_file, run_dir, begin, talk) if with_events else contextlib.nullcontext
     with (
         curves_left_behind(run_dir, console, ranks.is_first),
         ranks.opened_by_first(opening) as write_event,
@@ -127,7 +135,7 @@ def train(
             should_stop=lambda: stop() or deadline.is_near(),
         )
     if result.finished:
-        show_result(result, console)
+        show_result(result, run_dir, console)
     elif number := max(ranks.each(stop.signal_number or 0)):
         raise InterruptedRunError(f"stopped {where(result)}; {how_to_go_on(run_dir)}", number)
     else:

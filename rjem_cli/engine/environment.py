@@ -15,6 +15,7 @@ import torch
 from rjem_cli import __version__
 from rjem_cli.config import GenerateConfig, TrainConfig
 from rjem_cli.engine.runtime import BF16_PAYS_FROM_WIDTH, choose_compile, choose_device, choose_precision
+from rjem_cli.engine.timing import total_bytes
 
 OPTIONAL = {"pyautoattack": "rjem attack --standard", "tensorboard": "rjem train --tensorboard"}
 
@@ -51,7 +52,7 @@ def describe_cpu() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": total_bytes(torch.device("cpu")),
     }
 
 
@@ -61,14 +62,6 @@ def cpu_name() -> str:
     except OSError:
         found = None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int | None:
-    """None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def describe_gpu(number: int) -> dict[str, Any]:

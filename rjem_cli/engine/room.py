@@ -14,6 +14,7 @@ from rjem_cli.engine.quiet import unheard
 from rjem_cli.errors import is_out_of_memory
 
 TensorsT = TypeVar("TensorsT", bound=tuple[Tensor | None, ...])
+FoundT = TypeVar("FoundT")
 
 
 @dataclass
@@ -39,15 +40,32 @@ class Room:
                 found.append(work(part))
                 done += len(part)
             except (RuntimeError, MemoryError) as error:
-                if len(part) < 2 or not is_out_of_memory(error):
-                    raise
-                self.most = len(part) // 2
-                reason = f"memory is too small for {len(part)} images at once"
+                self.halve(len(part), error)
             else:
                 continue
-            free_memory()  # outside of the handler, whose error holds the tensors of the failed attempt
-            self.say(f"{reason}; goes on with {self.most}")
+            self.recover(len(part))  # outside of the handler, whose error holds the tensors of the failed attempt
         return found[0] if len(found) == 1 else put_together(found)
+
+    def at_once(self, work: Callable[[int], FoundT]) -> FoundT:
+        """What `work` gives for as many rows at once as there is room for; it is called anew with fewer. Raises as
+        above."""
+        while True:
+            tried = self.most
+            try:
+                return work(tried)
+            except (RuntimeError, MemoryError) as error:
+                self.halve(tried, error)
+            self.recover(tried)
+
+    def halve(self, tried: int, error: Exception) -> None:
+        """Raises `error` where fewer rows are no remedy."""
+        if tried < 2 or not is_out_of_memory(error):
+            raise error
+        self.most = tried // 2
+
+    def recover(self, tried: int) -> None:
+        free_memory()
+        self.say(f"memory is too small for {tried} images at once; goes on with {self.most}")
 
 
 def put_together(parts: list[TensorsT]) -> TensorsT:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from rjem_cli.engine.chains.moves import Network, Question, ask
 from rjem_cli.engine.model.energy import energy
@@ -43,11 +43,7 @@ def synchronise(device: torch.device) -> None:
 def fitting(network: Network, image_shape: tuple[int, int, int], room: Room, device: torch.device) -> int:
     """How many images fit into memory at once, `room.asked` at most, from one gradient."""
 
-    def a_pass(rows: Tensor) -> tuple[Tensor]:
-        (answer,) = ask(network, [Question(torch.zeros(len(rows), *image_shape, device=device), energy)])
-        return (answer.value_B,)
-
-    room(a_pass, torch.arange(room.most))
+    room.at_once(lambda count: ask(network, [Question(torch.zeros(count, *image_shape, device=device), energy)]))
     return room.most
 
 
@@ -61,6 +57,16 @@ def foreseen_bytes(device: torch.device) -> int | None:
     """The most that a call will have held, from a rehearsal of its network passes."""
     peak = peak_bytes(device)
     return peak + BESIDE_PASSES if peak is not None and device.type == "cpu" else peak
+
+
+def total_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU, or of this machine; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.interface.console import Console
-from rjem_cli.knobs import describe_epsilon
+from rjem_cli.knobs import describe_epsilon, short_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.evaluation.search import AttackPlan
@@ -40,7 +40,7 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     title = "Images pushed to their target" if targeted else "Accuracy under attack"
     share = "success" if targeted else "robust accuracy"
     console.table(title, ("eps", share, "95% interval", "images", ""), rows)
-    console.table("Per class", *class_table(clean, results, targeted))
+    console.table("Per class", *class_table(clean, results, targeted, norm))
     zero = clean["zero_gradient_images"]
     hint = " (try --loss margin, which does not saturate)" if zero["count"] else ""
     console.say(
@@ -50,9 +50,10 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     for result in results:
         if "files" in result:
             files = result["files"]
+            over = f"{files['over_eps']} images beyond eps{' by rounding to 8 bits' * bool(files['over_eps'])}"
             console.say(
                 f"from the files in {files['folder']}: {files[name]['value'] or 0:.2%}, largest distance "
-                f"{describe_epsilon(files['largest_distance'], norm)}, {files['over_eps']} images beyond eps"
+                f"{describe_epsilon(files['largest_distance'], norm)}, {over}"
             )
 
 
@@ -65,11 +66,11 @@ def curve_row(eps: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def class_table(
-    clean: dict[str, Any], results: list[dict[str, Any]], targeted: bool
+    clean: dict[str, Any], results: list[dict[str, Any]], targeted: bool, norm: str
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(columns, rows); where there are many classes, those that fare worst at the largest radius."""
     kind = "success" if targeted else "robust"
-    columns = ("class", "images", "clean", *(f"{kind} {result['eps']:g}" for result in results))
+    columns = ("class", "images", "clean", *(f"{kind} {short_epsilon(result['eps'], norm)}" for result in results))
     last = results[-1]["per_class"]
     names = sorted(last, key=lambda name: last[name]["value"])[:WORST_CLASSES] if len(last) > WORST_CLASSES else last
     rows = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from rjem_cli.config import DATASETS, FEATURES, METRICS, STARTS, SYNTHETIC_SETS
+from rjem_cli.config import DATASETS, FEATURES, METRICS, SAMPLE_MODES, STARTS, SYNTHETIC_SETS
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import find_checkpoint
 
@@ -54,5 +54,6 @@ VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name 
     "ood": listed(lambda ctx: ("auto", "none", *SYNTHETIC_SETS, *DATASETS)),
     "features": listed(lambda ctx: FEATURES),
     "reference": listed(lambda ctx: [f"{name}:{part}" for name in DATASETS for part in PARTS]),
+    "mode": listed(lambda ctx: (*SAMPLE_MODES, "none")),  # of compare; generate has a choice
     "device": listed(lambda ctx: ("auto", "cpu", "cuda", "mps")),
 }

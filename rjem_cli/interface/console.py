@@ -84,7 +84,7 @@ class Bar:
             self.said = now
             left = took / max(1, found.done - found.before) * (total - found.done)
             text = f"; {found.text}" if found.text else ""
-            self.console.say(f"{phase}: {found.done} of {total}, {left:.0f} s left{text}")
+            self.console.say(f"{phase}: {found.done} of {total}, {told_time(left)} left{text}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rjem_cli.errors import ConfigError
 
 DURATION = re.compile(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?")
-MARGIN = 2.0  # seconds
+MARGIN = 3.0  # seconds, for curves.png and the end of Python too
 
 
 def parse_duration(flag: str, text: str) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rjem_cli.interface.attack_view import describe_attack
 from rjem_cli.interface.console import Console, told_time
+from rjem_cli.knobs import short_epsilon
 from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], c
     console.table(f"{protocol['data']}", ("score", "value", "95% interval", "how"), rows)
     console.table("Classes", *accuracy_by_class(document))
     if protocol["ood"]["sets"]:
-        console.table("Out of distribution: AUROC", *ood_table(protocol["ood"], scores))
+        console.table("Out of distribution", *ood_table(protocol["ood"], scores))
     console.say(f"{document['zero_gradient_images']} of {document['attacked']} attacked images have a gradient of zero")
     console.table("Energies", *energy_table(document["energies"]))
     for note in document["notes"]:
@@ -164,8 +165,9 @@ def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], c
 
 
 def accuracy_by_class(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    columns = ("class", "images", "accuracy", *(f"robust {robust['eps']:g}" for robust in document["robust"]))
-    by_class = document["per_class"]
+    by_class, norm = document["per_class"], document["protocol"]["attack"]["norm"]
+    radii = (short_epsilon(robust["eps"], norm) for robust in document["robust"])
+    columns = ("class", "images", "accuracy", *(f"robust {eps}" for eps in radii))
     names = sorted(by_class, key=lambda name: by_class[name]["value"])[:MOST_CLASSES]
     rows = []
     for name in [name for name in by_class if name in names]:
@@ -176,7 +178,7 @@ def accuracy_by_class(document: dict[str, Any]) -> tuple[tuple[str, ...], list[t
 
 
 def ood_table(ood: dict[str, Any], scores: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    columns = ("images", *ood["scores"].values())
+    columns = ("AUROC against", *ood["scores"].values())
     rows = [
         (f"{kind} ({count})", *(auroc_cell(scores.get(f"auroc_{kind}_{score}")) for score in ood["scores"]))
         for kind, count in ood["sets"].items()

@@ -76,6 +76,10 @@ def check_resumable(run_dir: Path, checkpoint: Path, config: TrainConfig) -> Non
         raise AbsentError(f"no config.yaml of its run says where {info.data_name} is; say it with --data")
 
 
+def name_of(run_dir: Path) -> str:
+    """By which commands find it."""
+    return run_dir.name if run_dir.parent in (paths.runs_dir(), paths.runs_dir().resolve()) else str(run_dir)
+
+
 def how_to_go_on(run_dir: Path) -> str:
-    name = run_dir.name if run_dir.parent in (paths.runs_dir(), paths.runs_dir().resolve()) else str(run_dir)
-    return f"go on with: rjem train --resume {name}"
+    return f"go on with: rjem train --resume {name_of(run_dir)}"

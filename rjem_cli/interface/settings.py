@@ -18,6 +18,7 @@ from rjem_cli.paths import expand
 from rjem_cli.plain_yaml import mapping, read_mapping
 
 ENVIRONMENT_PREFIX = "RJEM_"
+FLAG, ENVIRONMENT = "flag", "environment"  # origins
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Layer:
     origin: str
     values: Mapping[str, Any]
     eps_space: str = "model"
+
+    def called(self, key: str) -> str:
+        """`--adv-eps`, `RJEM_ADV_EPS` or `my.yaml: adv_eps`."""
+        if self.origin == FLAG:
+            return flag_name(key)
+        return variable_name(key) if self.origin == ENVIRONMENT else f"{self.origin}: {key}"
 
 
 @dataclass(frozen=True)
@@ -82,15 +89,18 @@ def settle_command(
     layers = [base] if base else []
     if config_file is not None:
         layers.append(file_layer(config_file))
-    return settle(config_class, [*layers, environment_layer(config_class, eps_space), Layer("flag", flags, eps_space)])
+    return settle(config_class, [*layers, environment_layer(config_class, eps_space), Layer(FLAG, flags, eps_space)])
 
 
 def with_origin(message: str, layers: list[Layer]) -> str:
-    """Say where a bad value came from unless it was a flag, which the user has in view."""
+    """The value that the message is about, as it is called where it came from."""
     for layer in reversed(layers):
-        for key in layer.values:
-            if message.startswith(flag_name(str(key)) + " ") or f"unknown key {key!r} " in message:
-                return message if layer.origin == "flag" else f"{layer.origin}: {message}"
+        for key in map(str, layer.values):
+            if f"unknown key {key!r} " in message:
+                return f"{layer.origin}: {message}"
+            rest = message.removeprefix(flag_name(key))
+            if rest != message and rest[:1] in (" ", ":"):
+                return layer.called(key) + rest
     return message
 
 
@@ -102,7 +112,7 @@ def variable_name(knob_name: str) -> str:
 def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
     """RJEM_ADV_EPS and its like; RJEM_HOME and RJEM_OFFLINE are not knobs."""
     names = {variable_name(knob.name): knob.name for knob in fields(config_class)}
-    return Layer("environment", {names[key]: value for key, value in os.environ.items() if key in names}, eps_space)
+    return Layer(ENVIRONMENT, {names[key]: value for key, value in os.environ.items() if key in names}, eps_space)
 
 
 def file_layer(path: str) -> Layer:

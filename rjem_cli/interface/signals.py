@@ -47,7 +47,7 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
         if are_started():  # torchrun ends those that are left, and is not to cut off what they have to say
             earlier[signal.SIGTERM] = signal.SIG_IGN
         if isinstance(error, LostRanksError) and request():
-            gone = "the other processes of this job are gone, and nothing was saved at this stop; call again"
+            gone = "the other processes of this job are gone; what was whole before stays, and the same call goes on"
             stopped = interrupted(request, f"{gone} (train: with --resume)")
             stopped.told = error.told  # the first may be the one that is gone
             raise stopped from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.errors import RjemError
 from rjem_cli.interface.board import Board
 from rjem_cli.interface.console import Bar, Console, told_time
-from rjem_cli.interface.resuming import how_to_go_on
+from rjem_cli.interface.resuming import how_to_go_on, name_of
 from rjem_cli.knobs import describe_epsilon
 
 if TYPE_CHECKING:
@@ -45,13 +46,33 @@ def announce(config: TrainConfig, run_dir: Path, console: Console) -> None:
 def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
     console.say(f"device: {runtime.describe()}")
+    if busy := told_load(runtime.device.type):
+        console.say(busy)
     console.say(f"data: {splits.name}, {sizes}")
+
+
+def told_load(device_type: str) -> str | None:
+    """A warning where other work keeps the cores busy: threads that wait for each other then crawl."""
+    if device_type != "cpu" or not hasattr(os, "getloadavg"):
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < cores:
+        return None
+    return (
+        f"note: this machine's load was {load:.1f} on {cores} cores in the last minute; beside other work training can "
+        "take many times as long (OMP_NUM_THREADS=1 helps)"
+    )
 
 
 def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, console: Console) -> None:
     parts = f"{found.steps} steps of {found.step_seconds:.3g} s, {told_time(found.other_seconds)} of pictures and tests"
     console.say(f"device: {runtime.describe()}")
     console.forecast(start_up + found.seconds, found.memory, f": {parts}")
+    if found.memory and found.memory_there and found.memory > found.memory_there:
+        console.say(
+            f"that does not fit: there are {found.memory_there / 1e9:.2g} GB; "
+            "lower --buffer-size, --batch-size or --width"
+        )
 
 
 def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) -> None:
@@ -64,8 +85,8 @@ def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) 
     bar.update(progress.phase, progress.step, progress.steps, text or None)
 
 
-def show_result(result: RunResult, console: Console) -> None:
-    """The table and the picture's place; the checkpoint's path is the last line."""
+def show_result(result: RunResult, run_dir: Path, console: Console) -> None:
+    """The table, the picture's place, and what one may do next; the checkpoint's path is the last line."""
     if console.as_json:
         console.document(
             {
@@ -84,6 +105,8 @@ def show_result(result: RunResult, console: Console) -> None:
     rows.append(("divergences", str(len(events)), "", seen))
     console.table("What was trained", COLUMNS, rows)
     console.say(f"samples: {result.grid}")
+    name = name_of(run_dir)
+    console.say(f"next: rjem generate {name} -n 1000; rjem eval {name}; rjem langevin {name}")
     console.result(str(result.checkpoint))
 
 

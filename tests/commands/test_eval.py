@@ -218,7 +218,7 @@ def test_what_few_images_cannot_give_is_left_out_and_said(rjem, quick_judge, dig
     """The quickstart's 100 samples of one class, say."""
     found = evaluated(rjem, digit_samples, "--reference", "digits", "--num", 100)
     assert "fd_judge" not in found and found["precision_judge"] >= 0
-    assert any(note.startswith("fid is left out: 100 samples are too few") for note in found["notes"])
+    assert any(note.startswith("fid (here fd_judge) is left out: 100 samples are too few") for note in found["notes"])
     with np.load(digit_samples) as arrays:
         threes = arrays["labels"] == 3
         np.savez(digit_samples.with_name("threes.npz"), arr_0=arrays["arr_0"][threes], labels=arrays["labels"][threes])

@@ -73,6 +73,9 @@ def ends():
 def wants(depth):
     return Small()
 
+def failing():
+    raise KeyError("oops")
+
 number = 3
 '''
 
@@ -148,6 +151,13 @@ def test_what_is_no_such_network_is_one_line(rjem, own, flags, code, message):
     for command in ("attack", "eval", "generate", "langevin"):
         outcome = rjem(command, *flags)
         assert outcome.code == code and message in outcome.error_line(), (command, outcome.err)
+
+
+def test_an_error_of_its_author_is_shown_from_the_command_on(rjem, own):
+    with pytest.raises(KeyError, match="oops") as found:
+        rjem("attack", "--model", "mine:failing", "--dataset", "digits")
+    files = [entry.path for entry in found.traceback]
+    assert files[-1].name == "mine.py" and not any("typer" in str(file) for file in files)
 
 
 def test_a_data_set_without_a_network_of_ones_own_is_refused(rjem, own, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -15,13 +16,13 @@ MOST = 20  # images that fit
 
 @pytest.fixture
 def small_memory(monkeypatch):
-    """Call it, and from then on no more images go through a network at once."""
+    """Call it, and `after` so many passes no more images go through a network at once."""
 
-    def begin():
-        plain = FrozenLogits.__call__
+    def begin(after=0):
+        plain, passes = FrozenLogits.__call__, itertools.count()
 
         def limited(self, x):
-            if len(x) > MOST:
+            if next(passes) >= after and len(x) > MOST:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
             return plain(self, x)
 
@@ -43,6 +44,17 @@ def test_chains_are_watched_in_smaller_blocks(rjem, trained, small_memory, tmp_p
     small_memory()
     outcome = rjem("langevin", "tiny", "-n", 30, "--sgld-steps", 2, "-o", tmp_path / "chains")
     assert outcome.code == 0 and "goes on with 12" in outcome.err
+
+
+def test_chains_begin_again_where_memory_shrinks_on_the_way(rjem, trained, small_memory, tmp_path):
+    call = ("langevin", "tiny", "-n", 30, "--sgld-steps", 4, "--json")
+    asked = json.loads(rjem(*call, "--block-size", 15, "-o", tmp_path / "asked").out)
+    small_memory(after=3)  # the probe and two steps
+    outcome = rjem(*call, "-o", tmp_path / "found")
+    assert outcome.code == 0 and outcome.err.count("goes on with 15") == 1
+    assert json.loads(outcome.out) == asked
+    for name in ("film.png", "energies.csv", "000029.png"):
+        assert (tmp_path / "asked" / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
 
 
 def test_scores_are_those_of_large_batches(rjem, trained, small_memory):

@@ -256,7 +256,7 @@ def test_a_run_stops_by_itself(rjem, own_home):
 
 
 def test_a_deadline_leaves_time_for_what_took_longest():
-    times = iter([0.0, 10.0, 11.0, 18.0, 43.9, 44.1])  # seven seconds for a step with its checkpoint
+    times = iter([0.0, 10.0, 11.0, 18.0, 42.9, 43.1])  # seven seconds for a step with its checkpoint
     deadline = Deadline("--max-time", "1m", clock=lambda: next(times))
     for _ in range(3):
         deadline.tick()

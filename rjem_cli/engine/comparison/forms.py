@@ -92,8 +92,8 @@ def deviation_text(row: Row, column: str) -> str:
 
 
 def digits(value: float, form: str) -> str:
-    """`2350`, where .3g alone would give `2.35e+03`."""
-    text = format(value, form)
+    """`2350`, where .3g alone would give `2.35e+03`, and `235` for `235.`."""
+    text = format(value, form).removesuffix(".")
     return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e15 else text
 
 

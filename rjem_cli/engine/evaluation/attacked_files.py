@@ -18,6 +18,7 @@ from rjem_cli.engine.data.images import to_model, to_pixels
 from rjem_cli.engine.data.pictures import contact_sheet, pixels_of, png_bytes, side_by_side, write_images
 from rjem_cli.engine.evaluation.accuracy import Accuracy
 from rjem_cli.engine.evaluation.attack import AttackSet, CleanState, EpsResult
+from rjem_cli.engine.room import Room
 from rjem_cli.files import make_dir, write_atomically
 
 EXAMPLES, EXAMPLE_COLUMNS = 25, 5
@@ -51,18 +52,22 @@ def write_and_measure(
     norm: str,
     *,
     device: torch.device,
-    batch_size: int,
+    room: Room,
 ) -> MeasuredFiles:
     """Write all images, attacked or not, as <index>.png with images.csv beside; read them back and measure."""
     make_dir(folder)
     names = [f"{index:06d}.png" for index in chosen.indices.tolist()]
     append_rows(folder / "images.csv", [COLUMNS])
     hits, rights, distances = [], [], []
-    for rows in torch.arange(len(chosen)).split(batch_size):
+
+    def logits_on_host(x: Tensor) -> tuple[Tensor]:
+        return (logits_of(x.to(device)).cpu(),)
+
+    for rows in torch.arange(len(chosen)).split(room.asked):
         write_images(folder, [names[row] for row in rows], to_pixels(result.x[rows]))
         x = to_model(torch.stack([read_pixels(folder / names[row]) for row in rows]))
         with torch.no_grad():
-            logits_BK = logits_of(x.to(device)).cpu()
+            (logits_BK,) = room(logits_on_host, x)
         hit = is_hit(logits_BK, chosen.aims[rows], chosen.targets is not None) & clean.attacked[rows]
         distance = distance_of(x - to_model(chosen.images.pixels[rows]), norm)
         predicted = logits_BK.argmax(dim=1)

@@ -23,8 +23,7 @@ class Plan:
 
     def only(self, wanted: tuple[str, ...]) -> Plan:
         """Without other metrics, and without a word of them."""
-        others = tuple(f"{metric} is left out" for metric in METRICS if metric not in wanted)
-        notes = tuple(note for note in self.notes if not note.startswith(others))
+        notes = tuple(note for note in self.notes if note.split()[0] in wanted)
         return replace(self, metrics=tuple(metric for metric in self.metrics if metric in wanted), notes=notes)
 
 
@@ -50,11 +49,17 @@ def make_plan(case: Case) -> Plan:
         elif asked is not None:
             raise DataError(f"--metrics {metric}: {obstacle}")
         else:
-            notes.append(f"{metric} is left out: {obstacle}")
+            notes.append(f"{told(metric, case.choice.suffix)} is left out: {obstacle}")
     if not chosen:
         raise DataError(f"no score can be had: {'; '.join(notes)}")
     names = [name for metric in chosen for name in CATALOGUE[metric].scores if available(name, case)]
     return Plan(tuple(chosen), tuple(score_name(name, case.choice.suffix) for name in names), tuple(notes))
+
+
+def told(metric: str, suffix: str) -> str:
+    """`fid`, or with a judge's features `fid (here fd_judge)`."""
+    here = score_name(next(iter(CATALOGUE[metric].scores)), suffix)
+    return f"{metric} (here {here})" if suffix else metric
 
 
 def available(name: str, case: Case) -> bool:

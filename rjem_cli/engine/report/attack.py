@@ -69,7 +69,7 @@ class AttackReport:
                 self.job.logits_of,
                 self.job.plan.norm,
                 device=self.job.runtime.device,
-                batch_size=self.job.config.batch_size,
+                room=self.job.room,
             ).to_dict(targeted=self.job.plan.targeted)
         results = self.document["results"]
         results.append(row)

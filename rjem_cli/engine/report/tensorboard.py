@@ -89,11 +89,15 @@ class EventFile:
         return sorted((self.run_dir / "samples").glob("*.png"))
 
 
-@contextmanager
-def event_file(run_dir: Path, begin: int, say: Callable[[str], None]) -> Iterator[EventFile]:
-    """`say` hears where it can no longer be written. Raises AbsentError without the package tensorboard."""
+def check_package() -> None:
+    """Raises AbsentError without the package tensorboard."""
     if importlib.util.find_spec("tensorboard") is None:
         raise AbsentError("--tensorboard needs the package tensorboard; install it: pip install tensorboard")
+
+
+@contextmanager
+def event_file(run_dir: Path, begin: int, say: Callable[[str], None]) -> Iterator[EventFile]:
+    """`say` hears where it can no longer be written."""
     events = EventFile(run_dir, begin, say)
     try:
         yield events

@@ -16,6 +16,7 @@ from rjem_cli.engine.chains.sgld import ChainState
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.model.energy import energy, joint_energy
+from rjem_cli.engine.room import Room
 from rjem_cli.engine.sampling.request import SampleRequest
 
 FILMED = 64  # chains whose images are kept on the way
@@ -31,6 +32,19 @@ class Look(NamedTuple):
     saturation_B: Tensor  # share of components at or beyond the walls of the box
     outside_B: Tensor
     finite_B: Tensor
+
+
+class Watched(NamedTuple):
+    """A batch of chains, on the host, a row a chain: its looks, (B, S + 1) each; frames uint8 (the filmed of B, F, C,
+    H, W); final uint8 (B, C, H, W)."""
+
+    energy: Tensor
+    joint_energy: Tensor
+    saturation: Tensor
+    outside: Tensor
+    finite: Tensor
+    frames: Tensor
+    final: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,37 +75,35 @@ def run_chains(
     record: int,
     clamp: bool,
     device: torch.device,
+    room: Room,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectories:
-    """The request's chains from `start`, an image kept every `record` steps and of the last. `report` hears how many
-    chain steps are done, and of how many. `logits_of` must be frozen."""
-    plan, labels, size = request.plan, request.labels(request.indices()), request.block_size
-    seeds = request.seed + request.indices()
-    done = 0
-
-    def on_step(count: int) -> None:
-        nonlocal done
-        done += count
-        report(done, plan.sgld_steps * len(labels))
-
+    """The request's chains from `start`, as many at once as there is `room` for, an image kept every `record` steps and
+    of the last. `report` hears how many chain steps are done, and of how many. `logits_of` must be frozen."""
+    plan, first = request.plan, request.first
     frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
-    parts = [
-        run_batch(
+
+    def watched(index_B: Tensor) -> Watched:
+        before = int(index_B[0]) - first
+
+        def on_step(step: int) -> None:
+            report(before * plan.sgld_steps + (step + 1) * len(index_B), plan.sgld_steps * (request.last - first))
+
+        return run_batch(
             plan,
             start,
             logits_of,
-            own_labels,
-            own_seeds,
-            filmed=max(0, FILMED - first),
+            request.labels(index_B),
+            request.seed + index_B,
+            filmed=max(0, FILMED - before),
             frame_steps=frame_steps,
             clamp=clamp,
             device=device,
             on_step=on_step,
         )
-        for first, own_labels, own_seeds in zip(range(0, len(labels), size), labels.split(size), seeds.split(size))
-    ]
-    looks = [np.concatenate([part[0][row] for part in parts], axis=1) for row in range(len(Look._fields))]
-    energies, joint_energies, saturation, outside, finite = looks
+
+    found = room(watched, request.indices())
+    energies, joint_energies, saturation, outside, finite = (looks.numpy().T for looks in found[: len(Look._fields)])
     return Trajectories(
         energy=energies,
         joint_energy=joint_energies,
@@ -99,8 +111,8 @@ def run_chains(
         left_at=first_true(outside),
         lost_at=first_true(finite == 0),
         frame_steps=frame_steps,
-        frames=torch.cat([part[1] for part in parts], dim=1),
-        final=torch.cat([part[2] for part in parts]),
+        frames=found.frames.transpose(0, 1),
+        final=found.final,
     )
 
 
@@ -116,37 +128,36 @@ def run_batch(
     clamp: bool,
     device: torch.device,
     on_step: Callable[[int], None],
-) -> tuple[list[np.ndarray], Tensor, Tensor]:
-    """(arrays (S + 1, B) in the order of Look, frames of the first `filmed` chains, final images). The host waits for
-    the device when an image is kept, not otherwise."""
+) -> Watched:
+    """All chains at once; frames of the first `filmed`. The host waits for the device when an image is kept, not
+    otherwise."""
     looks: list[Look] = []
     frames: list[Tensor] = []
     newest: list[Tensor] = []  # logits of the last pass, whose gradient the chain takes itself
 
     def recorded(x: Tensor) -> Tensor:
-        newest[:] = [logits_of(x)]
-        return newest[0]
+        logits_BK = logits_of(x)
+        newest[:] = [logits_BK.detach()]  # their graph would keep a second pass in memory
+        return logits_BK
 
     def keep(step: int, x: Tensor) -> None:
-        logits_BK = newest[0].detach()
+        (logits_BK,) = newest
         joint_B = joint_energy(logits_BK, labels_B) if plan.conditional else energy(logits_BK)
         looks.append(look(x, energy(logits_BK), joint_B))
-        if filmed and step in frame_steps:
+        if step in frame_steps:
             frames.append(to_pixels(x[:filmed]).cpu())
 
     def observe(state: ChainState) -> None:
         keep(state.step, state.x)
-        on_step(len(labels))
+        on_step(state.step)
 
     labels_B, seeds_B = labels.to(device), seeds.to(device)
     x = (start >> chain_of(plan, recorded, clamp, observe))(labels, seeds_B)
     with torch.no_grad():
         recorded(x)
     keep(plan.sgld_steps, x)
-    arrays = [torch.stack(rows).float().cpu().numpy() for rows in zip(*looks)]
-    final = to_pixels(x).cpu()
-    no_frames = final.new_zeros(len(frame_steps), 0, *final.shape[1:])
-    return arrays, torch.stack(frames) if frames else no_frames, final
+    courses = [torch.stack(values, dim=1).float().cpu() for values in zip(*looks)]
+    return Watched._make([*courses, torch.stack(frames, dim=1), to_pixels(x).cpu()])
 
 
 def look(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Look:

@@ -25,7 +25,15 @@ from rjem_cli.engine.model.prior import ClassGaussianPrior
 from rjem_cli.engine.model.wide_resnet import build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
-from rjem_cli.engine.timing import BESIDE_PASSES, MOST_ROUNDS, ROUNDS, pass_seconds, peak_bytes, usual_seconds
+from rjem_cli.engine.timing import (
+    BESIDE_PASSES,
+    MOST_ROUNDS,
+    ROUNDS,
+    pass_seconds,
+    peak_bytes,
+    total_bytes,
+    usual_seconds,
+)
 from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.run import TEST_BATCH, TEST_PLAN
 from rjem_cli.engine.training.schedule import total_steps
@@ -82,12 +90,14 @@ class Rehearsal(Trainer):
 
 @dataclass(frozen=True)
 class Forecast:
-    """`memory` in bytes, of the device, or of the process on a CPU; None where the system does not tell."""
+    """`memory` in bytes, of the device, or of the process on a CPU, and how much there is of it; None where the system
+    does not tell."""
 
     steps: int
     step_seconds: float
     other_seconds: float
     memory: int | None
+    memory_there: int | None
 
     @property
     def seconds(self) -> float:
@@ -122,7 +132,8 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
     a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
     model = build_model(config, shape.image_shape[0], shape.classes).to(runtime.device)
     other = other_passes(config, shape, done, last) * a_pass + test_seconds(model, config, shape, runtime)
-    return Forecast(max(0, last - done), step, other, peak_memory(model, config, shape, runtime, before))
+    memory = peak_memory(model, config, shape, runtime, before)
+    return Forecast(max(0, last - done), step, other, memory, total_bytes(runtime.device))
 
 
 def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:

@@ -104,7 +104,8 @@ def test_each_form_says_the_same():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(2.35e3, "2350"), (53.94, "53.9"), (0.000123, "0.000123"), (1e300, "1e+300")]
+    ("value", "text"),
+    [(2.35e3, "2350"), (53.94, "53.9"), (0.000123, "0.000123"), (9.0, "9.00"), (100.0, "100"), (1e300, "1.00e+300")],
 )
 def test_a_distance_is_told_in_three_digits(value, text):
     assert value_text(Row("a", {"fd_judge": value}), "fd_judge") == text
