@@ -46,7 +46,9 @@ class NetworkOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions(DeviceOptions):
     precision: str = knob(
-        "auto", "Arithmetic of the network; chain states stay fp32", choices=("auto", "fp32", "tf32", "bf16")
+        "auto",
+        "Arithmetic of the network; chain states stay fp32; fp16 for GPUs without bf16",
+        choices=("auto", "fp32", "tf32", "bf16", "fp16"),
     )
     compile: bool | None = knob(
         None,

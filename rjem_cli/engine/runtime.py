@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from rjem_cli.config import RuntimeOptions, TrainConfig
-from rjem_cli.engine.model.frozen import FrozenLogits
+from rjem_cli.engine.model.frozen import GRADIENT_SCALE, FrozenLogits
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.errors import AbsentError, ConfigError
 
 Watch = Callable[[str, int, int], None]  # how long work is followed: phase, done, total
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_PAYS_FROM_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
 
 
@@ -39,7 +40,7 @@ class Runtime:
         network: nn.Module = torch.compile(model) if self.compiles else model  # type: ignore[assignment]
 
         def logits_of(x: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 logits_BK: Tensor = network(x)
             return logits_BK.float()
 
@@ -47,11 +48,21 @@ class Runtime:
 
     def frozen(self, model: nn.Module) -> FrozenLogits:
         """A copy of `model` as chains and attacks see it."""
-        return FrozenLogits(model, torch.bfloat16 if self.precision == "bf16" else torch.float32, self.compiles)
+        return FrozenLogits(model, self.dtype, self.compiles)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's passes; tf32 is a way to multiply fp32."""
+        return HALVES.get(self.precision, torch.float32)
+
+    @property
+    def loss_scale(self) -> float:
+        """What a loss is multiplied by before its backward pass, and its gradients are divided by after it."""
+        return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     def scoring(self) -> Runtime:
         """As accuracies are measured: the same network in bf16 is another, and `rjem eval` would not agree."""
-        return replace(self, precision="fp32") if self.precision == "bf16" else self
+        return replace(self, precision="fp32") if self.precision in HALVES else self
 
     @property
     def arithmetic(self) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.model.energy import energy
@@ -59,16 +60,31 @@ def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
 
 
 @pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.2), ("none", 0.12)])
-def test_in_bf16_gradients_point_where_those_in_fp32_do(norm, tolerance):
-    """Their difference is a small share of their length, and E(x) is the same to its third digit."""
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 1), (torch.float16, 1 / 3)])
+def test_in_half_precision_gradients_point_where_those_in_fp32_do(norm, tolerance, dtype, share):
+    """Their difference is a small share of their length, and E(x) is the same to its third digit; fp16 has three more
+    bits."""
     model = trained_a_little(norm)
     x = torch.rand(8, 3, 32, 32) * 2 - 1
-    (exact,), (rounded,) = (
-        ask(FrozenLogits(model, dtype), [Question(x, energy)]) for dtype in (torch.float32, torch.bfloat16)
-    )
+    (exact,), (rounded,) = (ask(FrozenLogits(model, kind), [Question(x, energy)]) for kind in (torch.float32, dtype))
+    tolerance *= share
     assert rounded.gradient.dtype == rounded.value_B.dtype == torch.float32
     assert (rounded.gradient - exact.gradient).norm() <= tolerance * exact.gradient.norm()
     torch.testing.assert_close(rounded.value_B, exact.value_B, rtol=5e-3, atol=5e-3)
+
+
+def test_in_fp16_gradients_do_not_vanish_where_the_network_is_sure():
+    """A cross-entropy of 1e-4 has gradients of 1e-9 in x: fp16 has nothing below 6e-8."""
+    model, sure = trained_a_little("batch"), 12.0
+    x = torch.rand(8, 3, 32, 32) * 2 - 1
+    labels = torch.zeros(8, dtype=torch.long)
+
+    def loss(logits_BK):
+        return F.cross_entropy(logits_BK + sure * F.one_hot(labels, 10), labels, reduction="none")
+
+    (exact,), (rounded,) = (ask(FrozenLogits(model, kind), [Question(x, loss)]) for kind in (torch.float32, torch.half))
+    assert exact.value_B.max() < 1e-3
+    assert (rounded.gradient - exact.gradient).norm() <= 0.1 * exact.gradient.norm()
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])

@@ -21,7 +21,7 @@ META, SHAPE, CLASSES = torch.device("meta"), (3, 8, 8), 4
 
 @pytest.fixture(params=["batch", "group"])
 def network(request):
-    return FrozenLogits(WideResNet(3, CLASSES, 10, 1, request.param).to(META), torch.bfloat16)
+    return FrozenLogits(WideResNet(3, CLASSES, 10, 1, request.param).to(META), torch.float16)
 
 
 @pytest.fixture(params=[5, 192], ids=["low rank", "Cholesky"])

@@ -8,7 +8,7 @@ fewer passes over memory than BatchNorm in eval mode, and the same output.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rjem_cli.engine.model.wide_resnet import Block
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+GRADIENT_SCALE = 1024.0  # inside of fp16 passes, where small gradients vanish (section 3.2, Micikevicius et al. 2018)
 
 
 class ChannelAffine(nn.Module):
@@ -54,9 +55,22 @@ def freeze(model: ModuleT) -> ModuleT:
     return frozen
 
 
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.factor * gradient, None
+
+
 class FrozenLogits:
-    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16, and `compiled`; what it is
-    given and gives is fp32, so no chain's state is ever rounded."""
+    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16 or fp16, and `compiled`; what it
+    is given and gives is fp32, so no chain's state is ever rounded."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
         self.dtype = dtype
@@ -69,8 +83,11 @@ class FrozenLogits:
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.compute(x_BCHW.to(self.dtype))
-        return logits_BK.float()
+        if self.dtype is not torch.float16:
+            return self.compute(x_BCHW.to(self.dtype)).float()  # type: ignore[no-any-return]
+        x_BCHW = ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE)
+        logits_BK: Tensor = self.compute(x_BCHW.half()).float()
+        return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
 
 def fold_into_first_convolution(block: Block) -> None:

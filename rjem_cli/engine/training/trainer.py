@@ -115,13 +115,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, self.config)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
+        self.backward(terms.total)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         scalars = self.mean_over_ranks({"loss": terms.total, **terms.named(), "grad_norm": grad_norm, **looks})
         self.guard.check_step(scalars)
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return scalars
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the weights, without those that vanish in fp16."""
+        scale = self.runtime.loss_scale
+        (scale * loss).backward()
+        if scale != 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
 
     def next_batch(self) -> Batch:
         """The step's images, augmented, noised and clamped to the box that chains and attacks live in: this rank's
