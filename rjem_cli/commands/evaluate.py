@@ -24,18 +24,18 @@ from rjem_cli.interface.signals import interrupted, stop_on_signals, stoppable
 
 FEATURES_KEPT = "stopped; features and the judge are kept, and the same command goes on"
 SubjectArgument = Annotated[
-    str | None,
+    list[str] | None,
     typer.Argument(
-        metavar="SAMPLES|CHECKPOINT",
-        help="Samples: a folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin. "
-        "Or a checkpoint: a .safetensors file, a run's name or folder.",
+        metavar="SAMPLES...|CHECKPOINT",
+        help="Samples: a folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin; "
+        "several are parts of one set. Or a checkpoint: a .safetensors file, a run's name or folder.",
         autocompletion=paths.run_names,
     ),
 ]
 
 
 @with_knobs(EvalConfig, ranks=True)
-def evaluate(call: Call[EvalConfig], subject: SubjectArgument = None) -> None:
+def evaluate(call: Call[EvalConfig], subjects: SubjectArgument = None) -> None:
     """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
     calibration, robust accuracy, out-of-distribution AUROC, energies).
 
@@ -45,36 +45,42 @@ def evaluate(call: Call[EvalConfig], subject: SubjectArgument = None) -> None:
 
       rjem eval samples/
 
+      rjem eval part0.npz part1.npz part2.npz part3.npz
+
       rjem eval other-model.npz --reference cifar10:train --metrics fid,kid --require 'fid<=45' --json
 
       rjem generate my-run -n 10000 -o - | rjem eval - --reference cifar10:test
 
       rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
     """
-    config, samples, checkpoint = call.ranks.from_first(lambda: settled(call, subject))
-    if samples is None:
+    config, samples, checkpoint = call.ranks.from_first(lambda: settled(call, subjects or []))
+    if not samples:
         evaluate_checkpoint(call, config, checkpoint)
     else:
         evaluate_samples(call, config, samples)
 
 
-def settled(call: Call[EvalConfig], subject: str | None) -> tuple[EvalConfig, str | None, Path | None]:
-    """(config, samples, checkpoint), one of which is there, or with --model neither. Raises ConfigError or
+def settled(call: Call[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, list[str], Path | None]:
+    """(config, places of samples, checkpoint), one of which is there, or with --model neither. Raises ConfigError or
     AbsentError."""
     config = call.settle()
     if config.model is not None:
         call.refuse(SampleScoreOptions, config.model)
-        return config, None, call.find_network(config, subject)
-    if subject is None:
+        return config, [], call.find_network(config, subjects[0] if subjects else None)
+    if not subjects:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
-    checkpoint = paths.find_subject(subject)
-    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subject)
-    if subject == STREAM and call.ranks.world > 1:
+    subjects = list(dict.fromkeys(subjects))
+    checkpoints = [paths.find_subject(subject) for subject in subjects]
+    checkpoint = checkpoints[0]
+    if len(subjects) > 1 and any(checkpoints):
+        raise ConfigError("several things to score are parts of one set of samples; rjem compare takes checkpoints too")
+    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subjects[0])
+    if STREAM in subjects and call.ranks.world > 1:
         raise ConfigError("- is read by one process; give a folder or a file to several")
-    return config, None if checkpoint else subject, checkpoint
+    return config, [] if checkpoint else subjects, checkpoint
 
 
-def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) -> None:
+def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
     from rjem_cli.engine.quality.forecast import forecast
     from rjem_cli.engine.quality.job import EvalJob, evaluate, prepare, read_inputs
     from rjem_cli.engine.report.evaluation import opened_results
@@ -82,7 +88,7 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, location: str) 
     from rjem_cli.engine.timing import foreseen_bytes
 
     console, ranks = call.console, call.ranks
-    inputs = ranks.in_turn(lambda: read_inputs(config, location, console.binary_input, ranks))
+    inputs = ranks.in_turn(lambda: read_inputs(config, locations, console.binary_input, ranks))
     inputs.runtime.check_ranks()
     announce_inputs(inputs, console)
     if call.dry_run:

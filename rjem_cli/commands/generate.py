@@ -9,7 +9,8 @@ from pathlib import Path
 from rjem_cli import paths
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.errors import InterruptedRunError
-from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan
+from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, told_noise
+from rjem_cli.interface.console import counted
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 from rjem_cli.interface.signals import stop_on_signals
 
@@ -44,9 +45,11 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
-    console.say(f"{total} samples of {describe_classes(request)} to {config.output}, seed {config.seed}")
+    console.say(f"{counted(total, 'sample')} of {describe_classes(request)} to {config.output}, seed {config.seed}")
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
+    if warning := told_noise(request.plan):
+        console.say(warning)
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(logits_of, shape, request, runtime)
         console.forecast(seconds, foreseen_bytes(runtime.device), ", for all of them")
@@ -57,15 +60,13 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
         def watch(done: int) -> None:
             bar.update("generating", done, total)
 
-        watch(0)
-
         found = write_samples(job, console.binary, watch, stop)
     if found.done < total:
         number = max(ranks.each(stop.signal_number or 0))
         where = "the stream breaks off here" if config.output == STREAM else "the same command goes on"
         raise InterruptedRunError(f"stopped at {found.done} of {total} samples; {where}", number)
     behind = f", behind {found.skipped} that were there" if found.skipped else ""
-    console.say(f"{total - found.skipped} samples in {time.perf_counter() - started:.1f} s{behind}")
+    console.say(f"{counted(total - found.skipped, 'sample')} in {time.perf_counter() - started:.1f} s{behind}")
     if config.output != STREAM:
         console.say(f"next: rjem eval {shlex.quote(config.output)}")
     if call.as_json:

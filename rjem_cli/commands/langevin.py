@@ -8,7 +8,14 @@ from typing import Any
 from rjem_cli import paths
 from rjem_cli.config import STREAM, LangevinConfig
 from rjem_cli.errors import ConfigError, RjemError
-from rjem_cli.interface.chains_view import describe_checkpoint, describe_classes, describe_plan, show_chains
+from rjem_cli.interface.chains_view import (
+    describe_checkpoint,
+    describe_classes,
+    describe_plan,
+    show_chains,
+    told_noise,
+)
+from rjem_cli.interface.console import counted
 from rjem_cli.interface.options import Call, CheckpointArgument, with_knobs
 
 
@@ -49,8 +56,12 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.say)
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
-    console.say(f"{config.count} chains of {describe_classes(request)} to {config.output}, seed {config.seed}")
+    console.say(
+        f"{counted(config.count, 'chain')} of {describe_classes(request)} to {config.output}, seed {config.seed}"
+    )
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
+    if warning := told_noise(request.plan):
+        console.say(warning)
     if call.dry_run:
         at_once = replace(request, block_size=min(request.block_size, config.count), seed=0)
         seconds = call.seconds_so_far() + forecast(logits_of, shape, at_once, runtime)
@@ -73,7 +84,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
             clamp=config.clamp,
             device=runtime.device,
             room=room,
-            report=lambda done, total: bar.update("chains", done, total),
+            report=lambda done, total: bar.update("chain steps", done, total),
         )
         document = write_chains(folder, found, request, described())
     if call.as_json:

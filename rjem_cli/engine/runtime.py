@@ -201,4 +201,4 @@ def check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x + 1)(x)
     except Exception as error:  # whatever it lacks: a C++ compiler, Triton, a Python that it knows
         reason = str(error).strip().partition("\n")[0]
-        raise AbsentError(f"--compile: torch.compile does not work here ({reason[:200]}); leave it away") from None
+        raise AbsentError(f"--compile: torch.compile does not work here ({reason[:200]}); leave it out") from None

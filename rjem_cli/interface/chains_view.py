@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rjem_cli.engine.sampling.request import SampleRequest
 
 SHOWN_CHAINS = 16
+DROWNING_NOISE = 0.3  # standard deviation a step, model units
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> str:
@@ -49,6 +50,16 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
             f"SGLD on {energy}, {plan.sgld_steps} steps of {plan.sgld_step_size:g}, {noise}, {clip}{temperature}"
         )
     return " -> ".join(stages)
+
+
+def told_noise(plan: SamplePlan) -> str | None:
+    """A warning where noise drowns the images, which live in a box of width 2."""
+    if not plan.chains or plan.noise_std < DROWNING_NOISE:
+        return None
+    return (
+        f"note: noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
+        "--noise-std 0.01 in place of --proper"
+    )
 
 
 def show_chains(chains: list[dict[str, Any]], console: Console) -> None:

@@ -212,6 +212,11 @@ def told_time(seconds: float) -> str:
     return f"{int(days)} d {int(hours % 24)} h"
 
 
+def counted(count: int, name: str) -> str:
+    """`1 chain`, `2 chains`."""
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def told_age(seconds: float) -> str:
     """In its largest unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

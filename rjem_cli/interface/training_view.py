@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rjem_cli.config import TrainConfig
 from rjem_cli.errors import RjemError
 from rjem_cli.interface.board import Board
-from rjem_cli.interface.console import Bar, Console, told_time
+from rjem_cli.interface.console import Bar, Console, told_size, told_time
 from rjem_cli.interface.resuming import how_to_go_on, name_of
 from rjem_cli.knobs import describe_epsilon
 
@@ -68,6 +68,7 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
     parts = f"{found.steps} steps of {found.step_seconds:.3g} s, {told_time(found.other_seconds)} of pictures and tests"
     console.say(f"device: {runtime.describe()}")
     console.forecast(start_up + found.seconds, found.memory, f": {parts}")
+    console.say(f"each checkpoint takes {told_size(found.checkpoint)} on disk, with the state that a run goes on from")
     if found.memory and found.memory_there and found.memory > found.memory_there:
         console.say(
             f"that does not fit: there are {found.memory_there / 1e9:.2g} GB; "

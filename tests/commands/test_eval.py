@@ -69,6 +69,24 @@ def test_what_rjem_wrote_comes_with_its_classes_and_protocol(rjem, trained, tmp_
     assert read_collection(str(tmp_path / "none")).labels is None
 
 
+def test_shards_are_scored_as_the_whole(rjem, trained, quick_judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rjem("generate", "-n", 60, "-o", "whole.npz").code == 0
+    for shard in range(3):
+        assert rjem("generate", "-n", 60, "--shard", f"{shard}/3", "-o", f"part{shard}.npz").code == 0
+    whole = evaluated(rjem, "whole.npz", "--allow-few")
+    parts = evaluated(rjem, "part0.npz", "part1.npz", "part2.npz", "part1.npz", "--allow-few")
+    assert parts["protocol"]["samples"]["sha256"] == whole["protocol"]["samples"]["sha256"]
+    assert parts["protocol"]["reference"] == whole["protocol"]["reference"]
+    assert parts["per_class"] == whole["per_class"] and parts["fd_judge"] == whole["fd_judge"]
+    for others, message in {
+        ("tiny",): "parts of one set",
+        ("digits:test", "noise.npz"): "parts of one set have",
+    }.items():
+        np.savez("noise.npz", arr_0=np.zeros((4, 9, 9, 1), np.uint8))
+        assert message in rjem("eval", "part0.npz", *others).error_line()
+
+
 def test_scores_by_a_judge_come_with_their_protocol(rjem, quick_judge, digit_samples, own_home):
     found = evaluated(rjem, digit_samples, "--reference", "digits")
     protocol = found["protocol"]

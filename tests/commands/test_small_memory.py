@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rjem_cli.engine.model.frozen import FrozenLogits
+from rjem_cli.engine.quality import judge
 from tests.commands.conftest import TINY_FLAGS
 
 MOST = 20  # images that fit
@@ -55,6 +56,16 @@ def test_chains_begin_again_where_memory_shrinks_on_the_way(rjem, trained, small
     assert json.loads(outcome.out) == asked
     for name in ("film.png", "energies.csv", "000029.png"):
         assert (tmp_path / "asked" / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
+
+
+def test_a_comparison_draws_in_smaller_blocks(rjem, trained, small_memory, monkeypatch):
+    monkeypatch.setattr(judge, "FEWEST_STEPS", 30)
+    monkeypatch.setattr(judge, "EPOCHS", 1)
+    small_memory()
+    outcome = rjem("compare", "tiny", "--samples", 60, "--limit", 20, "--steps", 1, "--allow-few", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "memory is too small for 25 images at once; goes on with 12" in outcome.err
+    assert json.loads(outcome.out)["rows"][0]["scores"]["gradient_steps"] == 2
 
 
 def test_scores_are_those_of_large_batches(rjem, trained, small_memory):

@@ -52,7 +52,7 @@ def check_scoring(config: CompareConfig) -> None:
 
 def read_samples(config: CompareConfig, location: str, work: Work) -> sample_scores.Inputs:
     """Samples of any maker, and their plan. Raises as `rjem eval` does."""
-    inputs = sample_scores.read_inputs(eval_config(config), location, work.stdin)
+    inputs = sample_scores.read_inputs(eval_config(config), [location], work.stdin)
     return replace(inputs, plan=inputs.plan.only(TABLE_METRICS)) if config.metrics == "all" else inputs
 
 

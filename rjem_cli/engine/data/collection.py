@@ -99,6 +99,25 @@ class ImageCollection:
         return by_split(splits, classes, self.pixels, self.class_names)
 
 
+def joined(parts: Sequence[ImageCollection]) -> ImageCollection:
+    """Parts of one set of samples, in this order; of their `meta` what all say alike. Raises DataError for another size
+    of image."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts:
+        if part.image_shape != first.image_shape:
+            shapes = f"{part.name} has images {part.image_shape}, {first.name} {first.image_shape}"
+            raise DataError(f"{shapes}; parts of one set have one size")
+    metas = [part.meta or {} for part in parts]
+    return ImageCollection(
+        f"{first.name} and {len(parts) - 1} more",
+        torch.cat([part.pixels for part in parts]),
+        complete([label for part in parts for label in part.labels or [None]]),
+        {key: value for key, value in metas[0].items() if all(meta.get(key) == value for meta in metas)} or None,
+    )
+
+
 def read_collection(location: str) -> ImageCollection:
     """The images of a folder, a .zip, a tar or an .npz, sorted by name. Raises AbsentError for nothing there or no
     image, DataError with the file's name for what cannot be read, or is of another size than the rest."""

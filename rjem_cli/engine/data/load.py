@@ -36,7 +36,10 @@ def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Sp
 def own_splits(parts: dict[str, ImageSet], data: str, test_data: str | None, val_fraction: float) -> Splits:
     name = Path(data).name
     if "train" not in parts:
-        raise DataError(f"{data} has no training images, only {', '.join(parts)}")
+        raise DataError(
+            f"{data} has no training images, only {', '.join(parts)}; "
+            "give a place that has some, and this one as --test-data"
+        )
     train, test = parts["train"], parts.get("test")
     if test_data:
         test = join(read_class_folders(test_data))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rjem_cli.engine.chains.pgd import Logits
 from rjem_cli.engine.data.images import ImageSet, spread_indices, to_model
+from rjem_cli.engine.room import Room
 
 BATCH = 128
 Z95 = 1.959964  # 97.5 % point of the standard normal distribution
@@ -50,9 +52,14 @@ def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
 
 
 def accuracy(logits_of: Logits, images: ImageSet, device: torch.device) -> Accuracy:
-    """Of images as they are."""
-    correct = torch.zeros((), dtype=torch.long, device=device)
+    """Of images as they are, in smaller batches where memory is too small."""
+
+    def are_right(rows: Tensor) -> tuple[Tensor]:
+        x = to_model(images.pixels[rows].to(device))
+        return (logits_of(x).argmax(dim=1) == images.labels[rows].to(device),)
+
+    if not len(images):
+        return Accuracy(0, 0)
     with torch.no_grad():
-        for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH)):
-            correct += (logits_of(to_model(pixels.to(device))).argmax(dim=1) == labels.to(device)).sum()
-    return Accuracy(int(correct), len(images))
+        (right,) = Room(BATCH)(are_right, torch.arange(len(images), device=images.pixels.device))
+    return Accuracy(int(right.sum()), len(images))

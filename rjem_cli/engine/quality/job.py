@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -10,7 +10,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from rjem_cli.config import STREAM, EvalConfig
-from rjem_cli.engine.data.collection import ImageCollection, read_collection, read_stream
+from rjem_cli.engine.data.collection import ImageCollection, joined, read_collection, read_stream
 from rjem_cli.engine.evaluation.gates import Gates, parse_gates
 from rjem_cli.engine.quality.case import Case
 from rjem_cli.engine.quality.catalogue import renamed
@@ -92,14 +92,16 @@ class SampleScores:
     per_class: PerClass
 
 
-def read_inputs(config: EvalConfig, location: str, stdin: Callable[[], BinaryIO], ranks: Ranks = ALONE) -> Inputs:
-    """Read samples and reference, every image of them, and plan, so that what cannot be is known before the work.
-    Raises ConfigError, AbsentError or DataError."""
+def read_inputs(
+    config: EvalConfig, locations: Sequence[str], stdin: Callable[[], BinaryIO], ranks: Ranks = ALONE
+) -> Inputs:
+    """Read samples (one set, from one place or several) and reference, every image of them, and plan, so that what
+    cannot be is known before the work. Raises ConfigError, AbsentError or DataError."""
     parse_metrics(config.metrics)
     check_features(config.features)
     gates = parse_gates(config.require)
     runtime = scoring_runtime(config.device, ranks)
-    everything = read_samples(location, stdin)
+    everything = joined([read_samples(location, stdin) for location in locations])
     samples = everything.spread(config.num)
     reference = reference_of(config, samples)
     case = Case(config, samples, reference, choose(config.features, reference))

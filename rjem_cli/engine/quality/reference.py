@@ -91,7 +91,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
     name, part = parts_of(text)
     if protocol == "jempp":
         if part in ("train", "test"):
-            raise ConfigError(f"--protocol jempp compares with train and test, {text} is one part; leave it away")
+            raise ConfigError(f"--protocol jempp compares with train and test, {text} is one part; leave it out")
         part = "all"
     if name in DATASETS:
         splits = load_splits(DataOptions(dataset=name, val_fraction=0.0))

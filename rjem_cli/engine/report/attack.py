@@ -23,10 +23,16 @@ from rjem_cli.engine.evaluation.search import AttackPlan
 from rjem_cli.engine.report.figures import epsilon_curve
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import claimed_folder, empty_own_folder, write_atomically
-from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon
+from rjem_cli.knobs import PIXEL_PER_MODEL_UNIT, describe_epsilon, parse_epsilon, short_epsilon
 from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
+
+
+def folder_name(eps: float, norm: str) -> str:
+    """`eps-8of255`, `eps-0.1`; no two radii share one."""
+    short = short_epsilon(eps, norm)
+    return f"eps-{short.replace('/', 'of') if parse_epsilon(short, 'model') == eps else repr(eps)}"
 
 
 class AttackReport:
@@ -62,7 +68,7 @@ class AttackReport:
         row = describe_result(result, self.clean, self.job.chosen, self.job.plan.norm)
         if self.folder is not None:
             row["files"] = write_and_measure(
-                self.folder / f"eps-{result.eps!r}",
+                self.folder / folder_name(result.eps, self.job.plan.norm),
                 result,
                 self.clean,
                 self.job.chosen,

@@ -117,9 +117,12 @@ def notes_on(job: EvalJob) -> list[str]:
     if "fid" in metrics:
         notes += frechet_notes(case)
     if "kid" in metrics and case.kid_subset_size() in (len(case.samples), case.real_count):
-        notes.append("a subset is a whole set, so the deviation over subsets understates that of the kernel distance")
+        notes.append("each subset of the kernel distance is the whole set: its deviation is too small")
     if {"prc", "dc"} & set(metrics) and case.real_count != len(case.samples):
-        notes.append("precision, recall, density and coverage depend on both counts: compare them at equal ones")
+        notes.append(
+            "precision, recall, density and coverage depend on the numbers of samples and of reference images: "
+            "compare at equal ones"
+        )
     return notes
 
 

@@ -120,6 +120,7 @@ def write_samples(
     request, device, ranks = job.request, job.runtime.device, job.runtime.ranks
     with ranks.opened_by_first(lambda: closing(writer_of(job, stdout))) as own:
         skipped = ranks.from_first(lambda: own.done if own else 0)
+        report(skipped)
         writer = own or CountingWriter(skipped)
         batch_size = job.config.batch_size
         batches = generate(job.sampler, request, skip=skipped, batch_size=batch_size, device=device, ranks=ranks)

@@ -98,6 +98,7 @@ class Forecast:
     other_seconds: float
     memory: int | None
     memory_there: int | None
+    checkpoint: int  # bytes on disk, with its state
 
     @property
     def seconds(self) -> float:
@@ -133,7 +134,8 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
     model = build_model(config, shape.image_shape[0], shape.classes).to(runtime.device)
     other = other_passes(config, shape, done, last) * a_pass + test_seconds(model, config, shape, runtime)
     memory = peak_memory(model, config, shape, runtime, before)
-    return Forecast(max(0, last - done), step, other, memory, total_bytes(runtime.device))
+    weights, state = saved_bytes(model, config, shape)
+    return Forecast(max(0, last - done), step, other, memory, total_bytes(runtime.device), weights + state)
 
 
 def extrapolated(step_seconds: StepSeconds, attack: int, chain: int) -> tuple[float, float]:
@@ -195,12 +197,19 @@ def peak_memory(
     if measured is None or before is None:
         return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
-    buffer = 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    state = COPIES_OF_WEIGHTS[config.optimizer] * weights + buffer
     on_host = device.type == "cpu"
-    written, beside = state * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
-    return before + max(measured - before, written) + images + buffer + beside
+    written, beside = saved_bytes(model, config, shape)[1] * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
+    return before + max(measured - before, written) + images + buffer_bytes(config, shape) + beside
+
+
+def buffer_bytes(config: TrainConfig, shape: DataShape) -> int:
+    return 4 * config.buffer_size * shape.dimensions * bool(config.px_weight)
+
+
+def saved_bytes(model: nn.Module, config: TrainConfig, shape: DataShape) -> tuple[int, int]:
+    """Of a checkpoint and of its state."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights, COPIES_OF_WEIGHTS[config.optimizer] * weights + buffer_bytes(config, shape)
 
 
 def made_splits(shape: DataShape, batch_size: int) -> Splits:

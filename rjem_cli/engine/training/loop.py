@@ -45,6 +45,8 @@ def start(trainer: Trainer, resume: Path | None) -> None:
     else:
         unwritten = go_back(trainer, resume)
         write_config(trainer)
+        if trainer.step == trainer.steps:
+            trainer.tell("all its steps are done already; its tests and pictures are made anew (more --steps go on)")
         if trainer.guard.count:
             scale, count = trainer.guard.rate_scale, trainer.guard.count
             trainer.tell(f"the rate is {scale:g} of --lr: divergences of this run so far, {count}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,5 +33,7 @@ def loss_pass(model: nn.Module, runtime: Runtime, joint: bool) -> nn.Module:
         return LossPass(model, runtime, joint)
     share_statistics(model)
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    # statistics of the whole batch are the same on each rank already
-    return DistributedDataParallel(LossPass(model, runtime, joint), devices, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer PyTorch has another name for broadcast_buffers
+        # statistics of the whole batch are the same on each rank already
+        return DistributedDataParallel(LossPass(model, runtime, joint), devices, broadcast_buffers=False)

@@ -57,7 +57,9 @@ class FolderWriter:
             empty_own_folder(self.folder, OUR_NAMES)
             return self._take_over(None, overwrite)
         if not same:
-            raise ConfigError(f"-o {self.folder} holds samples of another call, see its meta.json; {REMEDY}")
+            raise ConfigError(
+                f"-o {self.folder} holds samples of another call (network, seed, plan: see meta.json); {REMEDY}"
+            )
         if more:
             raise ConfigError(f"-o {self.folder} holds more samples than -n {self.request.count}; {REMEDY}")
         self._describe(complete=False)
