@@ -66,7 +66,8 @@ def run(arguments: list[str]) -> int:
         if explained is None and is_told_by_first(error):
             return RjemError.exit_code
         if explained is None:
-            raise error.with_traceback(own_part(error.__traceback__)) from error.__cause__
+            error.__traceback__ = own_part(error.__traceback__)
+            raise
         message, code = explained
         if own_rank() == 0:
             fail(message)
@@ -85,6 +86,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return f"{error.format_message().rstrip('.')} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
+    if isinstance(error, ImportError) and is_out_of_memory(error):
+        return f"not enough memory to load what rjem needs ({str(error)[:200]}); give this process more", 1
     if is_out_of_memory(error):
         return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1
     return None

@@ -28,16 +28,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-WITH_KNOBS = {
-    "train": train,
-    "attack": attack,
-    "langevin": langevin,
-    "generate": generate,
-    "eval": evaluate,
-    "compare": compare,
-}
-for name, command in WITH_KNOBS.items():
-    app.command(name, cls=SectionedCommand)(command)
+app.command("train", cls=SectionedCommand)(train)
+app.command("attack", cls=SectionedCommand)(attack)
+app.command("langevin", cls=SectionedCommand)(langevin)
+app.command("generate", cls=SectionedCommand)(generate)
+app.command("eval", cls=SectionedCommand)(evaluate)
+app.command("compare", cls=SectionedCommand)(compare)
 app.add_typer(cache)
 app.command()(env)
 app.command()(completion)

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from rjem_cli.config import CompareConfig, TrainConfig
 from rjem_cli.errors import ConfigError
-from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle
+from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle, unknown_variables
 from rjem_cli.knobs import describe_epsilon, flag_name, given_flags, parse_epsilon
 from rjem_cli.plain_yaml import mapping
 
@@ -87,10 +87,22 @@ def test_an_error_calls_a_value_as_it_is_called_where_it_came_from():
         settle(TrainConfig, [Layer("bad.yaml", {"lr": None})])
     with pytest.raises(ConfigError, match="^RJEM_ADV_EPS 'x': give a number"):
         settle(TrainConfig, [Layer("bad.yaml", {"adv_eps": 1}), Layer("environment", {"adv_eps": "x"})])
+    with pytest.raises(ConfigError, match="^bad.yaml: device 'gpu' is unknown"):
+        settle(TrainConfig, [Layer("bad.yaml", {"device": "gpu"})])
     with pytest.raises(ConfigError, match="^bad.yaml: unknown key 'lrr'"):
         settle(TrainConfig, [Layer("bad.yaml", {"lrr": 1})])
     with pytest.raises(ConfigError, match="^--lr"):
         settle(TrainConfig, [Layer("bad.yaml", {"lr": -1}), Layer("flag", {"lr": -2})])
+
+
+def test_variables_that_no_command_reads_are_named(monkeypatch):
+    for name in ("RJEM_ADV_EP", "RJEM_ADV_EPS", "RJEM_HOME", "RJEM_XYZZY"):
+        monkeypatch.setenv(name, "1")
+    said = [note for note in unknown_variables([TrainConfig]) if "ADV" in note or "HOME" in note or "XYZZY" in note]
+    assert said == [
+        "note: no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?",
+        "note: no command reads RJEM_XYZZY",
+    ]
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -112,7 +112,7 @@ def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: 
             for some, columns in forms.pieces(comparison.rows, console.width()):
                 console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
             if any(forms.best_of(comparison.rows, column) for column in forms.columns_of(comparison.rows)):
-                console.say(f"{forms.STAR} the best of its column, with what its deviations do not tell apart from it")
+                console.say(f"{forms.STAR} the best of its column, and what lies within the deviations")
         for note in forms.notes_of(comparison):
             console.say(f"note: {note}")
     elif config.output:

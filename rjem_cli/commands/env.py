@@ -46,7 +46,11 @@ def rows_of(document: dict[str, Any]) -> list[tuple[str, str]]:
         ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {cpu['instructions']}{memory}")
     )
     rows += [
-        ("gpu", f"{gpu['name']}, {told_size(gpu['memory_bytes'])}, capability {gpu['capability']}, CUDA {gpu['cuda']}")
+        (
+            "gpu",
+            f"{gpu['name']}, {told_size(gpu['memory_bytes'])}, capability {gpu['capability']}, "
+            f"{'bf16' if gpu['bf16'] else 'no bf16, take fp16'}, CUDA {gpu['cuda']}",
+        )
         for gpu in document["gpus"]
     ]
     rows += document["auto"].items()

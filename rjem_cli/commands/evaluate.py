@@ -69,11 +69,12 @@ def settled(call: Call[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, li
         return config, [], call.find_network(config, subjects[0] if subjects else None)
     if not subjects:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
-    subjects = list(dict.fromkeys(subjects))
-    checkpoints = [paths.find_subject(subject) for subject in subjects]
-    checkpoint = checkpoints[0]
-    if len(subjects) > 1 and any(checkpoints):
-        raise ConfigError("several things to score are parts of one set of samples; rjem compare takes checkpoints too")
+    found = {subject: paths.find_subject(subject) for subject in subjects}
+    checkpoint = found[subjects[0]]
+    if len(found) < len(subjects):
+        raise ConfigError(f"{max(subjects, key=subjects.count)} is given twice; give each part once")
+    if len(found) > 1 and (other := next((name for name, path in found.items() if path), None)):
+        raise ConfigError(f"{other} is a checkpoint; several places are parts of one set of samples (see rjem compare)")
     call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subjects[0])
     if STREAM in subjects and call.ranks.world > 1:
         raise ConfigError("- is read by one process; give a folder or a file to several")

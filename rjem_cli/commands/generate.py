@@ -68,7 +68,8 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     behind = f", behind {found.skipped} that were there" if found.skipped else ""
     console.say(f"{counted(total - found.skipped, 'sample')} in {time.perf_counter() - started:.1f} s{behind}")
     if config.output != STREAM:
-        console.say(f"next: rjem eval {shlex.quote(config.output)}")
+        place = config.output if paths.expand(config.output).is_file() else f"{config.output.rstrip('/')}/"  # no run
+        console.say(f"next: rjem eval {shlex.quote(place)}")
     if call.as_json:
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:

@@ -40,10 +40,11 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     from rjem_cli.engine.report.chains import chains_folder, write_chains
     from rjem_cli.engine.room import Room
     from rjem_cli.engine.runtime import start_runtime
+    from rjem_cli.engine.sampling.generate import SMALLER
     from rjem_cli.engine.sampling.job import fit_blocks, forecast
     from rjem_cli.engine.sampling.request import describe_request, settle_request
     from rjem_cli.engine.sampling.starts import settle_start
-    from rjem_cli.engine.sampling.trajectories import run_chains
+    from rjem_cli.engine.sampling.trajectories import Trajectories, run_chains
     from rjem_cli.engine.timing import foreseen_bytes
 
     runtime = start_runtime(config, reproducible=True)
@@ -68,25 +69,28 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
         console.forecast(seconds, foreseen_bytes(runtime.device), ", and a few seconds for pictures")
         return
     request, start = settle_start(config, loaded, logits_of, request, runtime)
-    folder, room = paths.expand(config.output), Room(request.block_size, console.say)
+    folder = paths.expand(config.output)
 
-    def described() -> dict[str, Any]:
-        as_run = replace(request, block_size=room.most)
-        meta = describe_request(as_run, loaded, config.init, start.sha256, runtime)
+    def described(size: int) -> dict[str, Any]:
+        meta = describe_request(replace(request, block_size=size), loaded, config.init, start.sha256, runtime)
         return {**meta, "clamp": config.clamp, "record": config.record}
 
-    with chains_folder(folder, described(), config.overwrite), console.bar() as bar:
-        found = run_chains(
-            request,
-            start.sampler,
-            logits_of,
-            record=config.record,
-            clamp=config.clamp,
-            device=runtime.device,
-            room=room,
-            report=lambda done, total: bar.update("chain steps", done, total),
-        )
-        document = write_chains(folder, found, request, described())
+    with chains_folder(folder, described(request.block_size), config.overwrite), console.bar() as bar:
+
+        def run(size: int) -> Trajectories:
+            return run_chains(
+                replace(request, block_size=size),
+                start.sampler,
+                logits_of,
+                record=config.record,
+                clamp=config.clamp,
+                device=runtime.device,
+                report=lambda done, total: bar.update("chain steps", done, total),
+            )
+
+        room = Room(request.block_size, console.say)
+        found = run(room.most) if config.block_size else room.at_once(run)  # a size that was asked for is not changed
+        document = write_chains(folder, found, request, described(room.most))
     if call.as_json:
         console.document(document)
     else:
@@ -96,4 +100,4 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     if found.lost:
         names = ", ".join(f"{chain} (step {found.lost_at[chain]})" for chain in found.lost[:10])
         more = f" and {len(found.lost) - 10} more" if len(found.lost) > 10 else ""
-        raise RjemError(f"chains that are not finite: {names}{more}; try a smaller --sgld-step-size or --noise-std")
+        raise RjemError(f"chains that are not finite: {names}{more}; {SMALLER}")

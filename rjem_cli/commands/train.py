@@ -90,9 +90,7 @@ def train(
     from rjem_cli.engine.training.forecast import DataShape, forecast
     from rjem_cli.engine.training.run import run_training
 
-    with_events = tensorboard or (run_dir / events.FOLDER).is_dir()
-    if with_events:
-        ranks.from_first(events.check_package)
+    with_events = ranks.from_first(lambda: events.is_wanted(tensorboard, run_dir, console.say))
     runtime = ranks.jointly(lambda: start_runtime(config, ranks=ranks))
     runtime.check_ranks()
     if call.dry_run:

@@ -37,7 +37,7 @@ class ChainOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.proper and self.noise_std is not None:
-            raise ConfigError("--proper sets the noise; leave --noise-std away")
+            raise ConfigError("--proper sets the noise; leave --noise-std out")
 
 
 @dataclass(frozen=True, kw_only=True)

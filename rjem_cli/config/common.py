@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from rjem_cli.errors import ConfigError
@@ -21,6 +22,11 @@ SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
 @dataclass(frozen=True, kw_only=True)
 class DeviceOptions(Options):
     device: str = knob("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,9})?", self.device):
+            raise ConfigError(f"--device {self.device!r} is unknown; give auto, cpu, mps, cuda or cuda:N")
 
 
 @dataclass(frozen=True, kw_only=True)

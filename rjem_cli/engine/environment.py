@@ -70,6 +70,7 @@ def describe_gpu(number: int) -> dict[str, Any]:
         "name": found.name,
         "memory_bytes": found.total_memory,
         "capability": f"{found.major}.{found.minor}",
+        "bf16": found.major >= 8,  # Ampere and newer
         "cuda": torch.version.cuda,
     }
 

@@ -47,8 +47,8 @@ class Room:
         return found[0] if len(found) == 1 else put_together(found)
 
     def at_once(self, work: Callable[[int], FoundT]) -> FoundT:
-        """What `work` gives for as many rows at once as there is room for; it is called anew with fewer. Raises as
-        above."""
+        """What `work` gives for as many rows at once as there is room for; it is called anew with fewer.
+        Raises the error of memory that is too small for one row."""
         while True:
             tried = self.most
             try:

@@ -61,7 +61,7 @@ class Runtime:
         return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     def scoring(self) -> Runtime:
-        """As accuracies are measured: the same network in bf16 is another, and `rjem eval` would not agree."""
+        """As accuracies are measured: in half precision it is another network, and `rjem eval` would not agree."""
         return replace(self, precision="fp32") if self.precision in HALVES else self
 
     @property
@@ -134,28 +134,23 @@ def keep_freed_memory() -> None:
 
 
 def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
+    """Of a name that the config has checked. Raises ConfigError or AbsentError for what is not there."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
         if torch.backends.mps.is_available() and ranks.world == 1:
             return torch.device("mps"), "auto: Apple GPU found"
         return torch.device("cpu"), f"auto: no GPU found, {torch.get_num_threads()} threads"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device {name!r} is unknown; give auto, cpu, mps, cuda or cuda:N") from None
-    if device.type not in ("cpu", "mps", "cuda"):
-        raise ConfigError(f"--device {name!r} is not supported; give auto, cpu, mps, cuda or cuda:N")
-    if device.index is not None and ranks.world > 1:
+    kind, _, index = name.partition(":")
+    if index and ranks.world > 1:
         raise ConfigError(f"--device {name}: of several processes each has a GPU of its own; give --device cuda")
-    if device.type == "mps" and ranks.world > 1:
+    if kind == "mps" and ranks.world > 1:
         raise ConfigError("--device mps: several processes need CUDA GPUs, or the CPU; give --device cpu")
-    number = int(name.partition(":")[2] or 0)  # torch keeps an index in 8 bits
-    if device.type == "cuda" and number >= torch.cuda.device_count():
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if kind == "mps" and not torch.backends.mps.is_available():
         raise AbsentError("--device mps: no Apple GPU is visible; use --device auto")
-    return device, "as asked"
+    return torch.device(name), "as asked"
 
 
 def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
@@ -163,7 +158,7 @@ def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str
     are to be the same on as many machines as can be."""
     name = options.precision
     if name == "tf32" and device.type != "cuda":
-        raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32 or bf16")
+        raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32, bf16 or fp16")
     if name != "auto":
         return name, "as asked"
     if device.type == "cuda":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 12
 WORST_CLASSES = 20
+ROUNDING = 1 / 255 + 1e-6  # half a grey level, in model units
 
 
 def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
@@ -50,7 +51,8 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     for result in results:
         if "files" in result:
             files = result["files"]
-            over = f"{files['over_eps']} images beyond eps{' by rounding to 8 bits' * bool(files['over_eps'])}"
+            rounded = norm == "linf" and files["over_eps"] > 0 and files["largest_distance"] <= result["eps"] + ROUNDING
+            over = f"{files['over_eps']} images beyond eps{' by rounding to 8 bits' * rounded}"
             console.say(
                 f"from the files in {files['folder']}: {files[name]['value'] or 0:.2%}, largest distance "
                 f"{describe_epsilon(files['largest_distance'], norm)}, {over}"

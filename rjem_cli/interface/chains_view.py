@@ -58,7 +58,7 @@ def told_noise(plan: SamplePlan) -> str | None:
         return None
     return (
         f"note: noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
-        "--noise-std 0.01 in place of --proper"
+        "--noise-std 0.01"
     )
 
 

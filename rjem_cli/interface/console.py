@@ -138,7 +138,7 @@ class Console:
 
     def forecast(self, seconds: float | None, memory: int | None, parts: str = "", at_most: bool = False) -> None:
         """What a --dry-run expects on the device at hand; `memory` in bytes; None for what cannot be told."""
-        held = "" if memory is None else f" and {memory / 1e9:.2g} GB of memory"
+        held = "" if memory is None else f" and {told_size(memory)} of memory"
         taken = "how long it takes is not known"
         if seconds is not None:
             taken = f"{'at most ' if at_most else ''}about {told_time(seconds)} here"

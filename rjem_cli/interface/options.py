@@ -13,15 +13,26 @@ from typing import Annotated, Any, Generic
 
 import typer
 
-from rjem_cli.config import ChainOptions, NetworkOptions, SampleScoreOptions
+from rjem_cli.config import (
+    AttackConfig,
+    ChainOptions,
+    CompareConfig,
+    EvalConfig,
+    GenerateConfig,
+    LangevinConfig,
+    NetworkOptions,
+    SampleScoreOptions,
+    TrainConfig,
+)
 from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
 from rjem_cli.errors import ConfigError
 from rjem_cli.interface.completions import VALUES
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.settings import Layer, settle_command
+from rjem_cli.interface.settings import Layer, settle_command, unknown_variables
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
 from rjem_cli.paths import find_checkpoint, run_names
 
+WITH_KNOBS = (TrainConfig, AttackConfig, LangevinConfig, GenerateConfig, EvalConfig, CompareConfig)
 PANELS = {
     "DeviceOptions": "Device and seed",
     "RuntimeOptions": "Device and seed",
@@ -119,6 +130,8 @@ class Call(Generic[OptionsT]):
     def settle(self, base: Layer | None = None) -> OptionsT:
         """The checked config from flags, environment, file and `base`. With --print-config it is printed and the
         command ends here. Raises ConfigError or AbsentError."""
+        for note in unknown_variables(WITH_KNOBS):
+            self.console.say(note)
         settled = settle_command(self.config_class, self.flags, self.config_file, self.eps_space, base)
         if self.print_config:
             self.console.result(settled.to_yaml().rstrip())
@@ -133,7 +146,7 @@ class Call(Generic[OptionsT]):
                 raise ConfigError("--dataset goes with --model; where a checkpoint's training images are, --data says")
             return find_checkpoint(checkpoint)
         if checkpoint is not None:
-            raise ConfigError(f"{checkpoint} and --model {config.model} are two networks; give one")
+            raise ConfigError(f"give {checkpoint} or --model {config.model}, not both")
         return None
 
     def refuse(self, group: type[Options], subject: str) -> None:

@@ -80,7 +80,7 @@ def check_resumable(run_dir: Path, checkpoint: Path, config: TrainConfig) -> Non
 def name_of(run_dir: Path) -> str:
     """By which commands find it, also where something else here is called so."""
     known = run_dir.parent in (paths.runs_dir(), paths.runs_dir().resolve()) and not Path(run_dir.name).exists()
-    return run_dir.name if known else shlex.quote(str(run_dir))
+    return shlex.quote(run_dir.name if known else str(run_dir))
 
 
 def how_to_go_on(run_dir: Path) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any, Generic
@@ -13,11 +14,12 @@ from typing import Any, Generic
 import yaml
 
 from rjem_cli.errors import ConfigError, did_you_mean
-from rjem_cli.knobs import OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
+from rjem_cli.knobs import Options, OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
 from rjem_cli.paths import expand
 from rjem_cli.plain_yaml import mapping, read_mapping
 
 ENVIRONMENT_PREFIX = "RJEM_"
+OTHER_VARIABLES = {"RJEM_HOME", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins
 
 
@@ -113,6 +115,15 @@ def environment_layer(config_class: type[OptionsT], eps_space: str) -> Layer:
     """RJEM_ADV_EPS and its like; RJEM_HOME and RJEM_OFFLINE are not knobs."""
     names = {variable_name(knob.name): knob.name for knob in fields(config_class)}
     return Layer(ENVIRONMENT, {names[key]: value for key, value in os.environ.items() if key in names}, eps_space)
+
+
+def unknown_variables(known: Iterable[type[Options]]) -> Iterator[str]:
+    """What to say of RJEM_ names that are none of these groups': a slip of the pen would else go unseen."""
+    names = {variable_name(knob.name) for group in known for knob in fields(group)} | OTHER_VARIABLES
+    for name in sorted(os.environ):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+            yield f"note: no command reads {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def file_layer(path: str) -> Layer:

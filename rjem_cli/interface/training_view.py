@@ -53,9 +53,12 @@ def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
 
 def told_load(device_type: str) -> str | None:
     """A warning where other work keeps the cores busy: threads that wait for each other then crawl."""
-    if device_type != "cpu" or not hasattr(os, "getloadavg"):
+    if device_type != "cpu":
         return None
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    try:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (AttributeError, OSError):  # not told here
+        return None
     if load < cores:
         return None
     return (
@@ -71,7 +74,7 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
     console.say(f"each checkpoint takes {told_size(found.checkpoint)} on disk, with the state that a run goes on from")
     if found.memory and found.memory_there and found.memory > found.memory_there:
         console.say(
-            f"that does not fit: there are {found.memory_there / 1e9:.2g} GB; "
+            f"that does not fit: there are {told_size(found.memory_there)}; "
             "lower --buffer-size, --batch-size or --width"
         )
 

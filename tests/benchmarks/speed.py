@@ -107,7 +107,7 @@ def flops_of(call: Call) -> int:
 
 def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
     """FLOP/s of a large convolution in the runtime's own arithmetic, as it is now: the best of three."""
-    device, dtype = runtime.device, torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    device, dtype = runtime.device, runtime.dtype
     layer = nn.Conv2d(PEAK_CHANNELS, PEAK_CHANNELS, 3, padding=1, bias=False)
     layer = layer.to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(batch_size, PEAK_CHANNELS, PEAK_SIDE, PEAK_SIDE, device=device, dtype=dtype)

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.model.checkpoint import load_checkpoint
+from rjem_cli.engine.report.attack import folder_name
 from rjem_cli.files import locked
 
 
@@ -203,3 +206,9 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         outcome = rjem("attack", *arguments)
         assert outcome.code == code, (arguments, outcome)
         assert message in outcome.error_line()
+
+
+@given(st.floats(0.0, 64.0), st.floats(0.0, 64.0))
+def test_no_two_radii_share_a_folder(one, other):
+    assert (folder_name(one, "linf") == folder_name(other, "linf")) == (one == other)
+    assert folder_name(16 / 255, "linf") == "eps-8of255" and folder_name(16 / 255, "l2") == f"eps-{16 / 255!r}"

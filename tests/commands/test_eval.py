@@ -75,16 +75,26 @@ def test_shards_are_scored_as_the_whole(rjem, trained, quick_judge, tmp_path, mo
     for shard in range(3):
         assert rjem("generate", "-n", 60, "--shard", f"{shard}/3", "-o", f"part{shard}.npz").code == 0
     whole = evaluated(rjem, "whole.npz", "--allow-few")
-    parts = evaluated(rjem, "part0.npz", "part1.npz", "part2.npz", "part1.npz", "--allow-few")
+    parts = evaluated(rjem, "part0.npz", "part1.npz", "part2.npz", "--allow-few")
+    assert parts["protocol"]["samples"]["from"] == "part0.npz, part1.npz, part2.npz"
     assert parts["protocol"]["samples"]["sha256"] == whole["protocol"]["samples"]["sha256"]
     assert parts["protocol"]["reference"] == whole["protocol"]["reference"]
     assert parts["per_class"] == whole["per_class"] and parts["fd_judge"] == whole["fd_judge"]
-    for others, message in {
-        ("tiny",): "parts of one set",
-        ("digits:test", "noise.npz"): "parts of one set have",
+    rjem("generate", "-n", 60, "--seed", 60, "--shard", "1/3", "-o", "other.npz")
+    np.savez("bare.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
+    np.savez("noise.npz", arr_0=np.zeros((4, 9, 9, 1), np.uint8))
+    for other, message in {
+        "tiny": "tiny is a checkpoint",
+        "part0.npz": "part0.npz is given twice",
+        "digits:test": "is a set of its own",
+        "noise.npz": "parts of one set have one size",
+        "other.npz": "other.npz is of another seed than part0.npz",
+        "./part0.npz": "part0.npz has the images of part0.npz; give each part once",
+        "whole.npz": "whole.npz holds sample 0, which an earlier part has too",
+        "bare.npz": "bare.npz has no protocol of rjem (meta), as part0.npz has",
     }.items():
-        np.savez("noise.npz", arr_0=np.zeros((4, 9, 9, 1), np.uint8))
-        assert message in rjem("eval", "part0.npz", *others).error_line()
+        refused = rjem("eval", "part0.npz", other)
+        assert refused.code in (1, 2) and message in refused.error_line()
 
 
 def test_scores_by_a_judge_come_with_their_protocol(rjem, quick_judge, digit_samples, own_home):

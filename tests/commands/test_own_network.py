@@ -73,8 +73,21 @@ def ends():
 def wants(depth):
     return Small()
 
+class Exhausted(Small):
+    left = iter(range(4))
+
+    def forward(self, x):
+        next(self.left)
+        return super().forward(x)
+
+def exhausted():
+    return Exhausted()
+
 def failing():
-    raise KeyError("oops")
+    try:
+        raise ValueError
+    except ValueError:
+        raise KeyError("oops")
 
 number = 3
 '''
@@ -144,7 +157,7 @@ def test_its_samples_are_known_by_its_weights(rjem, own):
         (("--model", "mine:fixed", "--dataset", "digits"), 1, "logits without a gradient"),
         (("--model", "mine:ends", "--dataset", "digits"), 1, "ended Python with exit code 5"),
         (("--model", "mine:wants", "--dataset", "digits"), 2, "is no function without arguments"),
-        (("some-run", *NAMED), 2, "are two networks; give one"),
+        (("some-run", *NAMED), 2, "give some-run or --model mine:small, not both"),
     ],
 )
 def test_what_is_no_such_network_is_one_line(rjem, own, flags, code, message):
@@ -153,9 +166,15 @@ def test_what_is_no_such_network_is_one_line(rjem, own, flags, code, message):
         assert outcome.code == code and message in outcome.error_line(), (command, outcome.err)
 
 
+def test_one_whose_loop_ends_does_not_end_ours(rjem, own):
+    with pytest.raises(RuntimeError, match="the network raised StopIteration"):
+        rjem("attack", "--model", "mine:exhausted", "--dataset", "digits", "--limit", 60, "--eps", "0.1", "--steps", 5)
+
+
 def test_an_error_of_its_author_is_shown_from_the_command_on(rjem, own):
     with pytest.raises(KeyError, match="oops") as found:
         rjem("attack", "--model", "mine:failing", "--dataset", "digits")
+    assert isinstance(found.value.__context__, ValueError)
     files = [entry.path for entry in found.traceback]
     assert files[-1].name == "mine.py" and not any("typer" in str(file) for file in files)
 

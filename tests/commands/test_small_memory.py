@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.model.frozen import FrozenLogits
 from rjem_cli.engine.quality import judge
 from tests.commands.conftest import TINY_FLAGS
@@ -48,24 +49,33 @@ def test_chains_are_watched_in_smaller_blocks(rjem, trained, small_memory, tmp_p
 
 
 def test_chains_begin_again_where_memory_shrinks_on_the_way(rjem, trained, small_memory, tmp_path):
-    call = ("langevin", "tiny", "-n", 30, "--sgld-steps", 4, "--json")
-    asked = json.loads(rjem(*call, "--block-size", 15, "-o", tmp_path / "asked").out)
-    small_memory(after=3)  # the probe and two steps
+    """All of them, so that the block size in their protocol is that of each."""
+    call = ("langevin", "tiny", "-n", 80, "--sgld-steps", 4, "--json")
+    asked = json.loads(rjem(*call, "--block-size", 12, "-o", tmp_path / "asked").out)
+    small_memory(after=7)  # the probe, the first block, and a step of the second
     outcome = rjem(*call, "-o", tmp_path / "found")
-    assert outcome.code == 0 and outcome.err.count("goes on with 15") == 1
+    assert outcome.code == 0 and "for 50 images at once; goes on with 25" in outcome.err
     assert json.loads(outcome.out) == asked
-    for name in ("film.png", "energies.csv", "000029.png"):
+    for name in ("film.png", "energies.csv", "000079.png"):
         assert (tmp_path / "asked" / name).read_bytes() == (tmp_path / "found" / name).read_bytes()
 
 
-def test_a_comparison_draws_in_smaller_blocks(rjem, trained, small_memory, monkeypatch):
+def test_a_block_size_of_chains_that_was_asked_for_is_not_changed(rjem, trained, small_memory, tmp_path):
+    small_memory(after=3)
+    outcome = rjem("langevin", "tiny", "-n", 30, "--sgld-steps", 4, "--block-size", 30, "-o", tmp_path / "asked")
+    assert outcome.code == 1 and "--block-size" in outcome.error_line()
+
+
+def test_a_comparison_draws_in_smaller_blocks(rjem, own_home, trained, small_memory, monkeypatch):
     monkeypatch.setattr(judge, "FEWEST_STEPS", 30)
     monkeypatch.setattr(judge, "EPOCHS", 1)
     small_memory()
     outcome = rjem("compare", "tiny", "--samples", 60, "--limit", 20, "--steps", 1, "--allow-few", "--json")
     assert outcome.code == 0, outcome.err
     assert "memory is too small for 25 images at once; goes on with 12" in outcome.err
-    assert json.loads(outcome.out)["rows"][0]["scores"]["gradient_steps"] == 2
+    assert rjem("generate", "tiny", "-n", 60, "--block-size", 12, "-o", own_home / "asked.npz").code == 0
+    (drawn,) = (own_home / "comparisons").glob("*.npz")
+    assert read_collection(str(drawn)).digest() == read_collection(str(own_home / "asked.npz")).digest()
 
 
 def test_scores_are_those_of_large_batches(rjem, trained, small_memory):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 from PIL import Image
 
 from rjem_cli.interface.board import Board
+from rjem_cli.interface.resuming import name_of
+from rjem_cli.interface.training_view import told_load
 from tests.commands.conftest import TINY_FLAGS
 
 
@@ -21,7 +24,7 @@ def test_a_board_shows_each_measure_as_it_is_and_as_it_came_there():
 
 
 def test_curves_are_left_behind_of_a_run_that_ends_and_of_one_that_is_stopped(rjem, own_home):
-    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "6s")}.items():
+    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "8s")}.items():
         outcome = rjem("train", "--run", name, *TINY_FLAGS, *flags)
         assert outcome.code == 0
         with Image.open(own_home / "runs" / name / "curves.png") as picture:
@@ -35,6 +38,14 @@ def test_without_tensorboard_the_remedy_is_said_before_the_run_is_begun(rjem, ow
     assert not (own_home / "runs" / "watched" / "config.yaml").exists()
 
 
+def test_a_run_with_events_goes_on_without_the_package(rjem, own_home, monkeypatch):
+    assert rjem("train", "--run", "seen", *TINY_FLAGS).code == 0
+    (own_home / "runs" / "seen" / "tensorboard").mkdir()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    outcome = rjem("train", "--resume", "seen", "--steps", 4)
+    assert outcome.code == 0 and "nothing more is written into" in outcome.err
+
+
 def test_event_files_hold_scalars_histograms_and_pictures(rjem, own_home):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ("--tensorboard", "--sample-every", 2)
@@ -46,3 +57,22 @@ def test_event_files_hold_scalars_histograms_and_pictures(rjem, own_home):
     assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])
     assert found.Histograms("energy/data")[0].histogram_value.num == 16
     assert {"samples", "grid"} <= set(found.Tags()["images"])
+
+
+@pytest.mark.parametrize(("load", "warns"), [(0.1, False), (1e4, True), (None, False)])
+def test_a_busy_machine_is_named(monkeypatch, load, warns):
+    def measured():
+        if load is None:
+            raise OSError
+        return load, load, load
+
+    monkeypatch.setattr(os, "getloadavg", measured)
+    assert bool(told_load("cpu")) == warns and told_load("cuda") is None
+
+
+def test_a_run_is_named_as_commands_find_it(own_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, other = own_home / "runs" / "my run", tmp_path / "elsewhere"
+    assert name_of(run) == "'my run'" and name_of(other) == str(other)
+    (tmp_path / "my run").mkdir()  # something else here is called so
+    assert name_of(run) == f"'{run}'"

@@ -20,8 +20,13 @@ META, SHAPE, CLASSES = torch.device("meta"), (3, 8, 8), 4
 
 
 @pytest.fixture(params=["batch", "group"])
-def network(request):
-    return FrozenLogits(WideResNet(3, CLASSES, 10, 1, request.param).to(META), torch.float16)
+def norm(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16])
+def network(request, norm):
+    return FrozenLogits(WideResNet(3, CLASSES, 10, 1, norm).to(META), request.param)
 
 
 @pytest.fixture(params=[5, 192], ids=["low rank", "Cholesky"])

@@ -36,6 +36,6 @@ def attack_loss(name: str, targeted: bool) -> AttackLoss:
 
 
 def is_hit(logits_BK: Tensor, labels_B: Tensor, targeted: bool) -> Tensor:
-    """Whether the attack has won, bool (B,)."""
+    """Whether the attack has won, bool (B,); not by logits that are no numbers."""
     agrees = logits_BK.argmax(dim=1) == labels_B
-    return agrees if targeted else ~agrees
+    return (agrees if targeted else ~agrees) & ~logits_BK.isnan().any(dim=1)

@@ -13,12 +13,11 @@ from rjem_cli.engine.comparison.rows import Protocol
 from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.model.checkpoint import Checkpoint
-from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.generate import generate
-from rjem_cli.engine.sampling.job import SampleJob, write_samples
+from rjem_cli.engine.sampling.job import SampleJob, fit_blocks, write_samples
 from rjem_cli.engine.sampling.job import prepare as prepare_samples
-from rjem_cli.engine.sampling.request import BLOCK_SIZE, settle_request
+from rjem_cli.engine.sampling.request import settle_request
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked
 
@@ -32,17 +31,10 @@ class Drawn(NamedTuple):
 
 
 def drawn(config: CompareConfig, checkpoint: Checkpoint, mode: str, work: Work) -> Drawn:
-    """Drawn unless they are there, in smaller blocks where memory is too small; where another call is drawing them,
-    that is waited for. Raises as `rjem generate` does."""
+    """Drawn unless they are there; where another call is drawing them, that is waited for. Raises as `rjem generate`
+    does."""
     runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
-    room = Room(BLOCK_SIZE[runtime.device.type], work.say)
-    return room.at_once(lambda size: drawn_in_blocks(size, config, checkpoint, mode, runtime, work))
-
-
-def drawn_in_blocks(
-    size: int, config: CompareConfig, checkpoint: Checkpoint, mode: str, runtime: Runtime, work: Work
-) -> Drawn:
-    job = sample_job(size, config, checkpoint, mode, runtime)
+    job = sample_job(config, checkpoint, mode, runtime, work)
     made = Path(job.config.output)
     with locked(made, waiting=lambda: work.watch("waiting for another rjem compare", 0, 1)):
         seconds = None if is_whole(made, job) else draw(job, f"drawing samples ({mode})", work)
@@ -100,15 +92,14 @@ def seconds_a_sample(job: SampleJob) -> float:
     return (time.perf_counter() - started) / count
 
 
-def sample_job(size: int, config: CompareConfig, checkpoint: Checkpoint, mode: str, runtime: Runtime) -> SampleJob:
+def sample_job(config: CompareConfig, checkpoint: Checkpoint, mode: str, runtime: Runtime, work: Work) -> SampleJob:
     """As `rjem generate` would draw them; the file's name is made of all that decides their bytes, and their number."""
-    options = GenerateConfig(
-        mode=mode, count=config.sample_count, seed=config.sample_seed, data=config.data, block_size=size
-    )
-    info = checkpoint.info
+    options = GenerateConfig(mode=mode, count=config.sample_count, seed=config.sample_seed, data=config.data)
+    info, logits_of = checkpoint.info, runtime.frozen(checkpoint.model)
     request = settle_request(
         options, info.config, info.class_names, runtime.device.type, count=options.count, seed=options.seed, mode=mode
     )
-    job = prepare_samples(options, checkpoint, runtime.frozen(checkpoint.model), request, runtime)
+    request = fit_blocks(logits_of, info.image_shape, request, options.block_size, runtime, work.say)
+    job = prepare_samples(options, checkpoint, logits_of, request, runtime)
     made = kept_path("samples", [job.meta["request"], config.sample_count]).with_suffix(".npz")
     return replace(job, config=replace(options, output=str(made)))

@@ -10,7 +10,6 @@ from rjem_cli.config import CompareConfig, LangevinConfig, RuntimeOptions
 from rjem_cli.engine.comparison.work import Work, kept, kept_path
 from rjem_cli.engine.model.checkpoint import load_checkpoint
 from rjem_cli.engine.report.chains import ChainPictures, chain_pictures
-from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.request import describe_request, settle_request
 from rjem_cli.engine.sampling.starts import settle_start
@@ -40,7 +39,6 @@ def chains_of(config: CompareConfig, name: str, path: Path, work: Work) -> Chain
             record=max(1, request.plan.sgld_steps // MOMENTS),
             clamp=options.clamp,
             device=runtime.device,
-            room=Room(request.block_size, work.say),
             report=lambda done, total: work.watch(f"{name}: chains", done, total),
         )
         pictures = chain_pictures(found, request, options.init)

@@ -27,6 +27,7 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError
 
 META_NAMES = {"meta.json", "__meta.json__"}
 LABELS_NAME = "labels.csv"
+ONE_CALL = ("checkpoint_sha256", "dataset.train_digest", "plan", "init", "init_sha256", "classes", "seed", "block_size")
 SHARDED = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
 
 
@@ -99,9 +100,9 @@ class ImageCollection:
         return by_split(splits, classes, self.pixels, self.class_names)
 
 
-def joined(parts: Sequence[ImageCollection]) -> ImageCollection:
-    """Parts of one set of samples, in this order; of their `meta` what all say alike. Raises DataError for another size
-    of image."""
+def as_one_set(parts: Sequence[ImageCollection]) -> ImageCollection:
+    """Parts of one set of samples, in this order. Raises DataError for parts of several: other sizes of images, or by
+    their meta.json another call, or the same samples."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -109,13 +110,55 @@ def joined(parts: Sequence[ImageCollection]) -> ImageCollection:
         if part.image_shape != first.image_shape:
             shapes = f"{part.name} has images {part.image_shape}, {first.name} {first.image_shape}"
             raise DataError(f"{shapes}; parts of one set have one size")
-    metas = [part.meta or {} for part in parts]
+    seen: dict[str, str] = {}
+    for part in parts:
+        if (digest := part.digest()) in seen:
+            raise DataError(f"{part.name} has the images of {seen[digest]}; give each part once")
+        seen[digest] = part.name
     return ImageCollection(
-        f"{first.name} and {len(parts) - 1} more",
+        ", ".join(part.name for part in parts),
         torch.cat([part.pixels for part in parts]),
         complete([label for part in parts for label in part.labels or [None]]),
-        {key: value for key, value in metas[0].items() if all(meta.get(key) == value for meta in metas)} or None,
+        common_meta(parts),
     )
+
+
+def common_meta(parts: Sequence[ImageCollection]) -> dict[str, Any] | None:
+    """What rjem wrote of all; None where it wrote none of them. Raises DataError as `as_one_set` does."""
+    first = parts[0]
+    taken: list[range] = []
+    for part in parts:
+        if (part.meta is None) != (first.meta is None):
+            bare, whole = (part, first) if part.meta is None else (first, part)
+            raise DataError(f"{bare.name} has no protocol of rjem (meta), as {whole.name} has; score them one by one")
+        for key in ONE_CALL:
+            if value_at(part.meta, key) != value_at(first.meta, key):
+                raise DataError(f"{part.name} is of another {key} than {first.name}; give the shards of one call")
+        own = samples_of(part.meta)
+        for before in taken:
+            if (both := max(own.start, before.start)) < min(own.stop, before.stop):
+                raise DataError(f"{part.name} holds sample {both}, which an earlier part has too; give each once")
+        taken.append(own)
+    if first.meta is None:
+        return None
+    common = {key: value for key, value in first.meta.items() if key not in ("samples", "shard", "request")}
+    return {**common, "complete": all((part.meta or {}).get("complete") is not False for part in parts)}
+
+
+def samples_of(meta: dict[str, Any] | None) -> range:
+    """Which samples of a call these are; empty where it is not told."""
+    match value_at(meta, "samples"):
+        case [int(begin), int(end)]:
+            return range(begin, end)
+    return range(0)
+
+
+def value_at(meta: dict[str, Any] | None, key: str) -> Any:
+    """Of `outer.inner`, None where there is none."""
+    found: Any = meta
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def read_collection(location: str) -> ImageCollection:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rjem_cli.engine.chains.apgd import ApgdState, apgd_look, apgd_move, apgd_start, checkpoints, like
 from rjem_cli.engine.chains.losses import AttackLoss, attack_loss, is_hit
 from rjem_cli.engine.chains.pgd import Logits, default_step_size, pgd_step
+from rjem_cli.errors import RjemError
 
 CHECK_EVERY = 5  # steps between two looks, each a host sync, at who has left
 StateT = TypeVar("StateT", bound=tuple[Tensor, ...])
@@ -113,15 +114,18 @@ def attempt(
 ) -> Attempt:
     """Attack `center` (B, C, H, W) from `start`, both in [-1, 1]. labels_B: the true classes, or the wanted ones of a
     targeted plan. With iterate "best" any iterate counts, the start included, and an image leaves the batch
-    within CHECK_EVERY steps of its hit; where none hits, the one with the largest loss is returned."""
+    within CHECK_EVERY steps of its hit; where none hits, the one with the largest loss is returned. Raises RjemError
+    for gradients that are not finite."""
     loss, walk = attack_loss(plan.loss, plan.targeted), walk_of(plan, eps)
     nothing = torch.full((len(start),), -torch.inf, device=start.device)
     best = Attempt(start.clone(), torch.zeros_like(labels_B, dtype=torch.bool), nothing)
     rows, state = torch.arange(len(start), device=start.device), PgdState(start, center)
+    lost_B = torch.zeros_like(best.hit_B)
     steps = plan.steps if eps > 0 else 0
     for step in range(steps + 1):
         last = step == steps
         logits_bK, loss_b, gradient = evaluate(logits_of, loss, state.x, labels_B, with_gradient=not last)
+        lost_B[rows] |= ~gradient.isfinite().flatten(1).all(dim=1)
         hit_b = is_hit(logits_bK, labels_B, plan.targeted)
         if plan.iterate == "best" or last:
             best = improved(best, rows, Attempt(state.x, hit_b, loss_b))
@@ -137,6 +141,11 @@ def attempt(
             rows, labels_B, gradient = rows[stay], labels_B[stay], gradient[stay]
             state = rows_of(state, stay)
         state = walk.move(state, gradient, step)
+    if lost := int(lost_B.sum()):  # the sign of what is no number is 0: the attack would stand still
+        raise RjemError(
+            f"the gradients of {lost} of {len(start)} images are not finite, so they cannot be attacked; "
+            "look at the network (or in fp16, take --precision fp32)"
+        )
     return best
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from rjem_cli.engine.model.wide_resnet import Block
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-GRADIENT_SCALE = 1024.0  # inside of fp16 passes, where small gradients vanish (section 3.2, Micikevicius et al. 2018)
+# inside of fp16 passes, where gradients below 6e-8 vanish and those beyond 65504 / 1024 overflow: fixed, so that no
+# state but the weights' decides a step (section 3.2, Micikevicius et al. 2018)
+GRADIENT_SCALE = 1024.0
 
 
 class ChannelAffine(nn.Module):

@@ -34,7 +34,10 @@ class Apart(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         with contextlib.redirect_stdout(sys.stderr):
-            logits_BK: Tensor = self.network(x_BCHW.clone())
+            try:
+                logits_BK: Tensor = self.network(x_BCHW.clone())
+            except StopIteration as error:  # it would end whatever loop the pass is in, without a word
+                raise RuntimeError("the network raised StopIteration") from error
         return logits_BK
 
 

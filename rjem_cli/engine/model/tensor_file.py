@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,20 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         # only a file that is not safetensors is asked what else it is: a safetensors header may begin with any byte
+        if holds_arrays(path):
+            raise DataError(f"{path} is an .npz, such as samples are; give a .safetensors file, or a run") from None
         if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
             raise DataError(
                 f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
             ) from None
         raise DataError(f"{path} is not a whole safetensors file ({error}); use another checkpoint") from None
+
+
+def holds_arrays(path: Path) -> bool:
+    """Whether it is a zip of NumPy's arrays."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+    return False
 
 
 def plain(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from rjem_cli.config import STREAM, EvalConfig
-from rjem_cli.engine.data.collection import ImageCollection, joined, read_collection, read_stream
+from rjem_cli.engine.data.collection import ImageCollection, as_one_set, read_collection, read_stream
 from rjem_cli.engine.evaluation.gates import Gates, parse_gates
 from rjem_cli.engine.quality.case import Case
 from rjem_cli.engine.quality.catalogue import renamed
@@ -25,7 +25,7 @@ from rjem_cli.engine.quality.weights import INCEPTION
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, Watch, scoring_runtime
-from rjem_cli.errors import AbsentError, RjemError
+from rjem_cli.errors import AbsentError, ConfigError, RjemError
 
 Chunks = list[tuple[Path, Tensor]]
 
@@ -101,7 +101,9 @@ def read_inputs(
     check_features(config.features)
     gates = parse_gates(config.require)
     runtime = scoring_runtime(config.device, ranks)
-    everything = joined([read_samples(location, stdin) for location in locations])
+    if len(locations) > 1 and (whole := next(filter(names_builtin, locations), None)):
+        raise ConfigError(f"{whole} is a set of its own; several places are parts of one set of samples")
+    everything = as_one_set([read_samples(location, stdin) for location in locations])
     samples = everything.spread(config.num)
     reference = reference_of(config, samples)
     case = Case(config, samples, reference, choose(config.features, reference))

@@ -49,14 +49,14 @@ def make_plan(case: Case) -> Plan:
         elif asked is not None:
             raise DataError(f"--metrics {metric}: {obstacle}")
         else:
-            notes.append(f"{told(metric, case.choice.suffix)} is left out: {obstacle}")
+            notes.append(f"{name_here(metric, case.choice.suffix)} is left out: {obstacle}")
     if not chosen:
         raise DataError(f"no score can be had: {'; '.join(notes)}")
     names = [name for metric in chosen for name in CATALOGUE[metric].scores if available(name, case)]
     return Plan(tuple(chosen), tuple(score_name(name, case.choice.suffix) for name in names), tuple(notes))
 
 
-def told(metric: str, suffix: str) -> str:
+def name_here(metric: str, suffix: str) -> str:
     """`fid`, or with a judge's features `fid (here fd_judge)`."""
     here = score_name(next(iter(CATALOGUE[metric].scores)), suffix)
     return f"{metric} (here {here})" if suffix else metric

@@ -89,10 +89,18 @@ class EventFile:
         return sorted((self.run_dir / "samples").glob("*.png"))
 
 
-def check_package() -> None:
-    """Raises AbsentError without the package tensorboard."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise AbsentError("--tensorboard needs the package tensorboard; install it: pip install tensorboard")
+def is_wanted(asked: bool, run_dir: Path, say: Callable[[str], None]) -> bool:
+    """Whether events are written: where it is asked for, and into a run that has some. Raises AbsentError where they
+    are asked for without the package tensorboard; of others `say` hears."""
+    if not (asked or (run_dir / FOLDER).is_dir()):
+        return False
+    if importlib.util.find_spec("tensorboard") is not None:
+        return True
+    missing = "needs the package tensorboard; install it: pip install tensorboard"
+    if asked:
+        raise AbsentError(f"--tensorboard {missing}")
+    say(f"nothing more is written into {run_dir / FOLDER}, which {missing}")
+    return False
 
 
 @contextmanager

@@ -84,8 +84,11 @@ def until(stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[
             return
 
 
+SMALLER = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
+
+
 def hand_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
     broken = (~finite_B).nonzero().flatten().tolist()
     if broken:
-        raise RjemError(f"sample {first + broken[0]} is not finite; try a smaller --sgld-step-size or --noise-std")
+        raise RjemError(f"sample {first + broken[0]} is not finite; {SMALLER}")
     return SampleBatch(first, pixels.cpu())

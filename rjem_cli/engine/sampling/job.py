@@ -16,6 +16,7 @@ from rjem_cli.engine.chains.pipeline import sampler_of
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.model.checkpoint import Checkpoint
 from rjem_cli.engine.model.own import load_network
+from rjem_cli.engine.quiet import unheard
 from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.room import Room
 from rjem_cli.engine.runtime import Runtime, start_runtime
@@ -86,7 +87,7 @@ def fit_blocks(
     """The request in blocks that fit into the memory of every rank, from one pass of a block. `say` hears of smaller
     ones, whose samples differ in their last bits: a size that was asked for is not changed. Raises ConfigError where it
     does not fit."""
-    room = Room(request.block_size, say)
+    room = Room(request.block_size, say if asked is None else unheard)
     own = runtime.ranks.jointly(lambda: fitting(logits_of, image_shape, room, runtime.device))
     size = min(runtime.ranks.each(own))
     if asked is not None and size < asked:

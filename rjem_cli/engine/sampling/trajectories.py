@@ -16,7 +16,7 @@ from rjem_cli.engine.chains.sgld import ChainState
 from rjem_cli.engine.chains.stages import Sampler
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.model.energy import energy, joint_energy
-from rjem_cli.engine.room import Room
+from rjem_cli.engine.room import put_together
 from rjem_cli.engine.sampling.request import SampleRequest
 
 FILMED = 64  # chains whose images are kept on the way
@@ -35,7 +35,7 @@ class Look(NamedTuple):
 
 
 class Watched(NamedTuple):
-    """A batch of chains, on the host, a row a chain: its looks, (B, S + 1) each; frames uint8 (the filmed of B, F, C,
+    """A batch of chains, on the host, a row a chain: its looks, (B, S + 1) each; frames uint8 (min(B, filmed), F, C,
     H, W); final uint8 (B, C, H, W)."""
 
     energy: Tensor
@@ -75,11 +75,10 @@ def run_chains(
     record: int,
     clamp: bool,
     device: torch.device,
-    room: Room,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Trajectories:
-    """The request's chains from `start`, as many at once as there is `room` for, an image kept every `record` steps and
-    of the last. `report` hears how many chain steps are done, and of how many. `logits_of` must be frozen."""
+    """The request's chains from `start`, an image kept every `record` steps and of the last. `report` hears how many
+    chain steps are done, and of how many. `logits_of` must be frozen."""
     plan, first = request.plan, request.first
     frame_steps = sorted({*range(0, plan.sgld_steps + 1, record), plan.sgld_steps})
 
@@ -102,7 +101,7 @@ def run_chains(
             on_step=on_step,
         )
 
-    found = room(watched, request.indices())
+    found = put_together([watched(index_B) for index_B in request.indices().split(request.block_size)])
     energies, joint_energies, saturation, outside, finite = (looks.numpy().T for looks in found[: len(Look._fields)])
     return Trajectories(
         energy=energies,

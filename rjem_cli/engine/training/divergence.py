@@ -51,7 +51,8 @@ class Guard:
     def check_step(self, scalars: dict[str, Tensor]) -> None:
         """Raises Divergence for a scalar of this step that is not finite. The host waits for the device, once in a step
         of many network passes."""
-        check_finite(dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist())))
+        values = dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist()))
+        check_finite(values, " (fp16 may have overflowed: --precision fp32)" * (self.options.precision == "fp16"))
 
     def check_means(self, means: dict[str, float]) -> None:
         """Raises Divergence for a mean since the last line of metrics that is not finite or beyond its limit."""
@@ -61,8 +62,8 @@ class Guard:
                 raise Divergence(f"{name} is {means[name]:.4g}, beyond {limit:.4g}")
 
 
-def check_finite(values: dict[str, float]) -> None:
-    """Raises Divergence for the first that is not."""
+def check_finite(values: dict[str, float], hint: str = "") -> None:
+    """Raises Divergence, with the hint, for the first that is not."""
     for name, value in values.items():
         if not math.isfinite(value):
-            raise Divergence(f"{name} is not finite")
+            raise Divergence(f"{name} is not finite{hint}")

@@ -207,7 +207,7 @@ def buffer_bytes(config: TrainConfig, shape: DataShape) -> int:
 
 
 def saved_bytes(model: nn.Module, config: TrainConfig, shape: DataShape) -> tuple[int, int]:
-    """Of a checkpoint and of its state."""
+    """Of a checkpoint and of its state; BatchNorm's statistics are too few to count."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights, COPIES_OF_WEIGHTS[config.optimizer] * weights + buffer_bytes(config, shape)
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.losses import cross_entropy
+from rjem_cli.engine.chains.losses import cross_entropy, is_hit
 from rjem_cli.engine.chains.pgd import l2_norm, random_start
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean, random_targets
 from rjem_cli.engine.evaluation.search import CHECK_EVERY, AttackPlan, attempt
 from rjem_cli.engine.room import Room
+from rjem_cli.errors import RjemError
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
@@ -196,3 +197,19 @@ def test_apgd_finds_at_least_what_pgd_finds_with_the_same_budget_on_a_hard_model
         _, (result,) = attack(rough, images, AttackPlan(method=method, steps=50), [0.1])
         hits[method] = int(result.hit.sum())
     assert hits["apgd"] >= hits["pgd"] > 0
+
+
+@pytest.mark.parametrize("method", ["pgd", "apgd"])
+@pytest.mark.parametrize("iterate", ["best", "last"])
+def test_a_network_without_gradients_is_no_broken_image(method, iterate):
+    """Logits that are no numbers are no hit, and images that cannot be attacked are not called robust either."""
+
+    def rootlike(x):  # 0 at 0, without a gradient there; not a number below
+        level = x.flatten(1)[:, :1]
+        return torch.cat([torch.where(level >= 0, level, level.sqrt()), level - 1], dim=1)
+
+    assert not is_hit(torch.full((2, 3), torch.nan), torch.tensor([0, 1]), targeted=False).any()
+    plan = AttackPlan(method=method, iterate=iterate, steps=3)
+    center = torch.zeros(4, 1, 1, 1)
+    with pytest.raises(RjemError, match="gradients of 4 of 4 images are not finite"):
+        attempt(rootlike, plan, 0.1, center, center, torch.zeros(4, dtype=torch.long))
