@@ -28,15 +28,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command("train", cls=SectionedCommand)(train)
-app.command("attack", cls=SectionedCommand)(attack)
-app.command("langevin", cls=SectionedCommand)(langevin)
-app.command("generate", cls=SectionedCommand)(generate)
-app.command("eval", cls=SectionedCommand)(evaluate)
-app.command("compare", cls=SectionedCommand)(compare)
-app.add_typer(cache)
-app.command()(env)
-app.command()(completion)
+app.command("train", cls=SectionedCommand, short_help="Train a network, or go on with a run.")(train)
+app.command("attack", cls=SectionedCommand, short_help="Measure accuracy under attack.")(attack)
+app.command("langevin", cls=SectionedCommand, short_help="Run chains and show them.")(langevin)
+app.command("generate", cls=SectionedCommand, short_help="Generate images of chosen classes.")(generate)
+app.command("eval", cls=SectionedCommand, short_help="Score samples, or a checkpoint.")(evaluate)
+app.command("compare", cls=SectionedCommand, short_help="Runs and samples in one table.")(compare)
+app.add_typer(cache, short_help="List what is kept, and remove it.")
+app.command(short_help="Show versions, devices and choices.")(env)
+app.command(short_help="Print a shell's completion script.")(completion)
 
 
 def show_version(wanted: bool) -> None:

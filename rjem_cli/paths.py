@@ -158,14 +158,14 @@ def step_of(checkpoint: Path) -> int:
 
 def find_subject(name: str) -> Path | None:
     """The checkpoint that `name` means, a file or a run; None for images. Raises AbsentError for nothing that is there,
-    ConfigError for what is both a run and a place of images."""
+    ConfigError for what is two of a run, a data set and a place of images."""
     if not name:
         raise ConfigError("an empty name is no place of images; give a folder, a file, a run or -")
-    if (
-        name == STREAM
-        or name.rpartition(":")[0] in DATASETS
-        or (name in DATASETS and not checkpoints_in(runs_dir() / name))
-    ):
+    if name == STREAM or name.rpartition(":")[0] in DATASETS:
+        return None
+    if name in DATASETS and not checkpoints_in(runs_dir() / name):
+        if Path(name).exists():
+            raise ConfigError(f"{name} is a data set and a place of images; give {name}:train or ./{name}")
         return None
     path, run = expand(name), runs_dir() / name
     is_run = "/" not in name and bool(checkpoints_in(run))

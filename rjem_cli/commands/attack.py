@@ -25,7 +25,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
 
       rjem attack --eps 8/255 --restarts 5
 
-      rjem attack my-run --eps 2/255,4/255,8/255 --method apgd --steps 100 --save attacked/
+      rjem attack my-run --eps 2/255,8/255 --method apgd --save attacked/
 
       rjem attack my-run --norm l2 --eps 0.5 --eps-space pixel --target cat
 

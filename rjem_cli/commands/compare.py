@@ -45,7 +45,7 @@ def compare(
 
       rjem compare my-run other-run samples/ --published
 
-      rjem compare a.npz b.npz --reference cifar10:train --format latex -o table.tex
+      rjem compare a.npz b.npz --reference cifar10:train -o table.tex
 
       rjem compare --reproduce table1 --seeds 3 --published --html report.html
     """
@@ -58,7 +58,7 @@ def compare(
     if config.output and config.form == "table" and not call.as_json:
         raise ConfigError(f"-o {config.output}: give a --format, or a name that ends in {', '.join(SUFFIXES)}")
     found = {name: paths.find_subject(name) for name in names}
-    trainings = announced(config, console) if config.reproduce else []
+    trainings, plan = announced(config, console) if config.reproduce else ([], [])
 
     from rjem_cli.engine.comparison.job import compared, page, planned
     from rjem_cli.engine.comparison.work import Work
@@ -66,8 +66,10 @@ def compare(
     with stop_on_signals(console.say) as stop, console.bar() as bar:
         work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
         if call.dry_run:
-            for line in planned(config, found, work):
+            for line in (lines := planned(config, found, work)):
                 console.say(line)
+            if call.as_json:
+                console.document({"plan": [*plan, *lines]})
             return
         check_places(config)
         comparison = compared(config, found, trainings, work)
@@ -89,15 +91,16 @@ def check_places(config: CompareConfig) -> None:
         raise ConfigError(f"-o and --html both name {given[0][1]}; give two files")
 
 
-def announced(config: CompareConfig, console: Console) -> list[Training]:
-    """The runs of a reproduction, with the length of each and where it stands."""
+def announced(config: CompareConfig, console: Console) -> tuple[list[Training], list[str]]:
+    """The runs of a reproduction, and what is said of them: the length of each and where it stands."""
     from rjem_cli.engine.comparison.reproduce import Training, described
 
     runs = run_configs(config)
     trainings = [Training(model, settled, paths.runs_dir() / name) for name, model, settled in runs]
-    for line in described(trainings, config.sample_count):
+    lines = list(described(trainings, config.sample_count))
+    for line in lines:
         console.say(line)
-    return trainings
+    return trainings, lines
 
 
 def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: Console) -> None:

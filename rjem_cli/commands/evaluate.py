@@ -47,11 +47,11 @@ def evaluate(call: Call[EvalConfig], subjects: SubjectArgument = None) -> None:
 
       rjem eval part0.npz part1.npz part2.npz part3.npz
 
-      rjem eval other-model.npz --reference cifar10:train --metrics fid,kid --require 'fid<=45' --json
+      rjem eval other.npz --reference cifar10:train --require 'fid<=45'
 
       rjem generate my-run -n 10000 -o - | rjem eval - --reference cifar10:test
 
-      rjem eval my-run --eps 2/255,8/255 --ood noise,interpolations,svhn --save scores/
+      rjem eval my-run --eps 2/255,8/255 --ood noise,svhn --save scores/
     """
     config, samples, checkpoint = call.ranks.from_first(lambda: settled(call, subjects or []))
     if not samples:

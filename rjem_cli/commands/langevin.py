@@ -27,7 +27,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
 
       rjem langevin --class 3 --sgld-steps 100 -n 8
 
-      rjem langevin my-run --init noise --class none --noise-std 0.01 --record 5 -o chains/
+      rjem langevin my-run --init noise --class none --noise-std 0.01
 
       rjem langevin my-run --init photo.png --class cat --no-clamp
     """

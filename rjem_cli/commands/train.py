@@ -71,7 +71,7 @@ def train(
 
       rjem train --preset quickstart
 
-      rjem train --preset cifar10-small --data cifar10-train.tar.xz --adv-eps 8/255
+      rjem train --preset cifar10-small --data photos/ --adv-eps 8/255
 
       rjem train --resume auto --max-time 25m
     """

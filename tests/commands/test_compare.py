@@ -236,7 +236,8 @@ def test_a_plan_says_what_is_downloaded_first(rjem, own_home):
     plan = rjem("compare", "--reproduce", "table1", "--scale", "small", "--dry-run")
     assert plan.code == 0 and plan.err.splitlines()[0].endswith("cifar10 is downloaded first, 170 MB")
     assert plan.err.count("; to do") == 3 and "3 trainings, " in plan.err
-    assert "downloaded" not in rjem("compare", "--reproduce", "table1", "--dry-run").err
+    plan = rjem("compare", "--reproduce", "table1", "--dry-run", "--json")
+    assert "downloaded" not in plan.err and json.loads(plan.out)["plan"] == plan.err.splitlines()
 
 
 def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):

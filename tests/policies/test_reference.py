@@ -12,6 +12,7 @@ from rjem_cli.__main__ import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 LEAVES = ["train", "attack", "langevin", "generate", "eval", "compare", "env", "completion"]
+WIDTH = 78  # two columns stay free
 LEAVES += ["cache dir", "cache ls", "cache rm", "cache prune"]
 
 
@@ -35,9 +36,12 @@ def test_it_has_every_leaf_and_every_flag_has_a_meaning(made):
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
-def test_every_help_has_two_examples(capsys, leaf):
+def test_every_help_has_two_examples_that_fit_80_columns(capsys, monkeypatch, leaf):
+    monkeypatch.setenv("COLUMNS", "200")  # else they are broken where they do not fit
     assert main([*leaf.split(), "--help"]) == 0
     examples = capsys.readouterr().out.partition("Examples:")[2]
+    examples = re.split("^(?:Arguments|Options):", examples, maxsplit=1, flags=re.MULTILINE)[0]
+    assert all(len(line) <= WIDTH for line in examples.splitlines())
     assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
 
 

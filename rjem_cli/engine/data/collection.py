@@ -290,7 +290,7 @@ def read_npz(path: Path) -> ImageCollection:
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3):
         raise DataError(f"{path}: arr_0 is {pixels.dtype} {pixels.shape}; give uint8 (N, H, W, C) with C 1 or 3")
     if not len(pixels):
-        raise AbsentError(f"{path} holds no images")
+        raise AbsentError(f"{path} holds no images; write the samples again")
     labels = arrays.get("labels", arrays.get("arr_1"))
     numbers: tuple[int, ...] | None = None
     if labels is not None and labels.shape == (len(pixels),) and labels.dtype.kind in "iu" and labels.min() >= 0:
