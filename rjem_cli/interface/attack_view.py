@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rjem_cli.interface.console import Console
+from rjem_cli.interface.console import Console, counted
 from rjem_cli.knobs import describe_epsilon, short_epsilon
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ ROUNDING = 1 / 255 + 1e-6  # half a grey level, in model units
 def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
     target = "targeted " if plan.targeted else ""
     start = "the image" if plan.start == "image" else "a random point"
-    restarts = f"{plan.restarts} restart{'s' * (plan.restarts > 1)} from {start}, {plan.iterate} iterate"
+    restarts = f"{counted(plan.restarts, 'restart')} from {start}, {plan.iterate} iterate"
     name = "PGD" if plan.method == "pgd" else "APGD"
     eps = "; ".join(describe_epsilon(eps, plan.norm) for eps in radii)
     return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}"

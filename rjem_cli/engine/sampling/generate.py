@@ -19,6 +19,8 @@ from rjem_cli.engine.ranks import ALONE, Ranks
 from rjem_cli.engine.sampling.request import SampleRequest
 from rjem_cli.errors import RjemError
 
+SMALLER = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"  # where a chain is not finite
+
 
 class SampleBatch(NamedTuple):
     """Samples first .. first + B: pixels uint8 (B, C, H, W) on the host."""
@@ -82,9 +84,6 @@ def until(stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[
         yield batch
         if stop():
             return
-
-
-SMALLER = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
 
 
 def hand_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:

@@ -133,8 +133,8 @@ def forecast(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int 
     a_pass = a_move / (min(config.batch_size, shape.train) // runtime.ranks.world)
     model = build_model(config, shape.image_shape[0], shape.classes).to(runtime.device)
     other = other_passes(config, shape, done, last) * a_pass + test_seconds(model, config, shape, runtime)
-    memory = peak_memory(model, config, shape, runtime, before)
     weights, state = saved_bytes(model, config, shape)
+    memory = peak_memory(config, shape, runtime, before, state)
     return Forecast(max(0, last - done), step, other, memory, total_bytes(runtime.device), weights + state)
 
 
@@ -187,18 +187,16 @@ def between(every: int, done: int, last: int) -> int:
     return max(0, last // every - done // every)
 
 
-def peak_memory(
-    model: nn.Module, config: TrainConfig, shape: DataShape, runtime: Runtime, before: int | None
-) -> int | None:
+def peak_memory(config: TrainConfig, shape: DataShape, runtime: Runtime, before: int | None, state: int) -> int | None:
     """The images, the whole buffer, and what takes more: the timed steps and a batch of the final table, as measured
-    since `before`, or on the host a checkpoint that is being written."""
+    since `before`, or on the host a checkpoint that is being written, whose state has `state` bytes."""
     device = runtime.device
     measured = peak_bytes(device)
     if measured is None or before is None:
         return None
     images = (shape.train + shape.val + shape.test) * shape.dimensions
     on_host = device.type == "cpu"
-    written, beside = saved_bytes(model, config, shape)[1] * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
+    written, beside = state * COPIES_WRITTEN * on_host, BESIDE_PASSES * on_host
     return before + max(measured - before, written) + images + buffer_bytes(config, shape) + beside
 
 
