@@ -70,13 +70,20 @@ def test_density_and_coverage_are_naeems_definitions():
     generated, real, k = normal(37, 3, 0, shift=0.2), normal(53, 3, 1), 4
     between = torch.cdist(generated.double(), real.double())
     among = torch.cdist(real.double(), real.double()).fill_diagonal_(math.inf).sort(dim=1).values
-    inside = between <= among[:, k - 1]
+    inside = between < among[:, k - 1]
     found = look_at_neighbours(generated, real, k)
     assert found.density == pytest.approx(inside.sum().item() / (k * 37))
     assert found.coverage == pytest.approx(inside.any(dim=0).double().mean().item())
     assert torch.equal(found.nearest, between.argmin(dim=1))
     assert torch.allclose(found.distance.double(), between.min(dim=1).values, atol=1e-5)
     assert torch.allclose(found.spacing.double(), among[:, 0], atol=1e-5)
+
+
+def test_an_image_on_the_surface_of_a_ball_is_outside_of_it():
+    """Real images at 0, 1 and 3 have radii 1, 1 and 2 for k = 1; a generated one at 2 lies on the surface of the ball
+    around 1, and inside of that around 3."""
+    found = look_at_neighbours(torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0], [3.0]]), 1)
+    assert found.density == 1 and found.coverage == pytest.approx(1 / 3)
 
 
 def test_of_one_distribution_density_is_one_and_nearly_all_is_covered():
