@@ -8,6 +8,8 @@ import sys
 import pytest
 
 OWN = '''
+import warnings
+
 import torch
 from torch import nn
 
@@ -73,6 +75,17 @@ def ends():
 def wants(depth):
     return Small()
 
+class OldNorms(Small):
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.body[0] = nn.utils.weight_norm(self.body[0])
+            self.head = nn.utils.spectral_norm(self.head)
+
+def old_norms():
+    return OldNorms()
+
 class Exhausted(Small):
     left = iter(range(4))
 
@@ -130,6 +143,13 @@ def test_one_that_prints_and_changes_its_images_does_neither_to_ours(rjem, own):
         json.loads(rjem("attack", "--model", f"mine:{name}", *flags).out) for name in ("small", "careless")
     )
     assert careless["results"] == plain["results"] and careless["clean"] == plain["clean"]
+
+
+def test_one_with_old_norms_is_attacked_and_scored(rjem, own):
+    flags = ("--model", "mine:old_norms", "--dataset", "digits", "--limit", 30, "--eps", "0.1", "--steps", 2)
+    for command in ("attack", "eval"):
+        outcome = rjem(command, *flags)
+        assert outcome.code == 0, outcome.err
 
 
 def test_its_samples_are_known_by_its_weights(rjem, own):

@@ -1,8 +1,12 @@
 """The frozen network computes what the network in eval mode computes."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from rjem_cli.engine.chains.moves import Question, ask
 from rjem_cli.engine.model.energy import energy
@@ -57,6 +61,38 @@ def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
     x = torch.rand(4, 3, 32, 32) * 2 - 1
     assert torch.equal(following.follow(model)(x), FrozenLogits(model)(x))
     assert [tensor.data_ptr() for tensor in following.network.state_dict().values()] == storage  # for compiled chains
+
+
+def test_following_a_network_copies_no_module(monkeypatch):
+    """In each step of a training; a copy of WRN-28-10 takes longer than many a kernel."""
+    model = trained_a_little("batch")
+    following = FrozenLogits(model)
+    monkeypatch.setattr(copy, "deepcopy", None)
+    following.follow(model)
+
+
+class OldNorms(nn.Module):
+    """Hooks of PyTorch's own that compute a weight in each pass and keep it as an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer ways to the same end are parametrizations
+            self.first = nn.utils.weight_norm(nn.Linear(12, 12))
+            self.second = nn.utils.spectral_norm(nn.Linear(12, 4))
+
+    def forward(self, x):
+        return self.second(F.relu(self.first(x)))
+
+
+def test_a_network_with_old_norms_is_frozen_too():
+    torch.manual_seed(0)
+    model = OldNorms()
+    x = torch.rand(3, 12)
+    model(x)  # from now on the computed weights are part of a graph
+    frozen = freeze(model)
+    torch.testing.assert_close(frozen(x), model.eval()(x))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 @pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.2), ("none", 0.12)])

@@ -49,12 +49,48 @@ def affine_of(batch_norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def freeze(model: ModuleT) -> ModuleT:
     """A copy of `model` whose parameters need no gradient and whose output equals `model.eval()`'s. The model itself is
     untouched."""
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = deep_copy(model).eval().requires_grad_(False)
     for module in list(frozen.modules()):
-        if isinstance(module, Block):
-            fold_into_first_convolution(module)
+        if isinstance(module, Block) and has_folding_norm(module):
+            weight, bias = folded_convolution(module)
+            module.conv1.weight.copy_(weight)
+            module.conv1.bias.copy_(bias)  # type: ignore[union-attr]
+            module.norm2 = nn.Identity()
     replace_batch_norms(frozen)
     return frozen
+
+
+def deep_copy(model: ModuleT) -> ModuleT:
+    """Also of a network with the old `weight_norm` or `spectral_norm`: their hooks keep computed weights as attributes,
+    which PyTorch refuses to copy while they belong to a graph. The next pass computes them anew."""
+    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    copies = {id(value): value.detach().clone() for value in attributes if not value.is_leaf}
+    return copy.deepcopy(model, copies)
+
+
+@torch.no_grad()
+def refresh(frozen: nn.Module, model: nn.Module) -> None:
+    """Give `frozen`, made by `freeze` from this `model`, the weights and statistics that it has now. No module is
+    copied, and every tensor stays where it is: compiled passes read them."""
+    folding = {
+        f"{name}.conv1": block
+        for name, block in model.named_modules()
+        if isinstance(block, Block) and has_folding_norm(block)
+    }
+    for name, source in model.named_modules():
+        target: Any = frozen.get_submodule(name)
+        if name in folding:
+            weight, bias = folded_convolution(folding[name])
+            target.weight.copy_(weight)
+            target.bias.copy_(bias)
+        elif isinstance(target, ChannelAffine):
+            assert isinstance(source, nn.BatchNorm2d)
+            scale, shift = affine_of(source)
+            target.scale.copy_(scale[:, None, None])
+            target.shift.copy_(shift[:, None, None])
+        elif not isinstance(target, nn.Identity):  # a folded norm, or none
+            for key, tensor in (*target.named_parameters(recurse=False), *target.named_buffers(recurse=False)):
+                tensor.copy_(getattr(source, key))
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -81,7 +117,7 @@ class FrozenLogits:
 
     def follow(self, model: nn.Module) -> FrozenLogits:
         """Take over the weights and statistics that `model` has now."""
-        self.network.load_state_dict(freeze(model).state_dict())
+        refresh(self.network, model)
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
@@ -92,13 +128,16 @@ class FrozenLogits:
         return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
 
-def fold_into_first_convolution(block: Block) -> None:
-    """norm2(conv1(x)) as one convolution."""
-    if isinstance(block.norm2, nn.BatchNorm2d) and block.conv1.bias is not None:
-        scale, shift = affine_of(block.norm2)
-        block.conv1.weight.mul_(scale[:, None, None, None])
-        block.conv1.bias.mul_(scale).add_(shift)
-        block.norm2 = nn.Identity()
+def has_folding_norm(block: Block) -> bool:
+    """Whether norm2(conv1(x)) can be one convolution."""
+    return isinstance(block.norm2, nn.BatchNorm2d) and block.conv1.bias is not None
+
+
+def folded_convolution(block: Block) -> tuple[Tensor, Tensor]:
+    """Weight and bias of norm2(conv1(x)) as one convolution."""
+    scale, shift = affine_of(block.norm2)  # type: ignore[arg-type]
+    assert block.conv1.bias is not None
+    return block.conv1.weight * scale[:, None, None, None], block.conv1.bias * scale + shift
 
 
 def replace_batch_norms(module: nn.Module) -> None:
