@@ -1,0 +1,229 @@
+"""Record what rjem computes, through its command line alone, and compare two recordings.
+
+    python tests/golden/golden.py record before.json
+    python tests/golden/golden.py record after.json --rjem '/path/to/other/.venv/bin/rjem'
+    python tests/golden/golden.py compare before.json after.json
+
+A recording holds, for two small networks that it trains itself on embedded data: their weights and metrics, the bytes
+of `generate` in each mode, and the JSON of `attack`, `langevin`, `eval` and `compare`; and the values of every preset.
+Durations, dates, paths, and digests of files that hold names of options are left out. Two recordings of one tree on one
+machine are equal; `compare` prints what differs, with renamed keys as such, and exits with 1 if any value does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file
+
+PRESETS = ("cifar10-small", "jempp", "quickstart", "rjem", "robust", "standard")
+STEPS = 30
+TRAINING = {
+    "batch-sgd": "--norm-layer batch --optimizer sgd --lr 0.02 --crop-pad 1 --flip --noise-std 0.01 --energy-l2 0.01",
+    "group-adam": "--norm-layer group --norm l2 --adv-eps 0.5 --loss-statistics separate --no-augment-energy",
+}
+COMMON = (
+    f"--preset quickstart --dataset digits --device cpu --precision fp32 --steps {STEPS} --batch-size 32 --pgd-steps 3 "
+    "--sgld-steps 4 --buffer-size 100 --warmup-steps 5 --log-every 5 --checkpoint-every 10 --sample-every 15 "
+    "--sample-steps 6 --attack-steps 4 --eval-limit 100"
+)
+NETWORK = next(iter(TRAINING))
+GENERATED = {
+    "energy": "--mode energy --noise-std 0.05",
+    "attack": "--mode attack",
+    "combined": "--mode combined --class 3,8",
+    "unconditional": "--class none --init noise --sgld-steps 5",
+    "data": "--init data --sgld-steps 2",
+    "buffer": "--init buffer --sgld-steps 2 --seed 7",
+}
+DOCUMENTS = {
+    "attack/pgd": f"attack {NETWORK} --limit 60 --eps 0.1,0.3 --steps 5 --restarts 2",
+    "attack/apgd": f"attack {NETWORK} --limit 60 --eps 0.2 --method apgd --steps 12 --loss margin",
+    "attack/targeted": "attack group-adam --limit 60 --eps 0.5 --steps 5 --targeted random --iterate last",
+    "langevin": f"langevin {NETWORK} -n 6 --sgld-steps 8 --record 4 --noise-std 0.02 --class 1,7 -o chains",
+    "eval/samples": "eval energy.npz --allow-few --features judge --is-splits 2",
+    "eval/checkpoint": f"eval {NETWORK} --limit 60 --eps 0.1 --steps 3 --samples 40 --ood noise,constant",
+    "compare": f"compare {' '.join(TRAINING)} energy.npz --mode energy,combined --samples 80 --limit 40 --steps 2 "
+    "--is-splits 2 --allow-few --features judge --published",
+}
+# what no two calls share, and digests of files that hold the names of options or of keys
+LEFT_OUT = {
+    "time",
+    "seconds",
+    "seconds_per_1000",
+    "images_per_second",
+    "device",
+    "versions",
+    "path",
+    "checkpoint_sha256",
+}
+LEFT_OUT |= {"config_sha256", "request", "weights_sha256", "best_checkpoint", "grid", "rjem"}
+
+Recording = dict[str, Any]
+
+
+class Recorder:
+    """Runs commands in an empty folder with an RJEM_HOME of its own."""
+
+    def __init__(self, rjem: list[str], folder: Path):
+        self.rjem, self.folder, self.home = rjem, folder, folder / "home"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RJEM_")}
+        self.environment = {**kept, "RJEM_HOME": str(self.home), "RJEM_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+
+    def run(self, command: str) -> str:
+        """Its stdout. Raises SystemExit with its stderr if it fails."""
+        print(f"+ rjem {command}", file=sys.stderr, flush=True)
+        words = [*self.rjem, *shlex.split(command)]
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{done.stderr}\nrjem {command} exited with {done.returncode}")
+        return done.stdout
+
+    def document(self, command: str) -> Any:
+        return self.plain(json.loads(self.run(f"{command} --json")))
+
+    def plain(self, value: Any) -> Any:
+        """Without what no two calls share."""
+        if isinstance(value, dict):
+            kept = {key: part for key, part in value.items() if key not in LEFT_OUT}
+            if isinstance(checkpoint := kept.get("checkpoint"), dict):
+                kept["checkpoint"] = {key: part for key, part in checkpoint.items() if key != "sha256"}
+            return {self.plain(key): self.plain(part) for key, part in kept.items()}
+        if isinstance(value, list):
+            return [self.plain(part) for part in value]
+        return value.replace(str(self.folder.resolve()), "FOLDER") if isinstance(value, str) else value
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape} {sha256(np.ascontiguousarray(array).tobytes())}"
+
+
+def record(rjem: list[str]) -> Recording:
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(rjem, Path(folder))
+        found: Recording = {"environment": recorder.plain(json.loads(recorder.run("env --json"))["cpu"])}
+        for preset in PRESETS:
+            found[f"config/{preset}"] = yaml.safe_load(recorder.run(f"train --preset {preset} --print-config"))
+        for name, flags in TRAINING.items():
+            found[f"training/{name}"] = recorder.document(f"train --run {name} {COMMON} {flags}")
+            found |= trained(recorder.home / "runs" / name, recorder, name)
+        for name, flags in GENERATED.items():
+            recorder.run(f"generate {NETWORK} -n 60 {flags} -o {name}.npz")
+            with np.load(recorder.folder / f"{name}.npz") as arrays:
+                found[f"generate/{name}"] = {key: array_digest(arrays[key]) for key in ("arr_0", "labels", "seeds")}
+        recorder.run(f"generate {NETWORK} -n 12 --shard 1/2 -o out")
+        files = [path for path in sorted((recorder.folder / "out").iterdir()) if path.suffix in (".png", ".csv")]
+        found["generate/folder"] = {path.name: sha256(path.read_bytes()) for path in files}
+        for name, command in DOCUMENTS.items():
+            found[name] = recorder.document(command)
+        found["langevin/energies.csv"] = list(
+            csv.reader(io.StringIO((recorder.folder / "chains/energies.csv").read_text()))
+        )
+        return found
+
+
+def trained(run: Path, recorder: Recorder, name: str) -> Recording:
+    """What a run left: its metrics, the weights of its last checkpoint and the state that it would be resumed from."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    files = {"weights": f"step-{STEPS:08d}.safetensors", "state": f"step-{STEPS:08d}.state.safetensors"}
+    found = {f"metrics/{name}": recorder.plain(lines)}
+    for kind, file in files.items():
+        arrays = load_file(run / "checkpoints" / file)
+        found[f"{kind}/{name}"] = {key: array_digest(array) for key, array in sorted(arrays.items())}
+    return found
+
+
+def flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of every leaf."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if parts is None or not value:
+        yield path, value
+        return
+    for key, part in parts:
+        yield from flat(part, (*path, str(key)))
+
+
+def renamed(
+    gone: dict[tuple[str, ...], Any], new: dict[tuple[str, ...], Any]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Pairs of paths that hold the same value and differ in one word."""
+    free = dict(new)
+    for path, value in gone.items():
+        for other in free:
+            differing = sum(a != b for a, b in zip(path, other)) if len(path) == len(other) else 2
+            if differing == 1 and free[other] == value:
+                yield path, other
+                del free[other]
+                break
+
+
+def compare(before: Recording, after: Recording, say: Callable[[str], None] = print) -> bool:
+    """Whether all values are equal, but for the names of keys. `say` gets a readable report."""
+    same = True
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before or name not in after:
+            say(f"{name}: only in the {'second' if name in after else 'first'} recording")
+            same = False
+            continue
+        first, second = dict(flat(before[name])), dict(flat(after[name]))
+        gone = {path: value for path, value in first.items() if path not in second}
+        new = {path: value for path, value in second.items() if path not in first}
+        pairs = list(renamed(gone, new))
+        words = Counter(next((a, b) for a, b in zip(*pair) if a != b) for pair in pairs)
+        lines = [f"  renamed {old} -> {now} ({count} values)" for (old, now), count in words.items()]
+        lost = gone.keys() - {old for old, _ in pairs}
+        added = new.keys() - {now for _, now in pairs}
+        changed = [path for path in first if path in second and first[path] != second[path]]
+        lines += [f"  {'.'.join(path)}: {first[path]!r} -> {second[path]!r}" for path in changed[:10]]
+        lines += [f"  ... and {len(changed) - 10} more values" for _ in changed[10:11]]
+        lines += [f"  {'.'.join(path)}: {gone[path]!r} is gone" for path in sorted(lost)[:10]]
+        lines += [f"  {'.'.join(path)}: {new[path]!r} is new" for path in sorted(added)[:10]]
+        if changed or lost or added:
+            counts = f"{len(changed)} changed, {len(lost)} gone, {len(added)} new"
+            say(f"{name}: {counts} of {len(first)} values")
+            same = False
+        elif lines:
+            say(f"{name}: equal but for names")
+        for line in lines:
+            say(line)
+    say("equal" if same else "the recordings differ")
+    return same
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record", help="run the commands and write what they gave to FILE")
+    recording.add_argument("file", type=Path)
+    recording.add_argument("--rjem", default=f"{sys.executable} -m rjem_cli", help="the command to record")
+    comparing = commands.add_parser("compare", help="compare two recordings")
+    comparing.add_argument("before", type=Path)
+    comparing.add_argument("after", type=Path)
+    given = parser.parse_args()
+    if given.command == "record":
+        given.file.write_text(json.dumps(record(shlex.split(given.rjem)), indent=1))
+        return 0
+    return 0 if compare(*(json.loads(path.read_text()) for path in (given.before, given.after))) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
