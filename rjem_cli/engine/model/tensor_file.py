@@ -50,16 +50,24 @@ def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
         tensors = {name: file.get_tensor(name).clone() for name in names}
     if sealed["sha256"] != digest(tensors, sealed["description"]):
         raise DataError(f"{path} is damaged: its content is not what its sha256 says; use another checkpoint")
-    if sha256 not in (None, sealed["sha256"]):
-        raise DataError(f"{path} belongs to another checkpoint")
+    check_is(path, sealed, sha256)
     return tensors, sealed["description"]
 
 
-def read_description(path: Path) -> Description:
-    """Without the tensors, so also without the check of their sha256. Raises as `read_tensors` does."""
+def read_description(path: Path, sha256: str | None = None) -> Description:
+    """Without the tensors, so the file's sha256 is compared with the one asked for, but not with what the file holds.
+    Raises as `read_tensors` does."""
     with opened(path) as file:
-        description: Description = sealed_part(file, path)["description"]
-        return description
+        sealed = sealed_part(file, path)
+    check_is(path, sealed, sha256)
+    description: Description = sealed["description"]
+    return description
+
+
+def check_is(path: Path, sealed: dict[str, Any], sha256: str | None) -> None:
+    """Raises DataError for another file than the one with this `sha256`."""
+    if sha256 not in (None, sealed["sha256"]):
+        raise DataError(f"{path} belongs to another checkpoint")
 
 
 def sealed_part(file: Any, path: Path) -> dict[str, Any]:

@@ -7,17 +7,16 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
-from rjem_cli.engine.model.checkpoint import CheckpointInfo, read_info, save_checkpoint, state_path, whole_checkpoint
-from rjem_cli.engine.model.tensor_file import read_tensors, write_tensors
+from rjem_cli.engine.model.checkpoint import CheckpointInfo, info_of, read_info, save_checkpoint, state_path
+from rjem_cli.engine.model.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.training.metrics import valid_lines
 from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
-from rjem_cli.paths import checkpoints_dir, checkpoints_in, step_of
+from rjem_cli.paths import checkpoints_dir, checkpoints_in
 
 STATE_FORMAT = "rjem-state-3"
 HEADERS = 2**20  # bytes that two files need besides their tensors, at most
@@ -49,33 +48,30 @@ def save_pair(
         raise
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """What a run goes on from, of the checkpoint at `path`, and the lines of metrics that were not written then. Raises
-    AbsentError or DataError."""
-    tensors, description = read_tensors(state_path(path), read_info(path).state_sha256 or "none")
+def read_whole(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What a run goes on from, of a checkpoint that is whole with its state, and the lines of metrics that were not
+    written then. Reads either file once. Raises AbsentError or DataError for what is missing or damaged, RjemError for
+    what may not be read: nobody knows whether that is whole."""
+    _, description = read_tensors(path)
+    tensors, about = read_tensors(state_path(path), info_of(path, description).state_sha256 or "none")
+    check_format(path, about)
+    return tensors, valid_lines(about.get("unwritten"))
+
+
+def check_format(path: Path, description: Description) -> None:
+    """Raises DataError for the description of a state that this rjem cannot go on from."""
     if description.get("format") != STATE_FORMAT:
         raise DataError(f"{state_path(path)} is no state of {STATE_FORMAT}; use another checkpoint")
-    return tensors, valid_lines(description.get("unwritten"))
 
 
-def is_due(path: Path) -> bool:
-    """Whether its run saved it on its way, and not because it was stopped there, or by the clock."""
-    try:
-        return read_info(path).config.saves_at(step_of(path))
-    except RjemError:
-        return False
-
-
-def newest_whole(run_dir: Path, due: bool = False) -> tuple[Path | None, dict[Path, RjemError]]:
-    """The newest checkpoint that is whole, with its state, and what is wrong with those after it; with `due`, among
-    those that were due. Raises RjemError for one that may not be read: nobody knows whether it is whole."""
+def newest_readable(run_dir: Path) -> tuple[Path | None, dict[Path, RjemError]]:
+    """The newest checkpoint that says what it is, and so does its state, and what is wrong with those after it. Only
+    descriptions are read: damage to weights is found when they are loaded."""
     damaged: dict[Path, RjemError] = {}
     for path in reversed(checkpoints_in(run_dir)):
-        if due and not is_due(path):
-            continue
         try:
-            whole_checkpoint(path, torch.device("cpu"))
-            read_state(path)
+            state_sha256 = read_info(path).state_sha256 or "none"
+            check_format(path, read_description(state_path(path), state_sha256))
         except (AbsentError, DataError) as error:
             damaged[path] = error
         else:
@@ -84,16 +80,18 @@ def newest_whole(run_dir: Path, due: bool = False) -> tuple[Path | None, dict[Pa
 
 
 def newest_valid(run_dir: Path, tell: Callable[[str], None]) -> Path:
-    """The newest checkpoint that is whole; `tell` hears of those that are not. Raises DataError if there is none."""
-    path, damaged = newest_whole(run_dir)
+    """`newest_readable`; `tell` hears of those that are passed over. Raises DataError if there is none."""
+    path, damaged = newest_readable(run_dir)
     for error in damaged.values():
         tell(f"passed over: {error}")
-    if path is None:
-        raise DataError(
-            f"{run_dir} has no checkpoint that is whole with its state; train again under another name (a network that "
-            "is whole can still be sampled)"
-        )
-    return path
+    return path or none_whole(run_dir)
+
+
+def none_whole(run_dir: Path) -> NoReturn:
+    raise DataError(
+        f"{run_dir} has no checkpoint that is whole with its state; train again under another name (a network that is "
+        "whole can still be sampled)"
+    )
 
 
 def set_aside(path: Path, tell: Callable[[str], None]) -> None:
@@ -108,10 +106,9 @@ def set_aside(path: Path, tell: Callable[[str], None]) -> None:
 
 
 def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:
-    """All but the one just saved, the newest `keep_last` of any kind, as many that were due, for a divergence goes back
-    to one of those, and the best on the validation images."""
+    """All but the one just saved, the newest `keep_last`, and the best on the validation images."""
     paths = checkpoints_in(run_dir)
-    kept = {saved, *paths[-keep_last:], *itertools.islice(filter(is_due, reversed(paths)), keep_last)}
+    kept = {saved, *paths[-keep_last:]}
     if keep_best and (best := best_of(paths)):
         kept.add(best)
     with explained("clear", run_dir):
@@ -122,26 +119,13 @@ def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> Non
 
 
 def best_of(paths: list[Path]) -> Path | None:
-    """By accuracy on the validation images, of those that were due and the last; the newer of equals. None where none
-    was measured."""
+    """By accuracy on the validation images, the newer of equals; None where none was measured."""
     found = []
     for path in paths:
-        if path != paths[-1] and not is_due(path):  # an end, beyond which the run went on
-            continue
-        try:
-            accuracy = read_info(path).val_accuracy
-        except RjemError:
-            continue
-        if accuracy is not None:
-            found.append((accuracy, path))
+        with contextlib.suppress(RjemError):
+            if (accuracy := read_info(path).val_accuracy) is not None:
+                found.append((accuracy, path))
     return max(found)[1] if found else None
-
-
-def set_aside_after(run_dir: Path, path: Path, tell: Callable[[str], None]) -> None:
-    """Those that stops, the clock, or an end saved on the way to a divergence, which the run will not take again."""
-    for other in checkpoints_in(run_dir):
-        if step_of(other) > step_of(path):
-            set_aside(other, tell)
 
 
 def clean(run_dir: Path) -> None:

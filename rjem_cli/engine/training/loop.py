@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,28 @@ from rjem_cli.engine.model.checkpoint import CONFIG_FILE, all_finite, read_info,
 from rjem_cli.engine.training.checkpoints import (
     clean,
     drop_old,
+    newest_readable,
     newest_valid,
-    newest_whole,
-    read_state,
+    none_whole,
+    read_whole,
     save_pair,
     set_aside,
-    set_aside_after,
 )
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.progress import TRAINING, Progress, Stopped
 from rjem_cli.engine.training.trainer import Trainer
-from rjem_cli.errors import DataError, DivergedError, RjemError
+from rjem_cli.errors import AbsentError, DataError, DivergedError, RjemError
 from rjem_cli.files import make_dir, write_atomically
-from rjem_cli.paths import checkpoint_path, checkpoints_dir, step_of
+from rjem_cli.paths import checkpoint_path, checkpoints_dir, checkpoints_in, step_of
 
 
 def start(trainer: Trainer, resume: Path | None) -> None:
-    """Put the trainer where `resume`, the newest whole checkpoint of its run, left it; else save the first one, so that
-    there is always one to go back to, and what cannot be written is known at once. The run's folder must be locked; its
-    config.yaml is written once nothing can be refused any more. Raises DataError for a state that does not fit,
-    RjemError for a place that cannot be written and for a run that another process took on meanwhile."""
+    """Put the trainer where `resume`, the newest readable checkpoint of its run, left it, or the newest before it that
+    is whole; else save the first one, so that there is always one to go back to, and what cannot be written is known at
+    once. The run's folder must be locked; its config.yaml is written once nothing can be refused any more. Raises
+    DataError for a state that does not fit, RjemError for a place that cannot be written and for a run that another
+    process took on meanwhile."""
     trainer.watch(Progress(TRAINING, 0 if resume is None else step_of(resume), trainer.steps))
     trainer.ranks.from_first(lambda: clear(trainer, resume))
     unwritten: list[dict[str, Any]] = []
@@ -43,14 +45,14 @@ def start(trainer: Trainer, resume: Path | None) -> None:
         write_config(trainer)
         save(trainer)
     else:
-        unwritten = go_back(trainer, resume)
+        path, unwritten = go_back(trainer)
         write_config(trainer)
         if trainer.step == trainer.steps:
             trainer.tell("all its steps are done already; its tests and pictures are made anew (more --steps go on)")
         if trainer.guard.count:
             scale, count = trainer.guard.rate_scale, trainer.guard.count
             trainer.tell(f"the rate is {scale:g} of --lr: divergences of this run so far, {count}")
-        if trainer.step < trainer.steps and read_info(resume).config != without_places(trainer.config):
+        if trainer.step < trainer.steps and read_info(path).config != without_places(trainer.config):
             trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
     trainer.metrics.read(unwritten)
     trainer.metrics.forget_after(trainer.step, trainer.guard.count, at_end=trainer.step == trainer.steps)
@@ -61,7 +63,7 @@ def start(trainer: Trainer, resume: Path | None) -> None:
 def clear(trainer: Trainer, resume: Path | None) -> None:
     """The run's folder of what is damaged or was left by a kill."""
     make_dir(checkpoints_dir(trainer.run_dir))
-    newest, damaged = newest_whole(trainer.run_dir)
+    newest, damaged = newest_readable(trainer.run_dir)
     if newest != resume:
         raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
     for path in damaged:
@@ -140,13 +142,12 @@ def draw(trainer: Trainer) -> None:
 
 
 def recover(trainer: Trainer, event: Divergence) -> None:
-    """Back to the last checkpoint that was due, with half the learning rate and a share of the chains started again.
-    That checkpoint stays as it is: a run that is killed now meets this event again. One between two, saved at a stop or
-    by the clock, is passed over, for another run of this config has none there. Raises DivergedError after
+    """Back to the newest checkpoint, with half the learning rate and a share of the chains started again. That
+    checkpoint stays as it is: a run that is killed now meets this event again. Raises DivergedError after
     max_divergences such events."""
     at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
-    path = trainer.ranks.from_first(lambda: last_due(trainer))
     if guard.count >= most:
+        path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         with contextlib.suppress(RjemError):  # of two failures this one is to be known
             flush_metrics(trainer)
@@ -154,9 +155,8 @@ def recover(trainer: Trainer, event: Divergence) -> None:
             f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
             f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"
         )
-    trainer.ranks.from_first(lambda: set_aside_after(trainer.run_dir, path, trainer.tell))
     count = guard.count + 1  # the checkpoint may be of before an earlier event
-    go_back(trainer, path)
+    go_back(trainer)
     guard.count = count
     if trainer.buffer is not None:
         trainer.buffer.redraw(trainer.config.redraw_share, trainer.generator(f"redraw {guard.count}"))
@@ -169,24 +169,26 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     )
 
 
-def last_due(trainer: Trainer) -> Path:
-    """The checkpoint to go back to; those after it that are damaged are set aside."""
-    path, damaged = newest_whole(trainer.run_dir, due=True)
-    for other in damaged:
-        set_aside(other, trainer.tell)
-    return path or newest_valid(trainer.run_dir, trainer.tell)
+def go_back(trainer: Trainer) -> tuple[Path, list[dict[str, Any]]]:
+    """To the state of the run's newest checkpoint that is whole; damaged ones are set aside. Gives the checkpoint, and
+    the lines of metrics that were not written when it was saved. Raises DataError for a state that does not fit the
+    run, and where none is whole."""
+    ranks = trainer.ranks
+    for path in reversed(ranks.from_first(lambda: checkpoints_in(trainer.run_dir))):
+        try:
+            tensors, unwritten = ranks.jointly(partial(read_whole, path))
+        except (AbsentError, DataError) as error:
+            trainer.tell(f"passed over: {error}")
+            ranks.from_first(partial(set_aside, path, trainer.tell))
+            continue
+        ranks.jointly(partial(load_state, trainer, path, tensors))
+        trainer.saved_step = trainer.step
+        return path, unwritten
+    none_whole(trainer.run_dir)
 
 
-def go_back(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
-    """To the state of a checkpoint of this run; the lines of metrics that were not written then. Raises DataError for
-    one that does not fit it."""
-    unwritten = trainer.ranks.jointly(lambda: load_state(trainer, path))
-    trainer.saved_step = trainer.step
-    return unwritten
-
-
-def load_state(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
-    tensors, unwritten = read_state(path)
+def load_state(trainer: Trainer, path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises DataError for tensors of another run, or another step."""
     try:
         trainer.load_state(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -195,7 +197,6 @@ def load_state(trainer: Trainer, path: Path) -> list[dict[str, Any]]:
         raise DataError(f"the state of {path} does not fit this run ({reason}); {remedy}") from None
     if trainer.step != step_of(path):
         raise DataError(f"the state of {path} is of step {trainer.step}; remove it")
-    return unwritten
 
 
 def save(trainer: Trainer) -> Path:
@@ -225,7 +226,7 @@ def save_last(trainer: Trainer) -> Path:
     try:
         return save(trainer)
     except RjemError as error:
-        newest, _ = newest_whole(trainer.run_dir)
+        newest, _ = newest_readable(trainer.run_dir)
         lost = RjemError(f"{error}; the newest checkpoint is that of step {step_of(newest)}" if newest else str(error))
         lost.told = error.told
         raise lost from None

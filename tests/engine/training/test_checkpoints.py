@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from rjem_cli import files
-from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
-from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid
+from rjem_cli.engine.model import tensor_file
+from rjem_cli.engine.model.checkpoint import FORMAT, load_checkpoint, read_info, state_path
+from rjem_cli.engine.training.checkpoints import ASIDE, STATE_FORMAT, newest_valid
+from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in
 from tests.engine.training.test_trainer import train
@@ -69,6 +71,28 @@ def test_a_state_under_another_checkpoints_name_is_not_its_state(tmp_path):
     assert newest_valid(tmp_path, lambda note: None) == older
 
 
+def test_a_resume_reads_and_hashes_each_file_once(tmp_path, monkeypatch):
+    train(tmp_path, stop_at=4)
+    hashed = []
+    digest = tensor_file.digest
+
+    def counted(tensors, description):
+        hashed.append(description["format"])
+        return digest(tensors, description)
+
+    class Begun(Exception):
+        pass
+
+    def begun(trainer):
+        raise Begun
+
+    monkeypatch.setattr(tensor_file, "digest", counted)
+    monkeypatch.setattr(Trainer, "train_step", begun)
+    with pytest.raises(Begun):
+        train(tmp_path, resume=True)
+    assert sorted(kind for kind in hashed if kind in (FORMAT, STATE_FORMAT)) == [FORMAT, STATE_FORMAT]
+
+
 def test_what_a_kill_left_half_done_is_removed(tmp_path):
     train(tmp_path, stop_at=2)
     folder = tmp_path / "checkpoints"
@@ -88,8 +112,6 @@ def test_what_a_kill_left_half_done_is_removed(tmp_path):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, monkeypatch):
-    from rjem_cli.engine.training.trainer import Trainer
-
     accuracies = iter([0.2, 0.9, 0.5, 0.9, 0.1, 0.3])
     monkeypatch.setattr(Trainer, "val_accuracy", lambda self: next(accuracies))
     train(tmp_path / "best", checkpoint_every=1, keep_last=1)
