@@ -101,7 +101,7 @@ class GuardOptions(Options):
     max_cross_entropy: float = knob(
         3.0, "Diverged if the cross-entropy is beyond this many times that of a guess, ln K", above=0
     )
-    max_r1: float = knob(1000.0, "Diverged if R1, the mean length of dE/dx on data, is beyond this", above=0)
+    max_input_grad_norm: float = knob(1000.0, "Diverged if the mean L2 norm of dE/dx on data is beyond this", above=0)
     max_saturation: float = knob(
         0.99, "Diverged if more than this share of the chains' values are at a wall; 1 never", above=0, maximum=1
     )

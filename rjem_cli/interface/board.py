@@ -11,7 +11,7 @@ MEASURES = {  # of a line of metrics: what the table calls it
     "val_accuracy": "accuracy (val)",
     "energy_data": "E(x) of data",
     "energy_buffer": "E(x) of chains",
-    "r1": "R1, |dE/dx| on data",
+    "input_grad_norm": "|dE/dx| on data",
     "saturation": "at the walls",
     "grad_norm": "gradient norm",
     "divergences": "divergences",

@@ -411,9 +411,9 @@ def test_a_hostile_metrics_file_makes_a_page(rjem, own_home, trained, tmp_path):
     lines = [
         {"step": 1, "event": "divergence", "at": None, "what": "x", "rate_scale": 1},
         {"step": 1, "event": "divergence", "at": [], "what": "x", "rate_scale": 1},
-        {"step": 2, "r1": 1e308, "energy_data": -1e308},
-        {"step": 3, "r1": "much", "energy_data": [1]},
-        {"step": True, "r1": 1},
+        {"step": 2, "input_grad_norm": 1e308, "energy_data": -1e308},
+        {"step": 3, "input_grad_norm": "much", "energy_data": [1]},
+        {"step": True, "input_grad_norm": 1},
     ]
     metrics = own_home / "runs" / "tiny" / "metrics.jsonl"
     with metrics.open("a") as file:

@@ -46,6 +46,14 @@ def test_a_training_is_watched_at_the_terminals_width(own_home, columns, variabl
     assert all(
         len(line) <= columns for line in lines if len(max(line.split(), key=len, default="")) < columns
     )  # a path
-    for text in ("measure", "course", MEASURES["energy_data"], MEASURES["r1"], "training", "left", "What was trained"):
+    for text in (
+        "measure",
+        "course",
+        MEASURES["energy_data"],
+        MEASURES["input_grad_norm"],
+        "training",
+        "left",
+        "What was trained",
+    ):
         assert any(text in line for line in lines), text
     assert bool(COLOUR.search(shown)) != bool(variables)

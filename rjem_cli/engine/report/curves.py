@@ -14,7 +14,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  
 PANELS = (  # label, what of metrics.jsonl, the second dashed, log scale
     ("E(x): data solid, chains dashed", ("energy_data", "energy_buffer"), False),
     ("accuracy on validation images", ("val_accuracy",), False),
-    ("R1 = |dE/dx| on data", ("r1",), True),
+    ("|dE/dx| on data", ("input_grad_norm",), True),
     ("saturation of the chains", ("saturation",), False),
 )
 LARGEST_DRAWN = 1e30  # beyond it matplotlib's own sums overflow

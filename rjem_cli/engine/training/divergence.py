@@ -44,7 +44,7 @@ class Guard:
             "cross_entropy": options.max_cross_entropy * math.log(max(2, self.num_classes))
             if options.ce_weight
             else math.inf,
-            "r1": options.max_r1,
+            "input_grad_norm": options.max_input_grad_norm,
             "saturation": options.max_saturation if self.data_saturation < options.max_saturation else 1.0,
         }
 

@@ -165,8 +165,8 @@ class ChainLooks(NamedTuple):
     gradient_norm_B: Tensor
 
     def means(self) -> dict[str, float]:
-        """R1 is the mean norm."""
-        return dict(zip(("energy_data", "energy_buffer", "r1"), (float(part.mean()) for part in self)))
+        """`input_grad_norm` is the mean norm; the literature's R1 penalty is the mean of its square."""
+        return dict(zip(("energy_data", "energy_buffer", "input_grad_norm"), (float(part.mean()) for part in self)))
 
 
 def look_at_chains(logits_of: Callable[[Tensor], Tensor], x: Tensor, stored: Tensor) -> ChainLooks:

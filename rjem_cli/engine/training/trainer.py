@@ -71,7 +71,7 @@ class Trainer:
         self.val = evenly_spaced(splits.val, VALIDATION_IMAGES)
         self.batch_size = min(config.batch_size, len(self.images))
         self.ranks.check_batch(self.batch_size)
-        self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and R1
+        self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and gradient norms
         self.steps = total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         self.saved_step: int | None = None

@@ -53,7 +53,9 @@ def comparison(tmp_path, monkeypatch):
     """A run that diverged once, samples with hostile names, and the paper's rows."""
     checkpoint = tmp_path / "runs" / "digits" / "checkpoints" / "step-00000040.safetensors"
     checkpoint.parent.mkdir(parents=True)
-    lines = [{"step": step, "energy_data": -step, "energy_buffer": -step / 2, "r1": 0.1} for step in (20, 40)]
+    lines = [
+        {"step": step, "energy_data": -step, "energy_buffer": -step / 2, "input_grad_norm": 0.1} for step in (20, 40)
+    ]
     lines.insert(1, {"step": 20, "event": "divergence", "at": 30, "what": "loss is nan", "rate_scale": 0.5})
     run = Run("digits", lines, {"lr": 0.1, "note": HOSTILE})
     monkeypatch.setattr("rjem_cli.engine.comparison.page.read_run", lambda folder, path: run)
@@ -122,7 +124,7 @@ def test_rows_of_one_run_share_its_curves(comparison):
     (row, *others) = comparison.rows
     other = replace(row.origins[0], checkpoint=row.origins[0].checkpoint.with_name("step-00000020.safetensors"))
     (family,) = families_of([row, Row("digits (step 20)", {}, origins=(other,)), *others])
-    assert family.events == [(30, family.color)] and len(curves_of([family])) == 2  # energies, R1
+    assert family.events == [(30, family.color)] and len(curves_of([family])) == 2  # energies, gradient norms
 
 
 def test_seeds_share_a_name_and_many_runs_have_many_colours():

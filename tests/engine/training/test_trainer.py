@@ -11,7 +11,7 @@ from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
-from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid, read_state
+from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid, read_whole
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.run import run_training
@@ -86,7 +86,7 @@ def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_pa
         "energy_gap",
         "energy_data",
         "energy_buffer",
-        "r1",
+        "input_grad_norm",
         "saturation",
         "grad_norm",
         "lr",
@@ -154,7 +154,7 @@ def test_images_seen_are_counted_over_batches_of_any_size(tmp_path):
 def test_the_metrics_of_an_end_stay_where_nothing_is_trained_after_it(tmp_path):
     first, _ = train(tmp_path, steps=5)  # neither a line nor a checkpoint is due then
     before = metrics_of(tmp_path)
-    assert before[-1]["step"] == 5 and {"loss", "r1", "val_accuracy"} <= set(before[-1]["end"])
+    assert before[-1]["step"] == 5 and {"loss", "input_grad_norm", "val_accuracy"} <= set(before[-1]["end"])
     again, steps = train(tmp_path, steps=5, resume=True)
     assert not steps and metrics_of(tmp_path) == before and again.summary == first.summary
 
@@ -214,15 +214,16 @@ def test_settings_of_a_resume_outlive_a_stop_before_its_next_checkpoint(tmp_path
     assert again.checkpoint.read_bytes() == before
 
 
-def test_the_end_of_a_run_that_goes_on_is_not_removed(tmp_path, monkeypatch):
-    """Though a divergence goes back to the last checkpoint that was due."""
-    end, _ = train(tmp_path, steps=5)
+def test_a_run_that_diverges_after_a_resume_goes_back_to_its_newest_checkpoint(tmp_path, monkeypatch):
+    """Not to the last multiple of checkpoint_every, and no finished checkpoint is set aside."""
+    end, _ = train(tmp_path, steps=5)  # checkpoints of steps 3 and 5
     content = end.checkpoint.read_bytes()
     poisoned(monkeypatch, {0}, nan_in_a_weight)
     notes = []
-    train(tmp_path, steps=12, resume=True, notes=notes)
-    aside = end.checkpoint.with_name(end.checkpoint.name + ASIDE)
-    assert aside.read_bytes() == content and f"set aside: {aside}" in notes
+    result, steps = train(tmp_path, steps=6, resume=True, notes=notes)
+    assert steps == [6] and result.summary["divergences"][0]["step"] == 5
+    assert len(notes) == 1 and "back to step 5" in notes[0]
+    assert end.checkpoint.read_bytes() == content and not list(tmp_path.rglob(f"*{ASIDE}*"))
 
 
 def test_an_event_on_a_full_disk_is_recovered_from_and_named_later(tmp_path, monkeypatch):
@@ -322,7 +323,7 @@ def test_every_nan_is_recovered_from_and_named(tmp_path, monkeypatch, poison, co
     [
         ({"max_energy_gap": 1e-9}, "energy_gap"),
         ({"max_cross_entropy": 1e-3}, "cross_entropy"),
-        ({"max_r1": 1e-6}, "r1"),
+        ({"max_input_grad_norm": 1e-6}, "input_grad_norm"),
         ({"max_saturation": 0.9, "sgld_step_size": 1e6}, "saturation"),
     ],
 )
@@ -399,30 +400,8 @@ def test_an_event_is_named_though_a_later_one_goes_back_further(tmp_path, monkey
     assert [(event["step"], event["at"]) for event in result.summary["divergences"]] == [(3, 4), (0, 4)]
 
 
-@pytest.mark.parametrize("stop_at", [4, 5])
-def test_a_run_stopped_before_an_event_goes_back_as_far_as_one_that_was_not(tmp_path, monkeypatch, stop_at):
-    """The stop saves a checkpoint that the other run has not."""
-
-    def sick_at_step_5(trainer):
-        if trainer.step == 5 and trainer.guard.count == 0:
-            nan_in_a_weight(trainer)
-
-    poisoned(monkeypatch, range(1000), sick_at_step_5)
-    whole, _ = train(tmp_path / "whole", keep_last=1)
-    train(tmp_path / "stopped", stop_at=stop_at, keep_last=1)
-    resumed, _ = train(tmp_path / "stopped", resume=True, keep_last=1)
-    assert resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
-    assert metrics_of(tmp_path / "stopped") == metrics_of(tmp_path / "whole")
-
-
 def test_the_clock_saves_between_two_checkpoints_and_changes_nothing(tmp_path, monkeypatch):
-    """A kill then loses minutes, though checkpoints are hours apart; also where the run diverges."""
-
-    def sick_at_step_4(trainer):
-        if trainer.step == 4 and trainer.guard.count == 0:
-            nan_in_a_weight(trainer)
-
-    poisoned(monkeypatch, range(1000), sick_at_step_4)
+    """A kill then loses minutes, though checkpoints are hours apart."""
     whole, _ = train(tmp_path / "whole", keep_last=1)
     monkeypatch.setattr(Clock, "minutes_since_save", lambda self: TrainConfig.checkpoint_minutes)
 
@@ -436,7 +415,7 @@ def test_the_clock_saves_between_two_checkpoints_and_changes_nothing(tmp_path, m
     with monkeypatch.context() as patched, pytest.raises(Killed):
         poisoned(patched, range(1000), die_at_step_5)
         train(tmp_path / "killed", keep_last=1)
-    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "killed")] == ["00000003", "00000005"]
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path / "killed")] == ["00000003", "00000005"]  # the best too
     resumed, steps = train(tmp_path / "killed", resume=True, keep_last=1)
     assert steps == [6] and resumed.checkpoint.read_bytes() == whole.checkpoint.read_bytes()
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
@@ -445,18 +424,15 @@ def test_the_clock_saves_between_two_checkpoints_and_changes_nothing(tmp_path, m
 
 
 def test_a_stop_after_an_event_is_where_the_run_goes_on(tmp_path, monkeypatch):
-    """Not at the checkpoint that an earlier stop saved on the way to the event."""
-    train(tmp_path, stop_at=5)
-
     def sick(trainer):
         if trainer.guard.count == 0:
             nan_in_a_weight(trainer)
 
+    train(tmp_path, stop_at=5)
     poisoned(monkeypatch, {0}, sick)
-    stopped, _ = train(tmp_path, resume=True, stop_at=1, keep_last=1, checkpoint_every=2)
-    assert [path.name[5:13] for path in checkpoints_in(tmp_path)] == ["00000004"]
-    assert stopped.checkpoint == checkpoints_in(tmp_path)[-1]
-    assert int(read_state(stopped.checkpoint)[0]["divergences"]) == 1
+    stopped, _ = train(tmp_path, resume=True, steps=9, stop_at=1, keep_last=1, keep_best=False)
+    assert [path.name[5:13] for path in checkpoints_in(tmp_path)] == ["00000006"]
+    assert int(read_whole(stopped.checkpoint)[0]["divergences"]) == 1
 
 
 def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, monkeypatch):
@@ -528,8 +504,8 @@ def test_a_resume_with_another_setup_is_refused(tmp_path, change, message):
 def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     train(tmp_path, stop_at=2)
     file = tmp_path / "metrics.jsonl"
-    odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "r1": {}, "end": 5}']
-    odd += ['{"step": 2, "r1": 1' + 400 * "0" + "}", '{"step": 1, "event": "divergence"}']
+    odd = ['{"step": "abc"}', "null", "[1]", 100_000 * "[", '{"step": 3, "input_grad_norm": {}, "end": 5}']
+    odd += ['{"step": 2, "input_grad_norm": 1' + 400 * "0" + "}", '{"step": 1, "event": "divergence"}']
     odd += ['{"step": 1, "end": ["step", {}]}', '{"step": 3, "lo']
     file.write_text(file.read_text() + "\n".join(odd))
     train(tmp_path, resume=True)
