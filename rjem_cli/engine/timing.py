@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from rjem_cli.engine.chains.moves import Network, Question, ask
+from rjem_cli.engine.memory import physical_memory
 from rjem_cli.engine.model.energy import energy
 from rjem_cli.engine.room import Room
 
@@ -63,10 +63,7 @@ def total_bytes(device: torch.device) -> int | None:
     """The memory of a GPU, or of this machine; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return physical_memory()
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -38,8 +38,9 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
             raise SystemExit(128 + number)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # a terminal that was closed; nohup ignores it
-        numbers.append(signal.SIGHUP)
+    hangup = getattr(signal, "SIGHUP", None)  # a terminal that was closed; Windows has none, and nohup ignores it
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        numbers.append(hangup)
     earlier = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield request

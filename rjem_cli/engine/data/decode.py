@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.memory import physical_memory
 from rjem_cli.errors import DataError
 
 GREY_MODES = {"1", "L", "LA"}
@@ -48,6 +49,7 @@ def decoded_in_turn(members: Iterable[tuple[str, bytes]], place: str) -> Iterato
     """(name, pixels) in the order of the members. Few of them wait at a time: an archive may hold more than memory
     does, and what is wrong with its first image is said before its last one is read. Raises DataError."""
     threads, size = min(THREADS, os.cpu_count() or 1), 0
+    memory = physical_memory()
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -58,18 +60,13 @@ def decoded_in_turn(members: Iterable[tuple[str, bytes]], place: str) -> Iterato
                     name, future = waiting.popleft()
                     array = future.result()
                     size += array.nbytes
-                    if size > MOST_OF_MEMORY * physical_memory():
+                    if memory is not None and size > MOST_OF_MEMORY * memory:
                         raise DataError(f"the images of {place} do not fit into this machine's memory; give fewer")
                     yield name, array
                 if member is None:
                     return
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def physical_memory() -> int:
-    """Bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def stacked(arrays: list[np.ndarray]) -> Tensor:
