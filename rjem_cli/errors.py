@@ -19,6 +19,24 @@ class ConfigError(RjemError):
     exit_code = 2
 
 
+class RadiusError(ConfigError):
+    """A radius that cannot be meant: `eps` in model units; `problem`, what is wrong with it, in which `{text}` stands
+    for how it was written."""
+
+    COVERS_THE_BOX = "{text} covers the whole box [-1, 1]; did you mean {text}/255?"
+
+    def __init__(self, name: str, eps: float, problem: str = COVERS_THE_BOX, text: str | None = None):
+        super().__init__(f"{name} {problem.format(text=text or f'{eps:g}')}")
+        self.name, self.eps, self.problem = name, eps, problem
+
+    def written(self, text: str) -> RadiusError:
+        """The same, of a radius that was written so."""
+        return RadiusError(self.name, self.eps, self.problem, text)
+
+    def __reduce__(self) -> tuple[type, tuple[str, float, str]]:
+        return type(self), (self.name, self.eps, self.problem)
+
+
 class AbsentError(RjemError):
     """Something needed is not there: a checkpoint, a data set, weights, the network."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import DATASETS, RuntimeOptions
-from rjem_cli.errors import ConfigError
-from rjem_cli.knobs import Options, knob
+from rjem_cli.config.common import DATASETS, LARGEST_LINF, RuntimeOptions
+from rjem_cli.errors import ConfigError, RadiusError
+from rjem_cli.knobs import Options, flag_name, knob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,3 +175,6 @@ class TrainConfig(
             raise ConfigError(f"--buffer-size {self.buffer_size} is below --batch-size {self.batch_size}; raise it")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")
+        for name in ("adv_eps", "attack_eps"):
+            if self.norm == "linf" and getattr(self, name) > LARGEST_LINF:
+                raise RadiusError(flag_name(name), getattr(self, name))

@@ -184,6 +184,7 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["--eps", ""], 2, "--eps ''"),
         (["--eps", "-0.1"], 2, "--eps -0.1 is too small"),
         (["--eps", "8"], 2, "--eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
+        (["--eps", "0.01,8", "--eps-space", "pixel"], 2, "--eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
         (["--eps", "nan"], 2, "--eps nan: give a finite number"),
         (["--target", "cot"], 2, "--target 'cot' is unknown to this checkpoint"),
         (["--target", "3", "--targeted", "random"], 2, "exclude each other"),

@@ -12,7 +12,7 @@ from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.evaluation.attack import AttackSet, random_targets
 from rjem_cli.engine.model.checkpoint import CheckpointInfo
-from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RadiusError, RjemError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def choose_radii(options: TestOptions, info: CheckpointInfo) -> tuple[str, tuple
     if options.eps is None and norm != info.config.norm:
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
     if norm == "linf" and max(radii) > LARGEST_LINF:
-        raise ConfigError(f"--eps {max(radii):g} covers the whole box [-1, 1]; did you mean {max(radii):g}/255?")
+        raise RadiusError("--eps", max(radii))
     return norm, tuple(sorted(set(radii)))
 
 
