@@ -45,6 +45,24 @@ def test_a_phase_that_rests_or_goes_back_is_not_begun_anew(capsys, clock):
     ]
 
 
+def test_warnings_are_heard_though_all_else_is_quiet(capsys):
+    Console(quiet=True).say("talk")
+    Console(quiet=True).warn("a checkpoint is damaged")
+    Console(quiet=True, mute=True).warn("said by the first process")
+    assert capsys.readouterr().err == "warning: a checkpoint is damaged\n"
+
+
+@pytest.mark.parametrize("width", [1, 10, 39, 80])
+def test_a_table_has_all_its_values_at_any_width(capsys, monkeypatch, width):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [("accuracy", "98.31%", "97.1% to 99.0%"), ("robust accuracy", "93.60%", "")]
+    Console().table("Scores", ("what", "value", "95% interval"), rows)
+    shown = "".join(capsys.readouterr().out.split()).replace("│", "")
+    for value in ("98.31%", "93.60%", "97.1%to99.0%", "accuracy", "robustaccuracy"):
+        assert value in shown
+
+
 def test_talk_that_cannot_be_written_ends_nothing(monkeypatch):
     class Gone:
         encoding = "utf-8"

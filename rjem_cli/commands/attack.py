@@ -38,7 +38,7 @@ def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> N
     from rjem_cli.engine.report.attack import AttackReport
     from rjem_cli.engine.timing import foreseen_bytes
 
-    job = ranks.jointly(lambda: prepare(config, path, ranks, console.say))
+    job = ranks.jointly(lambda: prepare(config, path, ranks, console.warn))
     job.runtime.check_ranks()
     job.runtime.check_work(f"the network {job.checkpoint.sha256()}")
     announce(job, console)

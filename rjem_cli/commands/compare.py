@@ -64,7 +64,7 @@ def compare(
     from rjem_cli.engine.comparison.work import Work
 
     with stop_on_signals(console.say) as stop, console.bar() as bar:
-        work = Work(console.say, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
+        work = Work(console.say, console.warn, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
         if call.dry_run:
             for line in (lines := planned(config, found, work)):
                 console.say(line)

@@ -101,7 +101,7 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, locations: list
             watch = stoppable(bar, stop, FEATURES_KEPT)
 
             def prepared() -> EvalJob:
-                job = prepare(inputs, console.say, watch, bar.update, stop)
+                job = prepare(inputs, console.warn, watch, bar.update, stop)
                 if job is None:
                     raise interrupted(stop, FEATURES_KEPT)
                 return job
@@ -125,7 +125,7 @@ def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path |
     from rjem_cli.engine.timing import foreseen_bytes
 
     console, ranks = call.console, call.ranks
-    job = ranks.in_turn(lambda: prepare(config, path, ranks, console.say))
+    job = ranks.in_turn(lambda: prepare(config, path, ranks, console.warn))
     console.say(describe_checkpoint(job.checkpoint))
     job.runtime.check_ranks()
     job.runtime.check_work(job.work)

@@ -41,7 +41,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     runtime.check_ranks()
     runtime.check_work(f"the network {loaded.sha256()}")
     shape = loaded.info.image_shape
-    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.say)
+    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.warn)
     total, steps = request.last - request.first, request.plan.gradient_steps * request.computed
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
@@ -49,7 +49,7 @@ def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) 
     console.say(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
     console.say(f"{steps} gradient steps in all, in whole blocks of {request.block_size}")
     if warning := told_noise(request.plan):
-        console.say(warning)
+        console.warn(warning)
     if call.dry_run:
         seconds = call.seconds_so_far() + forecast(logits_of, shape, request, runtime)
         console.forecast(seconds, foreseen_bytes(runtime.device), ", for all of them")

@@ -54,7 +54,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
         config, info.config, info.class_names, runtime.device.type, count=config.count, seed=config.seed
     )
     logits_of, shape = runtime.frozen(loaded.model), info.image_shape
-    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.say)
+    request = fit_blocks(logits_of, shape, request, config.block_size, runtime, console.warn)
     console.say(describe_checkpoint(loaded))
     console.say(f"device: {runtime.describe()}")
     console.say(
@@ -62,7 +62,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
     )
     console.say(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
     if warning := told_noise(request.plan):
-        console.say(warning)
+        console.warn(warning)
     if call.dry_run:
         at_once = replace(request, block_size=min(request.block_size, config.count), seed=0)
         seconds = call.seconds_so_far() + forecast(logits_of, shape, at_once, runtime)
@@ -88,7 +88,7 @@ def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) 
                 report=lambda done, total: bar.update("chain steps", done, total),
             )
 
-        room = Room(request.block_size, console.say)
+        room = Room(request.block_size, console.warn)
         found = run(room.most) if config.block_size else room.at_once(run)  # a size that was asked for is not changed
         document = write_chains(folder, found, request, described(room.most))
     if call.as_json:

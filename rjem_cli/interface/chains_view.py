@@ -57,7 +57,7 @@ def told_noise(plan: SamplePlan) -> str | None:
     if not plan.chains or plan.noise_std < DROWNING_NOISE:
         return None
     return (
-        f"note: noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
+        f"noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
         "--noise-std 0.01"
     )
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 15
 REFRESHES = 4  # a second, of what moves on a terminal
+NARROWEST_TABLE = 40  # characters; on a narrower terminal columns have no room for their values
 SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called after any folder
 
 
@@ -100,6 +101,11 @@ class Console:
         if not self.quiet:
             talk(text)
 
+    def warn(self, text: str) -> None:
+        """What should not be missed, also with `quiet`: something is not as it was asked for, or is lost."""
+        if not self.mute:
+            talk(f"warning: {text}")
+
     def result(self, text: str) -> None:
         """The line that a script needs."""
         if self.mute:
@@ -160,8 +166,10 @@ class Console:
             return
         if not is_terminal(sys.stdout):
             self.tab_separated(columns, rows)
-            return
-        rich_console(sys.stdout).print(rich_table(title, columns, rows))
+        elif self.width() < NARROWEST_TABLE:
+            self.result("\n".join(records(title, columns, rows)))
+        else:
+            rich_console(sys.stdout).print(rich_table(title, columns, rows))
 
     def tab_separated(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Full width, without the columns that have no name."""
@@ -244,6 +252,15 @@ def wrapped(text: str) -> str:
         return text
     width = max(20, shutil.get_terminal_size().columns - 1)
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def records(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table as lines: the first cell of each row, and below it each other one behind the name of its column."""
+    if title:
+        yield f"{title}:"
+    for first, *rest in rows:
+        yield first
+        yield from (f"  {name}: {cell}" if name else f"  {cell}" for name, cell in zip(columns[1:], rest) if cell)
 
 
 def rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RichTable:

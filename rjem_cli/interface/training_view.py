@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rjem_cli.engine.training.run import RunResult
 
 ACCURACIES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
-ENERGIES = {"energy_data": "E(x) of data", "energy_buffer": "E(x) of chains", "r1": "R1, |dE/dx| on data"}
+ENERGIES = {"energy_data": "E(x) of data", "energy_buffer": "E(x) of chains", "input_grad_norm": "|dE/dx| on data"}
 COLUMNS = ("what", "value", "95% interval", "measured on")
 
 
@@ -73,7 +73,7 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
     console.forecast(start_up + found.seconds, found.memory, f": {parts}")
     console.say(f"each checkpoint takes {told_size(found.checkpoint)} on disk, with the state that a run goes on from")
     if found.memory and found.memory_there and found.memory > found.memory_there:
-        console.say(
+        console.warn(
             f"that does not fit: there are {told_size(found.memory_there)}; "
             "lower --buffer-size, --batch-size or --width"
         )
@@ -81,7 +81,7 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
 
 def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) -> None:
     if progress.note:
-        console.say(progress.note)
+        console.warn(progress.note)
         return
     board.add(progress.metrics or {})
     metrics, shown = progress.metrics or {}, {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}
@@ -127,7 +127,7 @@ def curves_left_behind(run_dir: Path, console: Console, is_first: bool) -> Itera
                 if path := write_curves(run_dir):
                     console.say(f"curves: {path}")
             except RjemError as error:
-                console.say(str(error))
+                console.warn(str(error))
 
 
 def where(result: RunResult) -> str:

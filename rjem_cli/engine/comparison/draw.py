@@ -99,7 +99,7 @@ def sample_job(config: CompareConfig, checkpoint: Checkpoint, mode: str, runtime
     request = settle_request(
         options, info.config, info.class_names, runtime.device.type, count=options.count, seed=options.seed, mode=mode
     )
-    request = fit_blocks(logits_of, info.image_shape, request, options.block_size, runtime, work.say)
+    request = fit_blocks(logits_of, info.image_shape, request, options.block_size, runtime, work.warn)
     job = prepare_samples(options, checkpoint, logits_of, request, runtime)
     made = kept_path("samples", [job.meta["request"], config.sample_count]).with_suffix(".npz")
     return replace(job, config=replace(options, output=str(made)))

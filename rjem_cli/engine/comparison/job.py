@@ -77,5 +77,5 @@ def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], 
         try:
             chains[name] = chains_of(config, name, path, work)
         except AbsentError as error:  # a run that goes on drops its old checkpoints
-            work.say(f"no chains of {name}: {error}")
+            work.warn(f"no chains of {name}: {error}")
     return page_of(comparison, command, chains)

@@ -58,7 +58,7 @@ def read_samples(config: CompareConfig, location: str, work: Work) -> sample_sco
 
 def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
     """Of samples of any maker. Raises as `rjem eval` does."""
-    job = sample_scores.prepare(inputs, work.say, work.watch, work.quietly, work.stop)
+    job = sample_scores.prepare(inputs, work.warn, work.watch, work.quietly, work.stop)
     if job is None:
         work.end("training the judge")
     case = job.inputs.case

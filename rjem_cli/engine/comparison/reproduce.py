@@ -19,7 +19,7 @@ from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.runtime import start_runtime
-from rjem_cli.engine.training.checkpoints import newest_whole
+from rjem_cli.engine.training.checkpoints import newest_readable
 from rjem_cli.engine.training.metrics import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
@@ -84,13 +84,13 @@ def train(training: Training, splits: Splits, work: Work) -> None:
 
     def watch(progress: Progress) -> None:
         if progress.note:
-            work.say(progress.note)
+            work.warn(progress.note)
         else:
             work.quietly(phase if progress.phase == TRAINING else progress.phase, progress.step, progress.steps)
 
-    newest, damaged = newest_whole(training.run_dir)
+    newest, damaged = newest_readable(training.run_dir)
     for path in damaged:
-        work.say(f"{path} is damaged; an earlier one is taken")
+        work.warn(f"{path} is damaged; an earlier one is taken")
     try:
         result = run_training(
             training.config,
@@ -102,7 +102,7 @@ def train(training: Training, splits: Splits, work: Work) -> None:
             should_stop=work.stop,
         )
     except DivergedError as error:
-        work.say(str(error))
+        work.warn(str(error))
         return
     if not result.finished:
         work.end(phase)
@@ -112,7 +112,7 @@ def reproduced(config: CompareConfig, trainings: Sequence[Training], work: Work)
     """The measured rows, each the mean over its seeds. `trainings` holds every model once for each seed, all on the
     same images. Raises ConfigError or DataError where a folder holds another run than the table's."""
     data = trainings[0].config
-    splits = load_splits(data, lambda done, total: work.watch(f"fetching {data.dataset}", done, total), work.say)
+    splits = load_splits(data, lambda done, total: work.watch(f"fetching {data.dataset}", done, total), work.warn)
     found: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
     for training in trainings:
         check_settings(training)

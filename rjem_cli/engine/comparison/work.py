@@ -22,9 +22,11 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True)
 class Work:
-    """How work is followed: `watch` may raise, which ends it; `quietly` may not; `stop` asks whether it should end."""
+    """How work is followed: `say` hears what is done, `warn` what is amiss; `watch` may raise, which ends it; `quietly`
+    may not; `stop` asks whether it should end."""
 
     say: Callable[[str], None]
+    warn: Callable[[str], None]
     watch: Watch
     quietly: Watch
     stop: Callable[[], bool]
