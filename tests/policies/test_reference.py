@@ -45,6 +45,13 @@ def test_every_help_has_two_examples_that_fit_80_columns(capsys, monkeypatch, le
     assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
 
 
+@pytest.mark.parametrize("group", [[], ["cache"]])
+def test_no_help_of_a_group_is_cut_off(capsys, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*group, "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("\nCommands:")[2]
+
+
 @pytest.mark.parametrize("page", [*DOCS.glob("*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text(encoding="utf-8")):
