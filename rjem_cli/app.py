@@ -17,7 +17,7 @@ from rjem_cli.commands.generate import generate
 from rjem_cli.commands.langevin import langevin
 from rjem_cli.commands.train import train
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.help import SectionedCommand
+from rjem_cli.interface.help import SectionedCommand, TrainCommand
 
 app = typer.Typer(
     name="rjem",
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command("train", cls=SectionedCommand, short_help="Train a network, or go on with a run.")(train)
+app.command("train", cls=TrainCommand, short_help="Train a network, or go on with a run.")(train)
 app.command("attack", cls=SectionedCommand, short_help="Measure accuracy under attack.")(attack)
 app.command("langevin", cls=SectionedCommand, short_help="Run chains and show them.")(langevin)
 app.command("generate", cls=SectionedCommand, short_help="Generate images of chosen classes.")(generate)

@@ -119,7 +119,8 @@ def find_resumable(name: str | None) -> Path:
     folder = find_run(name) if name else newest_run(checkpoints_in)
     if folder is None:
         what = f"run {name} has no checkpoint" if name else "there is no run"
-        raise AbsentError(f"{what} to resume from in {runs_dir()}")
+        start = f"--run {name} --resume auto starts it" if name else "--run NAME --resume auto starts one"
+        raise AbsentError(f"{what} to resume from in {runs_dir()}; {start}")
     return folder
 
 
@@ -146,7 +147,7 @@ def new_run_dir(name: str) -> Path:
         raise ConfigError(f"--run {name!r}: give a plain name, without folders")
     if checkpoints_in(runs_dir() / name):
         raise ConfigError(
-            f"run {name} exists already in {runs_dir()}; go on with --resume {name}, or take another --run"
+            f"run {name} exists already in {runs_dir()}; go on with --resume {name}, or give another --run"
         )
     return (runs_dir() / name).resolve()
 

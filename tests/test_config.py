@@ -2,9 +2,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rjem_cli.config import CompareConfig, TrainConfig
+from rjem_cli.config import DATASETS, DEFAULT_PRESETS, OWN_IMAGES_PRESET, CompareConfig, TrainConfig
 from rjem_cli.errors import ConfigError
-from rjem_cli.interface.settings import Layer, preset_layer, preset_names, settle, unknown_variables
+from rjem_cli.interface.settings import (
+    Layer,
+    default_preset,
+    preset_layer,
+    preset_names,
+    settle,
+    unknown_variables,
+)
 from rjem_cli.knobs import describe_epsilon, flag_name, given_flags, parse_epsilon
 from rjem_cli.plain_yaml import mapping
 
@@ -100,9 +107,42 @@ def test_variables_that_no_command_reads_are_named(monkeypatch):
         monkeypatch.setenv(name, "1")
     said = [note for note in unknown_variables([TrainConfig]) if "ADV" in note or "HOME" in note or "XYZZY" in note]
     assert said == [
-        "note: no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?",
-        "note: no command reads RJEM_XYZZY",
+        "no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?",
+        "no command reads RJEM_XYZZY",
     ]
+
+
+def test_every_data_set_has_a_preset_that_was_made_for_it_or_for_images_like_it():
+    assert DEFAULT_PRESETS.keys() == set(DATASETS) and {*DEFAULT_PRESETS.values(), OWN_IMAGES_PRESET} <= {
+        *preset_names()
+    }
+    for name in preset_names():
+        dataset = preset_layer(name).values["dataset"]
+        assert preset_layer(default_preset(dataset, None)).values["dataset"] == dataset
+    assert default_preset(None, None) == default_preset("shifted-digits", None) == "quickstart"
+    assert default_preset("digits", "photos/") == OWN_IMAGES_PRESET  # --data wins
+
+
+def test_an_option_that_another_one_sets_aside_says_so():
+    layers = [preset_layer("quickstart"), Layer("flag", {"epochs": "2"})]
+    settled = settle(TrainConfig, layers)
+    assert settled.config.steps is None and settled.origins["steps"] == "set aside by epochs"
+    assert "set aside" not in settle(TrainConfig, [preset_layer("rjem"), layers[1]]).to_yaml()  # it has no steps
+
+
+@pytest.mark.parametrize(
+    ("text", "space", "message"),
+    [
+        ("8", "pixel", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
+        ("8", "model", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
+        ("40", "pixel", "^--adv-eps 40 is too large; give 16 in model units or less$"),
+        ("-1", "pixel", "^--adv-eps -1 is too small; give 0 or more$"),
+    ],
+)
+def test_a_radius_that_cannot_be_meant_is_quoted_as_it_was_written(text, space, message):
+    with pytest.raises(ConfigError, match=message):
+        settle(TrainConfig, [preset_layer("rjem"), Layer("flag", {"adv_eps": text}, space)])
+    assert settle(TrainConfig, [Layer("flag", {"adv_eps": "8", "norm": "l2"}, "pixel")]).config.adv_eps == 16
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -15,7 +15,7 @@ from rjem_cli.interface.board import Board
 from rjem_cli.interface.console import talk
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
-from rjem_cli.interface.resuming import DEFAULT_PRESET, how_to_go_on, settle_run
+from rjem_cli.interface.resuming import how_to_go_on, settle_run
 from rjem_cli.interface.settings import preset_names
 from rjem_cli.interface.signals import stop_on_signals
 from rjem_cli.interface.training_view import (
@@ -39,14 +39,17 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help=f"{', '.join(preset_names())} [{DEFAULT_PRESET}].", autocompletion=preset_names
+            metavar="NAME",
+            help=f"{', '.join(preset_names())}; without one, that of the images: of --dataset or --data.",
+            autocompletion=preset_names,
         ),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="auto|RUN",
-            help="Go on with this run (auto: --run, or the newest), from its newest checkpoint that is whole.",
+            help="Go on with this run, from its newest checkpoint that is whole; auto: with --run, which is started if "
+            "it does not exist yet, else with the newest run.",
             autocompletion=paths.run_names,
         ),
     ] = None,
@@ -64,16 +67,18 @@ def train(
 ) -> None:
     """Train one network as classifier, robust classifier and generator.
 
-    Values: flag > RJEM_... variable > --config file > --preset > default. Without --preset the preset is quickstart;
-    the defaults in brackets hold where no preset changes them. See --print-config.
+    Values: flag > RJEM_... variable > --config file > preset > default. In brackets: the values of the preset that this
+    command line takes. See also --print-config.
 
     Examples:
 
-      rjem train --preset quickstart
+      rjem train --adv-eps 0.1 --pgd-steps 15
 
-      rjem train --preset cifar10-small --data photos/ --adv-eps 8/255
+      rjem train --data photos/ --adv-eps 8/255
 
-      rjem train --resume auto --max-time 25m
+      rjem train --dataset cifar10 --help
+
+      rjem train --run night --resume auto --max-time 25m
     """
     console, ranks, deadline = call.console, call.ranks, Deadline("--max-time", max_time)
     config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, preset, resume))
@@ -90,7 +95,7 @@ def train(
     from rjem_cli.engine.training.forecast import DataShape, forecast
     from rjem_cli.engine.training.run import run_training
 
-    with_events = ranks.from_first(lambda: events.is_wanted(tensorboard, run_dir, console.say))
+    with_events = ranks.from_first(lambda: events.is_wanted(tensorboard, run_dir, console.warn))
     runtime = ranks.jointly(lambda: start_runtime(config, ranks=ranks))
     runtime.check_ranks()
     if call.dry_run:
@@ -106,7 +111,7 @@ def train(
                 raise RjemError(f"--max-time {max_time} was over before {config.dataset} was fetched; give more")
             bar.update(f"fetching {config.dataset}", done, total)
 
-        splits = ranks.in_turn(lambda: load_splits(config, fetching, console.say))
+        splits = ranks.in_turn(lambda: load_splits(config, fetching, console.warn))
     announce_inputs(splits, runtime, console)
     board = Board()
     opening = partial(events.event_file, run_dir, begin, talk) if with_events else contextlib.nullcontext

@@ -5,10 +5,12 @@ from __future__ import annotations
 from rjem_cli.config.chains import ChainOptions, GenerateConfig, LangevinConfig
 from rjem_cli.config.common import (
     DATASETS,
+    DEFAULT_PRESETS,
     FEATURES,
     LARGEST_BATCH,
     LARGEST_LINF,
     METRICS,
+    OWN_IMAGES_PRESET,
     SAMPLE_MODES,
     STARTS,
     STREAM,
@@ -33,11 +35,13 @@ from rjem_cli.config.training import (
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_PRESETS",
     "FEATURES",
     "FORMATS",
     "LARGEST_BATCH",
     "LARGEST_LINF",
     "METRICS",
+    "OWN_IMAGES_PRESET",
     "SAMPLE_MODES",
     "SCALES",
     "STARTS",

@@ -10,7 +10,15 @@ from rjem_cli.knobs import Options, knob
 
 LARGEST_BATCH = 10**6
 LARGEST_LINF = 2.0  # the width of the box [-1, 1]
-DATASETS = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn")
+DEFAULT_PRESETS = {  # of rjem train, by built-in data set
+    "shifted-digits": "quickstart",
+    "digits": "quickstart",
+    "cifar10": "cifar10-small",
+    "cifar100": "cifar10-small",
+    "svhn": "svhn-small",
+}
+DATASETS = tuple(DEFAULT_PRESETS)
+OWN_IMAGES_PRESET = "cifar10-small"  # the default with --data
 STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity", "copies")

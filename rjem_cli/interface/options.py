@@ -8,6 +8,7 @@ import time
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Generic
 
@@ -25,10 +26,10 @@ from rjem_cli.config import (
     TrainConfig,
 )
 from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, RadiusError
 from rjem_cli.interface.completions import VALUES
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.settings import Layer, settle_command, unknown_variables
+from rjem_cli.interface.settings import Layer, command_layers, in_words_of, settle, unknown_variables
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
 from rjem_cli.paths import find_checkpoint, run_names
 
@@ -127,12 +128,17 @@ class Call(Generic[OptionsT]):
         """Of several processes the first one speaks."""
         return Console(self.quiet or not self.ranks.is_first, self.as_json, mute=not self.ranks.is_first)
 
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """Of this command line, the weakest first. Raises ConfigError or AbsentError."""
+        return command_layers(self.config_class, self.flags, self.config_file, self.eps_space)
+
     def settle(self, base: Layer | None = None) -> OptionsT:
         """The checked config from flags, environment, file and `base`. With --print-config it is printed and the
         command ends here. Raises ConfigError or AbsentError."""
         for note in unknown_variables(WITH_KNOBS):
-            self.console.say(note)
-        settled = settle_command(self.config_class, self.flags, self.config_file, self.eps_space, base)
+            self.console.warn(note)
+        settled = settle(self.config_class, [*([base] if base else []), *self.layers])
         if self.print_config:
             self.console.result(settled.to_yaml().rstrip())
             raise typer.Exit
@@ -171,7 +177,11 @@ def with_knobs(
             if are_started() and not ranks:
                 raise ConfigError(f"rjem {command.__name__} runs in one process; start it without torchrun")
             with joined() as others:
-                command(Call(config_class, flags, **common, ranks=others), **values)
+                call = Call(config_class, flags, **common, ranks=others)
+                try:
+                    command(call, **values)
+                except RadiusError as error:
+                    raise in_words_of(error, call.layers) from None
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -203,7 +213,7 @@ def flag_parameter(config_class: type[Options], knob: Field[Any]) -> inspect.Par
         flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
     option = typer.Option(
         *flags,
-        help=describe(config_class, knob),
+        help=describe(config_class, knob) + ("" if config_class is TrainConfig else shown_default(knob.default)),
         metavar=metavar(kind, choices),
         rich_help_panel=PANELS.get(owner(config_class, knob.name).__name__, "Options"),
         autocompletion=(lambda: list(choices)) if choices else VALUES.get(knob.name),
@@ -220,17 +230,17 @@ def metavar(kind: Any, choices: tuple[str, ...] | None) -> str | None:
 
 
 def describe(config_class: type[Options], knob: Field[Any]) -> str:
-    """Its meaning, choices and default; of a command on two kinds of things, which of them it goes with."""
+    """Its meaning and choices; of a command on two kinds of things, which of them it goes with."""
     group = owner(config_class, knob.name).__name__
     subject = f"{OF[group].capitalize()}s: " if group in OF and issubclass(config_class, SampleScoreOptions) else ""
     choices = knob.metadata.get("choices")
     listed = f" ({', '.join(choices)})" if choices and len(choices) >= 4 else ""
-    default = (
-        ""
-        if knob.default is None
-        else f" [{str(knob.default).lower() if isinstance(knob.default, bool) else knob.default}]"
-    )
-    return f"{subject}{knob.metadata['help']}{listed}.{default}"
+    return f"{subject}{knob.metadata['help']}{listed}."
+
+
+def shown_default(value: Any) -> str:
+    """In brackets, behind what a flag means."""
+    return "" if value is None else f" [{str(value).lower() if isinstance(value, bool) else value}]"
 
 
 def owner(config_class: type[Options], name: str) -> type:

@@ -12,37 +12,46 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import Call
-from rjem_cli.interface.settings import Layer, preset_layer, settle_command
-
-DEFAULT_PRESET = "quickstart"
+from rjem_cli.interface.settings import Layer, default_preset, preset_layer, settle, value_in
+from rjem_cli.knobs import flag_name
 
 
 def settle_run(
     call: Call[TrainConfig], preset: str | None, resume: str | None
 ) -> tuple[TrainConfig, Path, Path | None]:
-    """(config, the run's folder, the checkpoint to go on from). Raises ConfigError, AbsentError or DataError."""
+    """(config, the run's folder, the checkpoint to go on from, None for a new run). Raises ConfigError, AbsentError or
+    DataError."""
     for name, value in (("--preset", preset), ("--resume", resume)):
         if value == "":
             raise ConfigError(f"{name} '': give a name")
-    if resume and preset:
-        raise ConfigError("--preset cannot change a run that is resumed; give single flags, such as --epochs")
     run_dir = resumed_run(call, resume) if resume else None
     checkpoint = newest_checkpoint(run_dir, call.console) if run_dir else None
-    base = run_layer(checkpoint) if checkpoint else preset_layer(preset or DEFAULT_PRESET)
+    if checkpoint:
+        base, note = run_layer(checkpoint), ""
+    else:
+        dataset, data = value_in(call.layers, "dataset"), value_in(call.layers, "data")
+        base = preset_layer(preset or default_preset(dataset, data))
+        note = "" if preset else f" (the default for {'--data' if data else dataset or base.values['dataset']})"
     config = call.settle(base)
     # a run is resumed, and its prior fitted again, from wherever the user stands then
     config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
     if run_dir and checkpoint:
         check_resumable(run_dir, checkpoint, config)
-    call.console.say(f"{base.origin}{'' if preset or resume else ' (the default)'}")
-    name = config.run or time.strftime(f"{preset or DEFAULT_PRESET}-%Y%m%d-%H%M%S")
+        if preset:
+            check_preset(call, preset, run_dir, config)
+    call.console.say(f"{base.origin}{note}")
+    name = config.run or time.strftime(f"{base.origin.removeprefix('preset ')}-%Y%m%d-%H%M%S")
     return config, run_dir or paths.new_run_dir(name), checkpoint
 
 
-def resumed_run(call: Call[TrainConfig], resume: str) -> Path:
-    """The folder of the run that `resume` names, or for "auto" that --run names, else of the newest. Raises
-    AbsentError, and ConfigError for two names."""
-    name = settle_command(call.config_class, call.flags, call.config_file, call.eps_space, None).config.run
+def resumed_run(call: Call[TrainConfig], resume: str) -> Path | None:
+    """The folder of the run that `resume` names, or for "auto" that --run names, else of the newest. None for "auto"
+    and a run that is yet to begin: a cluster starts a job again with the same command line. Raises AbsentError, and
+    ConfigError for two names."""
+    name = value_in(call.layers, "run")
+    if resume == "auto" and name and paths.find_run(name) is None:
+        call.console.say(f"run {name} does not exist yet; it is started")
+        return None
     if resume == "auto":
         return paths.find_resumable(name)
     if name and name != resume:
@@ -50,11 +59,25 @@ def resumed_run(call: Call[TrainConfig], resume: str) -> Path:
     return paths.find_resumable(resume)
 
 
+def check_preset(call: Call[TrainConfig], preset: str, run_dir: Path, config: TrainConfig) -> None:
+    """Raises ConfigError where the preset is not the run's own: where it would change a value that no flag, variable or
+    file gives."""
+    layer = preset_layer(preset)
+    wanted = settle(TrainConfig, [layer, *call.layers]).config
+    for name in layer.values:
+        own, other = getattr(config, name), getattr(wanted, name)
+        if own != other:
+            raise ConfigError(
+                f"--preset {preset} has {flag_name(name)} {other}, run {run_dir.name} has {own}; leave --preset out, "
+                f"or give {flag_name(name)} {own}"
+            )
+
+
 def newest_checkpoint(run_dir: Path, console: Console) -> Path:
     """The newest that is whole; says which are not. Raises DataError where there is none."""
     from rjem_cli.engine.training.checkpoints import newest_valid
 
-    return newest_valid(run_dir, console.say)
+    return newest_valid(run_dir, console.warn)
 
 
 def run_layer(checkpoint: Path) -> Layer:

@@ -13,7 +13,8 @@ from typing import Any, Generic
 
 import yaml
 
-from rjem_cli.errors import ConfigError, did_you_mean
+from rjem_cli.config import DEFAULT_PRESETS, OWN_IMAGES_PRESET
+from rjem_cli.errors import ConfigError, RadiusError, did_you_mean
 from rjem_cli.knobs import Options, OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
 from rjem_cli.paths import expand
 from rjem_cli.plain_yaml import mapping, read_mapping
@@ -21,6 +22,7 @@ from rjem_cli.plain_yaml import mapping, read_mapping
 ENVIRONMENT_PREFIX = "RJEM_"
 OTHER_VARIABLES = {"RJEM_HOME", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins
+FIRST_PRESET = "quickstart"  # on embedded data: what a call without any flags trains
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[Options
     replaced = {knob.name: knob.metadata["replaces"] for knob in fields(config_class) if knob.metadata.get("replaces")}
     for layer in layers:
         for name, weaker in replaced.items():
-            if name in layer.values and layer.values.get(weaker) is None:
-                values.pop(weaker, None)
+            if name in layer.values and layer.values.get(weaker) is None and values.pop(weaker, None) is not None:
+                origins[weaker] = f"set aside by {name}"
         for key, value in layer.values.items():
             if key in parsers and value is not None:
                 with contextlib.suppress(ValueError):  # the config's own check words the error
@@ -79,19 +81,41 @@ def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[Options
     try:
         return Settled(config_class.from_dict(values), origins)
     except ConfigError as error:
-        raise ConfigError(with_origin(str(error), layers)) from None
+        raise in_words_of(error, layers) from None
 
 
-def settle_command(
-    config_class: type[OptionsT], flags: Mapping[str, Any], config_file: str | None, eps_space: str, base: Layer | None
-) -> Settled[OptionsT]:
-    """The layers of one command line over `base`: file, environment, flags. Raises ConfigError."""
+def command_layers(
+    config_class: type[OptionsT], flags: Mapping[str, Any], config_file: str | None, eps_space: str
+) -> list[Layer]:
+    """The layers of one command line, the weakest first: file, environment, flags. Reads the file, which may be a pipe,
+    once. Raises AbsentError or ConfigError."""
     if eps_space not in ("model", "pixel"):
         raise ConfigError(f"--eps-space {eps_space!r} is unknown; give model or pixel")
-    layers = [base] if base else []
-    if config_file is not None:
-        layers.append(file_layer(config_file))
-    return settle(config_class, [*layers, environment_layer(config_class, eps_space), Layer(FLAG, flags, eps_space)])
+    layers = [] if config_file is None else [file_layer(config_file)]
+    return [*layers, environment_layer(config_class, eps_space), Layer(FLAG, flags, eps_space)]
+
+
+def value_in(layers: list[Layer], key: str) -> Any:
+    """The value of a key in the strongest of these layers that has it, as it was written; else None."""
+    return next((layer.values[key] for layer in reversed(layers) if layer.values.get(key) is not None), None)
+
+
+def in_words_of(error: ConfigError, layers: list[Layer]) -> ConfigError:
+    """The same error, with the value that it is about called, and a radius written, as in the layer that it came
+    from."""
+    if isinstance(error, RadiusError):
+        error = with_radius_as_written(error, layers)
+    return ConfigError(with_origin(str(error), layers))
+
+
+def with_radius_as_written(error: RadiusError, layers: list[Layer]) -> RadiusError:
+    for layer in reversed(layers):
+        for key, value in layer.values.items():
+            for part in str(value).split(",") if flag_name(key) == error.name else ():
+                with contextlib.suppress(ValueError):
+                    if parse_epsilon(part, layer.eps_space) == error.eps:
+                        return error.written(part.strip())
+    return error
 
 
 def with_origin(message: str, layers: list[Layer]) -> str:
@@ -123,7 +147,7 @@ def unknown_variables(known: Iterable[type[Options]]) -> Iterator[str]:
     for name in sorted(os.environ):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-            yield f"note: no command reads {name}" + (f"; did you mean {near[0]}?" if near else "")
+            yield f"no command reads {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def file_layer(path: str) -> Layer:
@@ -139,6 +163,12 @@ def preset_names() -> list[str]:
         for entry in resources.files("rjem_cli.presets").iterdir()
         if entry.name.endswith(".yaml")
     )
+
+
+def default_preset(dataset: Any, data: Any) -> str:
+    """The preset that belongs to these images: those of `data`, a user's own, else of a built-in `dataset`, else the
+    embedded ones."""
+    return OWN_IMAGES_PRESET if data else DEFAULT_PRESETS.get(str(dataset), FIRST_PRESET)
 
 
 def preset_layer(name: str) -> Layer:

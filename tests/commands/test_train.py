@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,9 +43,75 @@ def test_quiet_prints_the_checkpoint_alone(rjem):
 
 def test_epochs_given_set_the_presets_steps_aside(rjem):
     lines = rjem("train", "--epochs", 2, "--print-config").out.splitlines()
-    assert any(line.startswith("steps: null") for line in lines) and any(line.startswith("epochs: 2") for line in lines)
+    assert f"{'steps: null':<32} # set aside by epochs" in lines and any(line.startswith("epochs: 2") for line in lines)
     both = rjem("train", "--epochs", 2, "--steps", 5, "--print-config").out
     assert "steps: 5" in both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "preset", "values"),
+    [
+        ([], {}, "quickstart", {"dataset": "shifted-digits", "width": 1, "flip": False, "steps": 1000}),
+        (["--adv-eps", 0.1, "--pgd-steps", 15], {}, "quickstart", {"dataset": "shifted-digits", "pgd_steps": 15}),
+        (["--dataset", "cifar10"], {}, "cifar10-small", {"dataset": "cifar10", "width": 4, "crop_pad": 4}),
+        (["--dataset", "svhn"], {}, "svhn-small", {"dataset": "svhn", "width": 4, "flip": False}),
+        (["--data", "photos/"], {}, "cifar10-small", {"width": 4, "flip": True, "steps": 20000}),
+        ([], {"RJEM_DATASET": "cifar100"}, "cifar10-small", {"dataset": "cifar100", "depth": 16}),
+        (["--dataset", "cifar10", "--preset", "quickstart"], {}, "quickstart", {"dataset": "cifar10", "width": 1}),
+        (["--preset", "rjem"], {}, "rjem", {"dataset": "cifar10", "width": 10, "epochs": 150}),
+    ],
+)
+def test_the_preset_follows_the_images_and_help_shows_what_holds(
+    rjem, monkeypatch, arguments, variables, preset, values
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    printed = rjem("train", *arguments, "--print-config").out
+    config = yaml.safe_load(printed)
+    assert f"# preset {preset}\n" in printed and values.items() <= config.items()
+    shown = " ".join(rjem("train", *arguments, "--help").out.split()).partition(" Options: ")[2]
+    for name in ("width", "norm-layer", "lr", "batch-size", "buffer-size"):
+        found = re.search(rf"--{name} \S+ .*?\[([^]]*)\] (?:-|[A-Z])", shown)
+        assert found and yaml.safe_load(found[1]) == config[name.replace("-", "_")], name
+    assert f"of --dataset or --data. [{preset}]" in shown
+
+
+def test_the_same_command_line_starts_a_run_and_resumes_it(rjem, own_home):
+    """As a cluster gives it again after a preemption; with the run's own preset."""
+    line = ("train", "--run", "job", "--resume", "auto", "--preset", "quickstart", *TINY_FLAGS)
+    begun = rjem(*line, "--max-time", "1s", "--json")
+    assert begun.code == 0 and "run job does not exist yet; it is started" in begun.err
+    ended = rjem(*line, "--json")
+    assert ended.code == 0 and "goes on from step 0" in ended.err and json.loads(ended.out)["step"] == 3
+    again = rjem(*line, "--json")
+    assert again.code == 0 and "goes on from step 3" in again.err
+    assert json.loads(again.out)["checkpoint"] == json.loads(ended.out)["checkpoint"]
+    assert [path.name for path in (own_home / "runs").iterdir() if path.is_dir()] == ["job"]
+
+
+def test_a_preset_that_would_change_a_run_is_refused_with_both_values(rjem, trained):
+    line = ("train", "--resume", "tiny", "--preset", "rjem", "--dataset", "digits")
+    refused = rjem(*line)
+    message = "--preset rjem has --depth 28, run tiny has 10; leave --preset out, or give --depth 10"
+    assert refused.code == 2 and message in refused.error_line()
+    given = ("--depth", 10, "--width", 1, "--pgd-steps", 2, "--sgld-steps", 2)
+    assert rjem(*line, *given, "--dry-run").code == 0
+
+
+def test_a_config_on_a_pipe_is_read_once(rjem, trained):
+    """As bash gives it for -c <(...)."""
+    reading, writing = os.pipe()
+    os.write(writing, b"steps: 4\nlr: 0.0625\n")
+    os.close(writing)
+    outcome = rjem("train", "--resume", "tiny", "-c", f"/dev/fd/{reading}", "--print-config")
+    os.close(reading)
+    assert outcome.code == 0 and {"steps": 4, "lr": 0.0625}.items() <= yaml.safe_load(outcome.out).items()
+
+
+def test_quiet_leaves_warnings(rjem, monkeypatch):
+    monkeypatch.setenv("RJEM_ADV_EP", "0.2")
+    outcome = rjem("train", "--run", "one", "-q", *TINY_FLAGS)
+    assert outcome.err == "warning: no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?\n"
 
 
 def test_own_images_train(rjem, own_home, tmp_path):
@@ -181,7 +248,9 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--data", "nowhere"], 3, "nowhere is not there"),
         (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml is not there"),
         (["--resume", "auto"], 3, "there is no run to resume from"),
-        (["--resume", "nobody"], 3, "run nobody has no checkpoint"),
+        (["--resume", "nobody"], 3, "--run nobody --resume auto starts it"),
+        (["--resume", "auto", "--run", "../up"], 2, "--run '../up': give a plain name"),
+        (["--adv-eps", "8"], 2, "--adv-eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
         (["--dataset", "cifar10"], 3, "cifar10 cannot be had"),
     ],
 )
