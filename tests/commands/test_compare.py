@@ -17,23 +17,20 @@ import pytest
 from rjem_cli.engine.comparison import draw, measure, reproduce
 from rjem_cli.engine.data.digits import load_digits
 from rjem_cli.engine.data.pictures import to_image
-from rjem_cli.engine.quality import judge
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.interface import reproduction
 from rjem_cli.interface.settings import Layer
 from rjem_cli.paths import comparisons_dir
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 from tests.poisons import nan_in_a_weight
 
 QUICK = ("--samples", 60, "--limit", 20, "--steps", 1, "--is-splits", 2, "--features", "judge", "--allow-few")
 
 
 @pytest.fixture(autouse=True)
-def quick_judge(monkeypatch):
-    """A judge that has hardly learnt anything, in no time."""
-    monkeypatch.setattr(judge, "FEWEST_STEPS", 30)
-    monkeypatch.setattr(judge, "EPOCHS", 1)
+def judged(digits_judge):
+    """The judge of digits is there already; others are trained in no time."""
 
 
 def compared(rjem, *arguments):
@@ -158,6 +155,7 @@ def test_quiet_leaves_the_rows(rjem):
 
 
 def test_dry_run_measures_nothing(rjem, own_home, trained):
+    shutil.rmtree(own_home / "judges")
     rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
     outcome = rjem("compare", "tiny", own_home / "made.npz", "--mode", "energy,combined", *QUICK, "--dry-run")
     assert outcome.code == 0, outcome.err
@@ -390,6 +388,7 @@ def test_an_untrained_checkpoint_is_a_row(rjem, own_home, trained):
         assert 0 <= json.loads(outcome.out)["rows"][0]["scores"]["accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_draw_once(rjem, own_home, trained):
     """The second waits, and takes what the first drew."""
     command = [sys.executable, "-m", "rjem_cli", "compare", "tiny", "--json", "--mode", "energy", "--samples", "60"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 from tests.image_files import tree, write
 
 

@@ -16,15 +16,8 @@ from PIL import Image
 
 from rjem_cli.config import METRICS
 from rjem_cli.engine.data.collection import read_collection, read_stream
-from rjem_cli.engine.quality import judge as judge_module
 from rjem_cli.engine.quality.catalogue import CATALOGUE
 from tests.image_files import tree, write
-
-
-@pytest.fixture
-def quick_judge(monkeypatch):
-    monkeypatch.setattr(judge_module, "FEWEST_STEPS", 30)
-    monkeypatch.setattr(judge_module, "EPOCHS", 1)
 
 
 @pytest.fixture
@@ -69,7 +62,7 @@ def test_what_rjem_wrote_comes_with_its_classes_and_protocol(rjem, trained, tmp_
     assert read_collection(str(tmp_path / "none")).labels is None
 
 
-def test_shards_are_scored_as_the_whole(rjem, trained, quick_judge, tmp_path, monkeypatch):
+def test_shards_are_scored_as_the_whole(rjem, trained, digits_judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert rjem("generate", "-n", 60, "-o", "whole.npz").code == 0
     for shard in range(3):
@@ -97,7 +90,7 @@ def test_shards_are_scored_as_the_whole(rjem, trained, quick_judge, tmp_path, mo
         assert refused.code in (1, 2) and message in refused.error_line()
 
 
-def test_scores_by_a_judge_come_with_their_protocol(rjem, quick_judge, digit_samples, own_home):
+def test_scores_by_a_judge_come_with_their_protocol(rjem, digits_judge, digit_samples, own_home):
     found = evaluated(rjem, digit_samples, "--reference", "digits")
     protocol = found["protocol"]
     assert protocol["reference"]["name"] == "digits:train" and protocol["reference"]["count"] == 1438
@@ -149,7 +142,7 @@ def test_what_is_kept_is_not_computed_again_and_cannot_stand_for_other_images(
     assert json.loads(other.out)["fd_judge"] != timeless[0]["fd_judge"]
 
 
-def test_a_pipeline_from_generate(rjem, trained, quick_judge, monkeypatch, tmp_path):
+def test_a_pipeline_from_generate(rjem, trained, digits_judge, monkeypatch, tmp_path):
     assert rjem("generate", "-n", 150, "-o", tmp_path / "x.tar").code == 0
     assert rjem("generate", "-n", 150, "-o", tmp_path / "folder").code == 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "x.tar").read_bytes())))
@@ -181,7 +174,7 @@ def test_own_images_as_reference_and_the_model_under_test_is_no_judge(rjem, quic
     assert json.loads(others.out)["fd_judge"] == pytest.approx(0, abs=1e-4)
 
 
-def test_gates(rjem, quick_judge, digit_samples):
+def test_gates(rjem, digits_judge, digit_samples):
     flags = (digit_samples, "--reference", "digits", "--metrics", "fid,copies")
     assert rjem("eval", *flags, "--require", "fd_judge<1000, exact_copies>=1").code == 0
     missed = rjem("eval", *flags, "--require", "fd_judge<=0.000001,exact_copies<1", "--json")
@@ -242,7 +235,7 @@ def test_an_empty_name_is_not_the_current_folder(rjem):
     assert rjem("eval", "").code == 2
 
 
-def test_what_few_images_cannot_give_is_left_out_and_said(rjem, quick_judge, digit_samples):
+def test_what_few_images_cannot_give_is_left_out_and_said(rjem, digits_judge, digit_samples):
     """The quickstart's 100 samples of one class, say."""
     found = evaluated(rjem, digit_samples, "--reference", "digits", "--num", 100)
     assert "fd_judge" not in found and found["precision_judge"] >= 0
@@ -254,7 +247,7 @@ def test_what_few_images_cannot_give_is_left_out_and_said(rjem, quick_judge, dig
     assert any(note.startswith("the samples are of 1 of 10 classes") for note in found["notes"])
 
 
-def test_samples_that_name_no_data_set_are_not_compared_with_whatever(rjem, quick_judge, digit_samples):
+def test_samples_that_name_no_data_set_are_not_compared_with_whatever(rjem, digits_judge, digit_samples):
     outcome = rjem("eval", digit_samples)
     assert outcome.code == 1 and "names no data set that it is like; say one with --reference" in outcome.error_line()
     own = evaluated(rjem, "digits:test", "--metrics", "prc")
@@ -273,7 +266,7 @@ def test_a_judge_to_be_trained_is_announced_and_keeps_nothing_but_itself(rjem, q
     assert again["protocol"]["features"]["test_accuracy"] == first["protocol"]["features"]["test_accuracy"]
 
 
-def test_few_images_are_labelled_and_nothing_is_nan(rjem, quick_judge, digit_samples):
+def test_few_images_are_labelled_and_nothing_is_nan(rjem, digits_judge, digit_samples):
     for count in (2, 7, 30):
         outcome = rjem("eval", digit_samples, "--reference", "digits", "--num", count, "--allow-few", "--json")
         assert outcome.code == 0 and "NaN" not in outcome.out
@@ -282,7 +275,7 @@ def test_few_images_are_labelled_and_nothing_is_nan(rjem, quick_judge, digit_sam
         assert any("rank-deficient" in note for note in found["notes"])
 
 
-def test_jempp_compares_with_train_and_test(rjem, quick_judge, digit_samples):
+def test_jempp_compares_with_train_and_test(rjem, digits_judge, digit_samples):
     found = evaluated(rjem, digit_samples, "--reference", "digits", "--protocol", "jempp", "--metrics", "fid")
     assert found["protocol"]["name"] == "jempp" and found["protocol"]["reference"]["count"] == 1797
 
@@ -298,7 +291,7 @@ def test_jempp_counts_the_test_images_that_the_samples_model_had(rjem, quick_jud
     assert [found["protocol"]["reference"]["count"] for found in (standard, jempp)] == [180, 300]
 
 
-def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, quick_judge, digit_samples):
+def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, digits_judge, digit_samples):
     flags = (digit_samples, "--reference", "digits", "--metrics", "fid,prc")
     quiet, table = rjem("eval", *flags, "-q"), rjem("eval", *flags)
     rows = [line.split("\t") for line in table.out.splitlines()]
@@ -310,6 +303,7 @@ def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, quick_judge, digit_sample
     assert quiet.out.strip() == rows[1][1] and quiet.err == ""
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_what_was_computed(rjem, own_home, digit_samples, tmp_path):
     """Ctrl-C while the judge is trained: 130, and the next call goes on from its checkpoint."""
     command = [sys.executable, "-m", "rjem_cli", "eval", str(digit_samples), "--reference", "digits"]
@@ -329,7 +323,7 @@ def test_a_stop_keeps_what_was_computed(rjem, own_home, digit_samples, tmp_path)
     assert int(began.split()[3]) > 1 and again.returncode == 0
 
 
-def test_the_test_split_is_what_samples_can_hope_for(rjem, quick_judge):
+def test_the_test_split_is_what_samples_can_hope_for(rjem, digits_judge):
     floor, ceiling = (
         evaluated(rjem, name, "--reference", "digits", "--metrics", "fid,copies")
         for name in ("digits:test", "digits:train")
@@ -346,7 +340,7 @@ def test_a_choice_of_samples_leaves_no_class_out(rjem, quick_judge, tmp_path):
     assert found["per_class"]["fd_judge"].keys() == {"cat", "dog"}
 
 
-def test_classes_are_scored_one_by_one(rjem, quick_judge, digit_samples):
+def test_classes_are_scored_one_by_one(rjem, digits_judge, digit_samples):
     found = evaluated(rjem, digit_samples, "--reference", "digits", "--metrics", "intra_fid", "--allow-few")
     distances = found["per_class"]["fd_judge"]
     assert found["intra_fd_judge"] == pytest.approx(sum(distances.values()) / 10)
@@ -367,7 +361,7 @@ def test_where_results_cannot_go_is_known_before_the_work(rjem, quick_judge, dig
 
 
 @pytest.mark.parametrize("meta", [{"dataset": "digits"}, {"dataset": {"name": 3}}, {"selection": {}}])
-def test_hostile_meta_is_no_traceback(rjem, quick_judge, digit_samples, tmp_path, meta):
+def test_hostile_meta_is_no_traceback(rjem, digits_judge, digit_samples, tmp_path, meta):
     with np.load(digit_samples) as arrays:
         np.savez(tmp_path / "x.npz", arr_0=arrays["arr_0"], meta=np.array(json.dumps({"rjem": "1", **meta})))
     outcome = rjem("eval", tmp_path / "x.npz", "--metrics", "fid")

@@ -20,7 +20,7 @@ from rjem_cli.errors import DataError
 from tests.image_files import write
 from tests.random_inception import THEIR_NAMES, write_random_inception
 
-COUNT = 24
+COUNT = 12
 
 
 @pytest.fixture(scope="module")

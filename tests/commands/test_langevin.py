@@ -132,6 +132,7 @@ def test_what_is_no_place_for_chains_or_their_starts(rjem, trained, tmp_path):
         assert outcome.code == code and message in outcome.error_line(), outcome.err
 
 
+@pytest.mark.slow
 def test_a_pipe_of_another_encoding_gets_every_line(trained, tmp_path):
     command = [sys.executable, "-m", "rjem_cli", "langevin", "-n", "1", "--sgld-steps", "2", "-o", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=120)

@@ -14,9 +14,10 @@ import pytest
 import safetensors.torch
 
 from rjem_cli.paths import checkpoints_in
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 from tests.run_results import metrics_of
 
+pytestmark = pytest.mark.slow
 PROCESSES = 2
 LIMIT = 300  # seconds that a busy machine may take
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 COMPLETIONS = Path(__file__).parents[2] / "completions"
 LIMIT = 60.0  # seconds that a busy machine may take
 CASES = [

@@ -10,8 +10,7 @@ import torch
 
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.model.frozen import FrozenLogits
-from rjem_cli.engine.quality import judge
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 
 MOST = 20  # images that fit
 
@@ -66,9 +65,7 @@ def test_a_block_size_of_chains_that_was_asked_for_is_not_changed(rjem, trained,
     assert outcome.code == 1 and "--block-size" in outcome.error_line()
 
 
-def test_a_comparison_draws_in_smaller_blocks(rjem, own_home, trained, small_memory, monkeypatch):
-    monkeypatch.setattr(judge, "FEWEST_STEPS", 30)
-    monkeypatch.setattr(judge, "EPOCHS", 1)
+def test_a_comparison_draws_in_smaller_blocks(rjem, own_home, trained, small_memory, digits_judge):
     small_memory()
     outcome = rjem("compare", "tiny", "--samples", 60, "--limit", 20, "--steps", 1, "--allow-few", "--json")
     assert outcome.code == 0, outcome.err

@@ -13,8 +13,9 @@ import termios
 import pytest
 
 from rjem_cli.interface.board import MEASURES
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 
+pytestmark = pytest.mark.slow
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # moves of the cursor, colours
 COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-7]|38|9[0-7])\b[0-9;]*m")
 

@@ -13,7 +13,7 @@ import yaml
 from rjem_cli.__main__ import main
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.paths import checkpoints_in, find_resumable, new_run_dir, step_of
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 
 
 def test_the_last_line_of_stdout_is_the_checkpoint_and_the_table_is_tsv(rjem, own_home):
@@ -171,6 +171,7 @@ def test_a_stopped_run_goes_on(rjem, own_home, trained):
     assert json.loads(outcome.out)["step"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
     command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
@@ -187,6 +188,7 @@ def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
     assert list((own_home / "runs/long/checkpoints").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_signal_saves_though_nobody_listens(own_home):
     """As under `rjem train | tee`, where Ctrl-C ends the listener too."""
     command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
@@ -202,6 +204,7 @@ def test_a_signal_saves_though_nobody_listens(own_home):
     assert step_of(checkpoints_in(own_home / "runs/long")[-1]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_stops_at_once(own_home, number):
     flags = [*TINY_FLAGS, "--sgld-steps", "1000000"]  # a step without end
@@ -291,6 +294,7 @@ def test_the_bare_command_shows_its_help(monkeypatch, capsys):
     assert main() == 0 and "Commands" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full"])
 def test_a_closed_or_full_output_gives_no_traceback(trained, closed):
     command = f"{sys.executable} -m rjem_cli train --resume tiny --dry-run --print-config {closed}"
@@ -311,11 +315,11 @@ def test_a_home_that_cannot_be_written_is_named(rjem, tmp_path, monkeypatch):
 
 
 def test_a_run_stops_by_itself(rjem, own_home):
-    outcome = rjem("train", "--run", "long", *TINY_FLAGS, "--steps", 100000, "--max-time", "6s")
+    outcome = rjem("train", "--run", "long", *TINY_FLAGS, "--steps", 100000, "--max-time", "4s")
     checkpoint = Path(outcome.out.splitlines()[-1])
     assert outcome.code == 0 and checkpoint.is_file() and checkpoint.parent.parent == own_home / "runs/long"
     last = outcome.err.splitlines()[-1]
-    assert last.startswith("--max-time 6s: stopped at step") and last.endswith("rjem train --resume long")
+    assert last.startswith("--max-time 4s: stopped at step") and last.endswith("rjem train --resume long")
     more = rjem("train", "--resume", "long", "--steps", 100000, "--max-time", "1s", "--json")
     document = json.loads(more.out)
     assert more.code == 0 and Path(document["checkpoint"]) == checkpoint and document["finished"] is False

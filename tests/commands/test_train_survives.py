@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from rjem_cli.paths import checkpoints_in, step_of
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 from tests.run_results import result_of
 
+pytestmark = pytest.mark.slow
 FLAGS = [*TINY_FLAGS, "--steps", "200", "--checkpoint-every", "5", "--sample-every", "20"]
 TRAIN = [sys.executable, "-m", "rjem_cli", "train", "-q"]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rjem_cli.interface.board import Board
 from rjem_cli.interface.resuming import name_of
 from rjem_cli.interface.training_view import told_load
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 
 
 def test_a_board_shows_each_measure_as_it_is_and_as_it_came_there():
@@ -24,7 +24,7 @@ def test_a_board_shows_each_measure_as_it_is_and_as_it_came_there():
 
 
 def test_curves_are_left_behind_of_a_run_that_ends_and_of_one_that_is_stopped(rjem, own_home):
-    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "8s")}.items():
+    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "5s")}.items():
         outcome = rjem("train", "--run", name, *TINY_FLAGS, *flags)
         assert outcome.code == 0
         with Image.open(own_home / "runs" / name / "curves.png") as picture:

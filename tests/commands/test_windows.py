@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.commands.conftest import TINY_FLAGS
+from tests.conftest import TINY_FLAGS
 from tests.image_files import tree, write
 
 ABSENT = {

@@ -147,6 +147,7 @@ def compiles():
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_compiled_passes_give_what_they_give_uncompiled(compiles):
     """Also for a network that changed, and for a batch of another size."""
     torch.manual_seed(0)

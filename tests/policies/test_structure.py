@@ -26,6 +26,7 @@ LAYERS = {
 }
 LAYERS |= {"app": 4, "__main__": 4}
 ENGINE_LAYERS = {
+    "memory": 0,
     "quiet": 0,
     "ranks": 0,
     "room": 0,
