@@ -132,9 +132,7 @@ class RunOptions(Options):
     checkpoint_minutes: float = knob(
         10.0, "Minutes of training after which its state is saved between two checkpoints too; 0 never", minimum=0
     )
-    keep_last: int = knob(
-        2, "Newest checkpoints that are kept, and as many of those that --checkpoint-every asks for", minimum=1
-    )
+    keep_last: int = knob(2, "Newest checkpoints that are kept", minimum=1)
     keep_best: bool = knob(True, "Keep the best checkpoint on the validation images too")
     sample_every: int = knob(500, "Steps between sample grids", minimum=1)
     eval_limit: int = knob(

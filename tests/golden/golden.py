@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -105,8 +106,10 @@ class Recorder:
                 kept["checkpoint"] = {key: part for key, part in checkpoint.items() if key != "sha256"}
             return {self.plain(key): self.plain(part) for key, part in kept.items()}
         if isinstance(value, list):
-            return [self.plain(part) for part in value]
-        return value.replace(str(self.folder.resolve()), "FOLDER") if isinstance(value, str) else value
+            return [self.plain(part) for part in value if not (isinstance(part, str) and part in LEFT_OUT)]
+        if not isinstance(value, str) or re.fullmatch("[0-9a-f]{64}", value):
+            return value
+        return re.sub("[0-9a-f]{32,}", "DIGEST", value.replace(str(self.folder.resolve()), "FOLDER"))
 
 
 def sha256(content: bytes) -> str:

@@ -541,10 +541,12 @@ def test_a_gpu_trains(tmp_path):
 def test_learning_happens(tmp_path):
     result, _ = train(
         tmp_path,
-        steps=150,
+        steps=70,
+        pgd_steps=1,
+        sgld_steps=1,
         optimizer="adam",
         norm_layer="group",
-        lr=0.004,
+        lr=0.006,
         batch_size=64,
         buffer_size=128,
         flip=False,

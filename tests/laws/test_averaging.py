@@ -1,0 +1,36 @@
+"""The averaged weights are the exponential moving average that their docstring states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rjem_cli.engine.training.averaging import averaged
+
+
+def averages(decay: float, values: list[float]) -> list[float]:
+    """The average after each update of a single weight that takes these values."""
+    weight = nn.Linear(1, 1, bias=False)
+    average, found = averaged(weight, decay), []
+    for value in values:
+        with torch.no_grad():
+            weight.weight.fill_(value)
+        average.update_parameters(weight)
+        found.append(next(average.parameters()).item())
+    return found
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_update_t_weighs_the_average_by_the_smaller_of_decay_and_its_warm_up(decay):
+    values = [float(v) for v in torch.randn(40, generator=torch.Generator().manual_seed(0))]
+    expected = [values[0]]  # the first update takes the weights as they are
+    for t, value in enumerate(values[1:], start=1):
+        kept = min(decay, (1 + t) / (10 + t))
+        expected.append(kept * expected[-1] + (1 - kept) * value)
+    assert averages(decay, values) == pytest.approx(expected, abs=1e-5)
+
+
+def test_decay_0_follows_the_weights_and_constant_weights_are_their_own_average():
+    assert averages(0.0, [1.0, 5.0, -2.0]) == [1.0, 5.0, -2.0]
+    assert averages(0.999, [3.0] * 5) == pytest.approx([3.0] * 5)
