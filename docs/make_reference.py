@@ -6,19 +6,24 @@ python docs/make_reference.py
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from rjem_cli.app import app
-from rjem_cli.interface.settings import variable_name
+from rjem_cli.config import TrainConfig
+from rjem_cli.interface.options import shown_default
+from rjem_cli.interface.settings import preset_layer, preset_names, settle, variable_name
+from rjem_cli.knobs import flag_name
 
 HERE = Path(__file__).parent
 HEAD = """# Reference
-Every command and flag, as `rjem COMMAND --help` tells them; `python docs/make_reference.py` writes this page, and a
-test says that it is fresh. The default stands in brackets. A flag with a variable beside it is a knob: its value can
-come from that variable or from a `-c FILE.yaml` as well (`--adv-eps 0.1`, `RJEM_ADV_EPS=0.1`, `adv_eps: 0.1`).
+Every command and flag, as `rjem COMMAND --help` shows them. Brackets show the default. A flag with a variable beside it
+also takes its value from that variable or from `-c FILE.yaml` (`--adv-eps 0.1`, `RJEM_ADV_EPS=0.1`, `adv_eps: 0.1`).
+
+`python docs/make_reference.py` writes this page; a test fails if it is out of date.
 """
 
 
@@ -31,7 +36,27 @@ def section(name: str, command: Any) -> list[str]:
     inner = getattr(command, "commands", None)
     if inner is not None:
         return [part for key, child in inner.items() for part in section(f"{name} {key}", child)]
-    return [f"\n## {name}\n", usage(name, command), text_of(command), *panels(name, command)]
+    parts = [f"\n## {name}\n", usage(name, command), text_of(command)]
+    return [*parts, *([presets()] if name == "rjem train" else []), *panels(name, command)]
+
+
+def presets() -> str:
+    """A table of the presets' values, where one has another than the default."""
+    configs = [settle(TrainConfig, [preset_layer(name)]).config for name in preset_names()]
+    rows = ""
+    for knob in fields(TrainConfig):
+        values = [getattr(config, knob.name) for config in configs]
+        if knob.name != "preset" and any(value != knob.default for value in values):
+            rows += f"| `{flag_name(knob.name)}` | {' | '.join(map(written, values))} |\n"
+    titles = " | ".join(f"`{name}`" for name in preset_names())
+    return (
+        "\n**Presets**\n\nThe tables below show the defaults. A preset changes these values:\n\n"
+        f"| flag | {titles} |\n|---|{'---|' * len(configs)}\n{rows}"
+    )
+
+
+def written(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def usage(name: str, command: Any) -> str:
@@ -54,18 +79,19 @@ def text_of(command: Any) -> str:
 
 def panels(name: str, command: Any) -> list[str]:
     """A table for each group of flags, in the order of --help."""
+    defaults = {knob.name: knob.default for knob in fields(TrainConfig)} if name == "rjem train" else {}
     found: dict[str, list[str]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
-            found.setdefault(panel, []).append(row(parameter))
+            found.setdefault(panel, []).append(row(parameter, shown_default(defaults.get(parameter.name))))
     return [f"\n**{panel}**\n\n| flag | meaning |\n|---|---|\n{''.join(rows)}" for panel, rows in found.items()]
 
 
-def row(option: Any) -> str:
+def row(option: Any, default: str) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
     metavar = "" if option.is_flag or not option.metavar else f" {option.metavar}"
-    escaped = f"{option.help or ''}".replace("|", "\\|")
+    escaped = f"{option.help or ''}{default}".replace("|", "\\|")
     flag = f"{names}{metavar}".replace("|", "\\|")
     knob = getattr(option, "rich_help_panel", None)
     variable = f" `{variable_name(option.name)}`" if knob else ""

@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-app.command("train", cls=TrainCommand, short_help="Train a network, or go on with a run.")(train)
+app.command("train", cls=TrainCommand, short_help="Train a network, or resume a run.")(train)
 app.command("attack", cls=SectionedCommand, short_help="Measure accuracy under attack.")(attack)
 app.command("langevin", cls=SectionedCommand, short_help="Run chains and show them.")(langevin)
 app.command("generate", cls=SectionedCommand, short_help="Generate images of chosen classes.")(generate)

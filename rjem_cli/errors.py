@@ -20,21 +20,17 @@ class ConfigError(RjemError):
 
 
 class RadiusError(ConfigError):
-    """A radius that cannot be meant: `eps` in model units; `problem`, what is wrong with it, in which `{text}` stands
-    for how it was written."""
+    """A Linf radius, `eps` in model units, that covers the whole box: most likely grey levels without their /255.
+    `text`: the radius as it was written, where that is known."""
 
-    COVERS_THE_BOX = "{text} covers the whole box [-1, 1]; did you mean {text}/255?"
+    def __init__(self, flag: str, eps: float, text: str | None = None):
+        text = text or f"{eps:g}"
+        remedy = "give less than 255/255" if "/" in text else f"did you mean {text}/255?"
+        super().__init__(f"{flag} {text} covers the whole box [-1, 1]; {remedy}")
+        self.flag, self.eps = flag, eps
 
-    def __init__(self, name: str, eps: float, problem: str = COVERS_THE_BOX, text: str | None = None):
-        super().__init__(f"{name} {problem.format(text=text or f'{eps:g}')}")
-        self.name, self.eps, self.problem = name, eps, problem
-
-    def written(self, text: str) -> RadiusError:
-        """The same, of a radius that was written so."""
-        return RadiusError(self.name, self.eps, self.problem, text)
-
-    def __reduce__(self) -> tuple[type, tuple[str, float, str]]:
-        return type(self), (self.name, self.eps, self.problem)
+    def __reduce__(self) -> tuple[type, tuple[str, float], dict[str, object]]:
+        return type(self), (self.flag, self.eps), self.__dict__
 
 
 class AbsentError(RjemError):
@@ -54,7 +50,7 @@ class GateError(RjemError):
 
 
 class DivergedError(RjemError):
-    """Training ran away again and again; the last good checkpoint stays in place."""
+    """Training ran away again and again; its newest checkpoint stays in place."""
 
     exit_code = 5
 

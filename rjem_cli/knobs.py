@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from rjem_cli.errors import ConfigError, RadiusError, did_you_mean
+from rjem_cli.errors import ConfigError, did_you_mean
 
 PIXEL_PER_MODEL_UNIT = 0.5  # model units span [-1, 1], pixel units [0, 1]
 
@@ -200,12 +200,8 @@ def check_limits(name: str, value: Any, limits: typing.Mapping[str, Any]) -> Non
     if limits.get("choices") and value not in limits["choices"]:
         raise ConfigError(f"{flag} {value!r} is unknown; {did_you_mean(str(value), limits['choices'])}")
     if limits.get("minimum") is not None and value < limits["minimum"]:
-        if limits.get("epsilon"):
-            raise RadiusError(flag, value, f"{{text}} is too small; give {limits['minimum']} or more")
         raise ConfigError(f"{flag} {exact(value)} is too small; give {limits['minimum']} or more")
     if limits.get("above") is not None and value <= limits["above"]:
         raise ConfigError(f"{flag} {value:g} is too small; give more than {limits['above']:g}")
     if limits.get("maximum") is not None and value > limits["maximum"]:
-        if limits.get("epsilon"):
-            raise RadiusError(flag, value, f"{{text}} is too large; give {limits['maximum']} in model units or less")
         raise ConfigError(f"{flag} {exact(value)} is too large; give {limits['maximum']} or less")

@@ -118,9 +118,8 @@ def find_resumable(name: str | None) -> Path:
     """The run of this name, else the one that saved last. Raises AbsentError."""
     folder = find_run(name) if name else newest_run(checkpoints_in)
     if folder is None:
-        what = f"run {name} has no checkpoint" if name else "there is no run"
-        start = f"--run {name} --resume auto starts it" if name else "--run NAME --resume auto starts one"
-        raise AbsentError(f"{what} to resume from in {runs_dir()}; {start}")
+        what = f"no run {name!r} with a checkpoint" if name else "no run to resume"
+        raise AbsentError(f"{what} in {runs_dir()}; --run {name or 'NAME'} --resume auto starts it")
     return folder
 
 
@@ -147,7 +146,7 @@ def new_run_dir(name: str) -> Path:
         raise ConfigError(f"--run {name!r}: give a plain name, without folders")
     if checkpoints_in(runs_dir() / name):
         raise ConfigError(
-            f"run {name} exists already in {runs_dir()}; go on with --resume {name}, or give another --run"
+            f"run {name} already exists in {runs_dir()}; resume it with --resume {name}, or give another --run"
         )
     return (runs_dir() / name).resolve()
 

@@ -1,5 +1,5 @@
-"""Every test has its own RJEM_HOME and no network. One thread a process: pytest-xdist starts a process a core. Commands
-run in the tests' own process; what many of them need, a trained run and a judge, is made once a process."""
+"""Each test has its own RJEM_HOME and no network. Workers use one thread, and run commands in their own process. A trained
+run and a judge are built once per worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use_home(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """State lies in `home`, no other variable of rjem is set, and nothing is fetched."""
+    """Use `home`, unset other rjem variables, forbid downloads."""
     for variable in [name for name in os.environ if name.startswith("RJEM_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("RJEM_HOME", str(home))
@@ -67,8 +67,8 @@ def rjem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return run
 
 
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge that has hardly learnt anything, in no time."""
+def shrink_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train judges for 30 steps only."""
     monkeypatch.setattr(judge, "FEWEST_STEPS", 30)
     monkeypatch.setattr(judge, "EPOCHS", 1)
 
@@ -81,7 +81,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     np.savez(samples, arr_0=load_digits().pixels[:60].permute(0, 2, 3, 1).numpy())
     with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
         use_home(monkeypatch, home)
-        quickly(monkeypatch)
+        shrink_judge(monkeypatch)
         assert main(["train", "--run", "tiny", "--json", *TINY_FLAGS]) == 0
         summary = json.loads(printed.getvalue())
         scoring = ["--features", "judge", "--metrics", "is", "--is-splits", "1", "--reference", "digits"]
@@ -89,8 +89,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return home, summary
 
 
-def moved(home: Path, target: Path, *parts: str) -> None:
-    """Copies of some parts of a home, with their times."""
+def copy_parts(home: Path, target: Path, *parts: str) -> None:
+    """Copy some parts of a home, with their times."""
     for part in parts:
         shutil.copytree(home / part, target / part, dirs_exist_ok=True)
 
@@ -99,7 +99,7 @@ def moved(home: Path, target: Path, *parts: str) -> None:
 def trained(made_once: tuple[Path, dict[str, Any]], own_home: Path) -> dict[str, Any]:
     """A run named `tiny`; its summary, with the checkpoint's path."""
     home, summary = made_once
-    moved(home, own_home, "runs", "priors")
+    copy_parts(home, own_home, "runs", "priors")
     file = own_home / "runs" / "tiny" / "summary.json"
     file.write_text(file.read_text().replace(str(home), str(own_home)))
     found: dict[str, Any] = json.loads(json.dumps(summary).replace(str(home), str(own_home)))
@@ -108,11 +108,11 @@ def trained(made_once: tuple[Path, dict[str, Any]], own_home: Path) -> dict[str,
 
 @pytest.fixture
 def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Judges are trained in no time."""
-    quickly(monkeypatch)
+    """Judges are trained for 30 steps only."""
+    shrink_judge(monkeypatch)
 
 
 @pytest.fixture
 def digits_judge(quick_judge: None, made_once: tuple[Path, dict[str, Any]], own_home: Path) -> None:
-    """That of digits is there already, with its features of the training images."""
-    moved(made_once[0], own_home, "judges", "features")
+    """A judge of digits, with cached features of the training images."""
+    copy_parts(made_once[0], own_home, "judges", "features")

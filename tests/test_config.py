@@ -1,14 +1,17 @@
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rjem_cli.config import DATASETS, DEFAULT_PRESETS, OWN_IMAGES_PRESET, CompareConfig, TrainConfig
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, RadiusError
 from rjem_cli.interface.settings import (
     Layer,
-    default_preset,
+    preset_for,
     preset_layer,
     preset_names,
+    reworded,
     settle,
     unknown_variables,
 )
@@ -112,22 +115,45 @@ def test_variables_that_no_command_reads_are_named(monkeypatch):
     ]
 
 
-def test_every_data_set_has_a_preset_that_was_made_for_it_or_for_images_like_it():
+def test_every_data_set_has_a_default_preset():
     assert DEFAULT_PRESETS.keys() == set(DATASETS) and {*DEFAULT_PRESETS.values(), OWN_IMAGES_PRESET} <= {
         *preset_names()
     }
     for name in preset_names():
         dataset = preset_layer(name).values["dataset"]
-        assert preset_layer(default_preset(dataset, None)).values["dataset"] == dataset
-    assert default_preset(None, None) == default_preset("shifted-digits", None) == "quickstart"
-    assert default_preset("digits", "photos/") == OWN_IMAGES_PRESET  # --data wins
+        preset, default_for = preset_for([Layer("flag", {"dataset": dataset})])
+        assert preset.values["dataset"] == dataset == default_for
+    cifar, svhn = (dict(preset_layer(name).values) for name in ("cifar10-small", "svhn-small"))
+    assert svhn == {**cifar, "preset": "svhn-small", "dataset": "svhn", "flip": "false"}
 
 
-def test_an_option_that_another_one_sets_aside_says_so():
+@pytest.mark.parametrize(
+    ("layers", "preset", "default_for"),
+    [
+        ([], "quickstart", "embedded data"),
+        ([Layer("environment", {"dataset": "cifar10"})], "cifar10-small", "cifar10"),
+        ([Layer("environment", {"data": "photos/"}), Layer("flag", {"dataset": "digits"})], "quickstart", "digits"),
+        ([Layer("environment", {"dataset": "digits"}), Layer("flag", {"data": "photos/"})], "cifar10-small", "--data"),
+        ([Layer("f.yaml", {"preset": "rjem"}), Layer("flag", {"dataset": "digits"})], "rjem", ""),
+    ],
+)
+def test_the_strongest_layer_decides_on_the_preset(layers, preset, default_for):
+    found, why = preset_for(layers)
+    assert (found.values["preset"], why) == (preset, default_for)
+    config = settle(TrainConfig, [found, *layers]).config
+    assert config.preset == preset and (config.data is None) == (default_for != "--data")
+
+
+def test_an_unknown_preset_is_named_as_it_was_given():
+    with pytest.raises(ConfigError, match="^f.yaml: preset 'rjam' is unknown; did you mean rjem"):
+        preset_for([Layer("f.yaml", {"preset": "rjam"})])
+
+
+def test_a_replaced_option_says_so():
     layers = [preset_layer("quickstart"), Layer("flag", {"epochs": "2"})]
     settled = settle(TrainConfig, layers)
-    assert settled.config.steps is None and settled.origins["steps"] == "set aside by epochs"
-    assert "set aside" not in settle(TrainConfig, [preset_layer("rjem"), layers[1]]).to_yaml()  # it has no steps
+    assert settled.config.steps is None and settled.origins["steps"] == "replaced by --epochs"
+    assert "replaced" not in settle(TrainConfig, [preset_layer("rjem"), layers[1]]).to_yaml()  # it has no steps
 
 
 @pytest.mark.parametrize(
@@ -135,14 +161,24 @@ def test_an_option_that_another_one_sets_aside_says_so():
     [
         ("8", "pixel", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
         ("8", "model", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
-        ("40", "pixel", "^--adv-eps 40 is too large; give 16 in model units or less$"),
+        ("40", "pixel", r"^--adv-eps 40 covers the whole box \[-1, 1\]; did you mean 40/255\?$"),
+        ("510/255", "pixel", r"^--adv-eps 510/255 covers the whole box \[-1, 1\]; give less than 255/255$"),
         ("-1", "pixel", "^--adv-eps -1 is too small; give 0 or more$"),
+        ("-8/255", "model", "^--adv-eps -8/255 is too small; give 0 or more$"),
     ],
 )
-def test_a_radius_that_cannot_be_meant_is_quoted_as_it_was_written(text, space, message):
+def test_an_invalid_radius_is_quoted_as_written(text, space, message):
     with pytest.raises(ConfigError, match=message):
         settle(TrainConfig, [preset_layer("rjem"), Layer("flag", {"adv_eps": text}, space)])
     assert settle(TrainConfig, [Layer("flag", {"adv_eps": "8", "norm": "l2"}, "pixel")]).config.adv_eps == 16
+
+
+def test_a_reworded_error_is_still_known_to_be_reported():
+    error = RadiusError("--eps", 16.0)
+    error.told = True
+    copy = pickle.loads(pickle.dumps(error))
+    new = reworded(copy, [Layer("environment", {"eps": "8"}, "pixel")])
+    assert copy.told and new.told and str(new) == "RJEM_EPS 8 covers the whole box [-1, 1]; did you mean 8/255?"
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -154,7 +190,8 @@ def test_every_preset_is_a_valid_config_and_reads_back_from_its_printed_form(nam
 def test_the_papers_presets_are_special_cases_of_one():
     def essence(name):
         config = settle(TrainConfig, [preset_layer(name)]).config
-        return (bool(config.pgd_steps), bool(config.px_weight)), {**config.to_dict(), "pgd_steps": 0, "px_weight": 0}
+        rest = {**config.to_dict(), "preset": None, "pgd_steps": 0, "px_weight": 0}
+        return (bool(config.pgd_steps), bool(config.px_weight)), rest
 
     cases, rests = zip(*(essence(name) for name in ("rjem", "jempp", "robust", "standard")))
     assert cases == ((True, True), (False, True), (True, False), (False, False))

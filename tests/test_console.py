@@ -52,15 +52,24 @@ def test_warnings_are_heard_though_all_else_is_quiet(capsys):
     assert capsys.readouterr().err == "warning: a checkpoint is damaged\n"
 
 
-@pytest.mark.parametrize("width", [1, 10, 39, 80])
-def test_a_table_has_all_its_values_at_any_width(capsys, monkeypatch, width):
+TABLES = [
+    (("what", "value", "95% interval"), [("accuracy", "98.31%", "97.1% to 99.0%"), ("robust accuracy", "93.60%", "")]),
+    (("name", "size", "changed", ""), [("runs/a-run-with-a-name-of-more-than-thirty-signs", "1.5 MB", "3 h", "█████")]),
+    (("class", *(f"robust {n}/255" for n in range(8))), [("aeroplane", *(f"{n}.5%" for n in range(8)))]),
+]
+
+
+@pytest.mark.parametrize(("columns", "rows"), TABLES)
+@pytest.mark.parametrize("width", [1, 10, 40, 44, 60, 80, 120])
+def test_a_table_has_all_its_values_at_any_width(capsys, monkeypatch, width, columns, rows):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", str(width))
-    rows = [("accuracy", "98.31%", "97.1% to 99.0%"), ("robust accuracy", "93.60%", "")]
-    Console().table("Scores", ("what", "value", "95% interval"), rows)
-    shown = "".join(capsys.readouterr().out.split()).replace("│", "")
-    for value in ("98.31%", "93.60%", "97.1%to99.0%", "accuracy", "robustaccuracy"):
-        assert value in shown
+    Console().table("Scores", columns, rows)
+    shown = capsys.readouterr().out.replace("│", " ").split()
+    assert all(word in shown for row in rows for cell in row for word in cell.split())
+    assert all(
+        word.rstrip(":") in [found.rstrip(":") for found in shown] for name in columns[1:] for word in name.split()
+    )
 
 
 def test_talk_that_cannot_be_written_ends_nothing(monkeypatch):

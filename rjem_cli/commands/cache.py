@@ -30,7 +30,7 @@ def overview(context: typer.Context) -> None:
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")]
 
 
-@cache.command("dir", short_help="Print where everything is.")
+@cache.command("dir", short_help="Print rjem's data directory.")
 def directory() -> None:
     """Print the folder that holds everything.
 
@@ -43,7 +43,7 @@ def directory() -> None:
     Console().result(str(paths.home()))
 
 
-@cache.command("ls", short_help="List what is kept, with sizes.")
+@cache.command("ls", short_help="List entries and sizes.")
 def show(as_json: AsJson = False) -> None:
     """List what is there: sizes, and when it last changed; on a pipe in bytes, and in seconds since 1970.
 
@@ -61,7 +61,7 @@ def show(as_json: AsJson = False) -> None:
     console.say(f"{told_size(total(entries))} in {paths.home()}")
 
 
-@cache.command("rm", short_help="Remove what is named.")
+@cache.command("rm", short_help="Remove named entries.")
 def remove(
     names: Annotated[
         list[str],
@@ -87,7 +87,7 @@ def remove(
     clear(entries, dry_run, console)
 
 
-@cache.command("prune", short_help="Remove what is old and made again.")
+@cache.command("prune", short_help="Remove old entries that can be made again.")
 def prune(
     older_than: Annotated[str, typer.Option(metavar="30d", help="Unchanged for so long: 12h, 30d.")] = "30d",
     dry_run: DryRun = False,

@@ -16,7 +16,6 @@ from rjem_cli.interface.console import talk
 from rjem_cli.interface.deadline import Deadline
 from rjem_cli.interface.options import Call, with_knobs
 from rjem_cli.interface.resuming import how_to_go_on, settle_run
-from rjem_cli.interface.settings import preset_names
 from rjem_cli.interface.signals import stop_on_signals
 from rjem_cli.interface.training_view import (
     announce,
@@ -36,20 +35,12 @@ if TYPE_CHECKING:
 @with_knobs(TrainConfig, ranks=True)
 def train(
     call: Call[TrainConfig],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(preset_names())}; without one, that of the images: of --dataset or --data.",
-            autocompletion=preset_names,
-        ),
-    ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="auto|RUN",
-            help="Go on with this run, from its newest checkpoint that is whole; auto: with --run, which is started if "
-            "it does not exist yet, else with the newest run.",
+            help="Resume this run from its newest valid checkpoint. auto: resume --run, or start it if it does not "
+            "exist; without --run, resume the newest run.",
             autocompletion=paths.run_names,
         ),
     ] = None,
@@ -67,8 +58,8 @@ def train(
 ) -> None:
     """Train one network as classifier, robust classifier and generator.
 
-    Values: flag > RJEM_... variable > --config file > preset > default. In brackets: the values of the preset that this
-    command line takes. See also --print-config.
+    Values: flag > RJEM_... variable > --config file > preset > default. Brackets show what this command line would use
+    for a new run. --print-config shows all values and where each comes from.
 
     Examples:
 
@@ -81,7 +72,7 @@ def train(
       rjem train --run night --resume auto --max-time 25m
     """
     console, ranks, deadline = call.console, call.ranks, Deadline("--max-time", max_time)
-    config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, preset, resume))
+    config, run_dir, checkpoint = ranks.from_first(lambda: settle_run(call, resume))
     if data := config.data:
         ranks.jointly(lambda: paths.existing_data(data))
     announce(config, run_dir, console)

@@ -6,6 +6,7 @@ from rjem_cli.config.chains import ChainOptions, GenerateConfig, LangevinConfig
 from rjem_cli.config.common import (
     DATASETS,
     DEFAULT_PRESETS,
+    EMBEDDED_PRESET,
     FEATURES,
     LARGEST_BATCH,
     LARGEST_LINF,
@@ -18,6 +19,7 @@ from rjem_cli.config.common import (
     DeviceOptions,
     NetworkOptions,
     RuntimeOptions,
+    check_radius,
 )
 from rjem_cli.config.compare import FORMATS, SCALES, SUFFIXES, CompareConfig
 from rjem_cli.config.scores import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions, TestOptions
@@ -36,6 +38,7 @@ from rjem_cli.config.training import (
 __all__ = [
     "DATASETS",
     "DEFAULT_PRESETS",
+    "EMBEDDED_PRESET",
     "FEATURES",
     "FORMATS",
     "LARGEST_BATCH",
@@ -69,4 +72,5 @@ __all__ = [
     "SamplingOptions",
     "TestOptions",
     "TrainConfig",
+    "check_radius",
 ]

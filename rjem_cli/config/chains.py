@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, NetworkOptions, RuntimeOptions
+from rjem_cli.config.common import LARGEST_BATCH, LARGEST_RADIUS, SAMPLE_MODES, NetworkOptions, RuntimeOptions
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import knob
 
@@ -55,7 +55,11 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     output: str = knob("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - for a tar stream")
     overwrite: bool = knob(False, "Replace the samples of an earlier call there")
     attack_eps: float | None = knob(
-        None, "Radius of the targeted attack, model units; 8/255 means pixel units", minimum=0, maximum=64, epsilon=True
+        None,
+        "Radius of the targeted attack, model units; 8/255 means pixel units",
+        minimum=0,
+        maximum=LARGEST_RADIUS,
+        epsilon=True,
     )
     attack_steps: int | None = knob(None, "Steps of the targeted attack", minimum=0)
     contrast: float | None = knob(None, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, RadiusError
 from rjem_cli.knobs import Options, knob
 
 LARGEST_BATCH = 10**6
+LARGEST_RADIUS = 10**6  # of an L2 ball, model units
 LARGEST_LINF = 2.0  # the width of the box [-1, 1]
-DEFAULT_PRESETS = {  # of rjem train, by built-in data set
+DEFAULT_PRESETS = {  # of rjem train for each built-in data set
     "shifted-digits": "quickstart",
     "digits": "quickstart",
     "cifar10": "cifar10-small",
@@ -18,13 +19,20 @@ DEFAULT_PRESETS = {  # of rjem train, by built-in data set
     "svhn": "svhn-small",
 }
 DATASETS = tuple(DEFAULT_PRESETS)
-OWN_IMAGES_PRESET = "cifar10-small"  # the default with --data
+OWN_IMAGES_PRESET = "cifar10-small"  # of rjem train --data
+EMBEDDED_PRESET = "quickstart"  # of rjem train where no data is named
 STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "prc", "dc", "intra_fid", "diversity", "copies")
 STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths
 FEATURES = ("auto", "inception", "dinov2", "judge")  # by whom scores see images, beside paths
 SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
+
+
+def check_radius(flag: str, eps: float, norm: str) -> None:
+    """Raise RadiusError for a Linf radius, in model units, that covers the whole box."""
+    if norm == "linf" and eps > LARGEST_LINF:
+        raise RadiusError(flag, eps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from rjem_cli.config.common import SAMPLE_MODES, DeviceOptions
+from rjem_cli.config.common import LARGEST_RADIUS, SAMPLE_MODES, DeviceOptions
 from rjem_cli.config.scores import SampleScoreOptions, TestOptions
 from rjem_cli.errors import ConfigError
 from rjem_cli.knobs import flag_name, knob
@@ -49,7 +49,7 @@ class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
         None,
         "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, the paper's training attack)",
         minimum=0,
-        maximum=64,
+        maximum=LARGEST_RADIUS,
         epsilon=True,
     )
     norm: str | None = knob(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))

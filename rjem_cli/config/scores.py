@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rjem_cli.config.common import (
     LARGEST_BATCH,
+    LARGEST_RADIUS,
     METRICS,
     SYNTHETIC_SETS,
     DeviceOptions,
@@ -24,7 +25,7 @@ class TestOptions(NetworkOptions):
         None,
         "Radius, or several with commas; model units, 8/255 pixel units (default: as trained)",
         minimum=0,
-        maximum=64,
+        maximum=LARGEST_RADIUS,
         epsilon=True,
     )
     norm: str | None = knob(None, "Norm of the ball (default: as trained)", choices=("linf", "l2"))

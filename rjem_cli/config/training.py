@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import DATASETS, LARGEST_LINF, RuntimeOptions
-from rjem_cli.errors import ConfigError, RadiusError
-from rjem_cli.knobs import Options, flag_name, knob
+from rjem_cli.config.common import DATASETS, LARGEST_RADIUS, RuntimeOptions, check_radius
+from rjem_cli.errors import ConfigError
+from rjem_cli.knobs import Options, knob
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-    dataset: str = knob("cifar10", "Built-in data set", choices=DATASETS)
-    data: str | None = knob(None, "Your images instead: a folder of class folders, .zip, .tar or .tar.xz")
+    dataset: str = knob("cifar10", "Built-in data set", choices=DATASETS, replaces="data")
+    data: str | None = knob(
+        None, "Your images instead: a folder of class folders, .zip, .tar or .tar.xz", replaces="dataset"
+    )
     test_data: str | None = knob(None, "Test images for --data, in the same forms; without it they are split off")
     val_fraction: float = knob(0.1, "Share of the training images kept for validation", minimum=0, maximum=0.5)
     crop_pad: int = knob(4, "Augmentation: reflect-pad by this many pixels, then crop at random", minimum=0)
@@ -34,7 +36,11 @@ class ModelOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class AttackTrainingOptions(Options):
     adv_eps: float = knob(
-        0.1, "Radius of the training attack, model units; 8/255 means pixel units", minimum=0, maximum=16, epsilon=True
+        0.1,
+        "Radius of the training attack, model units; 8/255 means pixel units",
+        minimum=0,
+        maximum=LARGEST_RADIUS,
+        epsilon=True,
     )
     pgd_steps: int = knob(15, "Steps of the training attack; 0 trains on clean images", minimum=0)
     pgd_step_size: float | None = knob(
@@ -95,13 +101,13 @@ class OptimizerOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions(Options):
     """When training counts as diverged: a value that is not finite at any step, or one beyond its limit in a line of
-    metrics. It then goes back to its last checkpoint with half the learning rate."""
+    metrics. It then returns to its newest checkpoint with half the learning rate."""
 
     max_energy_gap: float = knob(1000.0, "Diverged if |E(x) - E(x_q)| is beyond this", above=0)
     max_cross_entropy: float = knob(
         3.0, "Diverged if the cross-entropy is beyond this many times that of a guess, ln K", above=0
     )
-    max_input_grad_norm: float = knob(1000.0, "Diverged if the mean L2 norm of dE/dx on data is beyond this", above=0)
+    max_input_grad_norm: float = knob(1000.0, "Diverged if the mean L2 norm of dE/dx on data exceeds this", above=0)
     max_saturation: float = knob(
         0.99, "Diverged if more than this share of the chains' values are at a wall; 1 never", above=0, maximum=1
     )
@@ -118,7 +124,7 @@ class SamplingOptions(Options):
     sample_steps: int = knob(50, "The paper's m when sampling a class: outer SGLD steps on E(x, y)", minimum=0)
     unconditional_steps: int = knob(300, "The paper's m when sampling no class: outer SGLD steps on E(x)", minimum=0)
     attack_eps: float = knob(
-        0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=64, epsilon=True
+        0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=LARGEST_RADIUS, epsilon=True
     )
     attack_steps: int = knob(20, "Steps of that attack", minimum=0)
     contrast: float = knob(0.7, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
@@ -126,13 +132,16 @@ class SamplingOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
+    preset: str | None = knob(
+        None, "Preset for all values that are not given; default: the one for --dataset or --data"
+    )
     run: str | None = knob(None, "Name of the run (default: preset and date)")
     log_every: int = knob(20, "Steps between lines of metrics.jsonl", minimum=1)
     checkpoint_every: int = knob(500, "Steps between checkpoints", minimum=1)
     checkpoint_minutes: float = knob(
         10.0, "Minutes of training after which its state is saved between two checkpoints too; 0 never", minimum=0
     )
-    keep_last: int = knob(2, "Newest checkpoints that are kept", minimum=1)
+    keep_last: int = knob(2, "Number of newest checkpoints to keep", minimum=1)
     keep_best: bool = knob(True, "Keep the best checkpoint on the validation images too")
     sample_every: int = knob(500, "Steps between sample grids", minimum=1)
     eval_limit: int = knob(
@@ -173,6 +182,5 @@ class TrainConfig(
             raise ConfigError(f"--buffer-size {self.buffer_size} is below --batch-size {self.batch_size}; raise it")
         if self.test_data and not self.data:
             raise ConfigError("--test-data goes with --data")
-        for name in ("adv_eps", "attack_eps"):
-            if self.norm == "linf" and getattr(self, name) > LARGEST_LINF:
-                raise RadiusError(flag_name(name), getattr(self, name))
+        check_radius("--adv-eps", self.adv_eps, self.norm)
+        check_radius("--attack-eps", self.attack_eps, self.norm)

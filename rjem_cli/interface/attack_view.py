@@ -29,6 +29,12 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     clean, results, norm = report["clean"], report["results"], report["protocol"]["attack"]["norm"]
     targeted = report["protocol"]["targets"] is not None
     name = "success" if targeted else "robust_accuracy"
+    zero = clean["zero_gradient_images"]
+    if zero["count"]:
+        console.warn(
+            f"{zero['count']} of {zero['of']} attacked images have a gradient of zero; try --loss margin, which does "
+            "not saturate"
+        )
     if console.quiet:
         value = results[-1][name]["value"]
         console.result("nan" if value is None else f"{value:.4f}")
@@ -42,10 +48,8 @@ def show_attack(report: dict[str, Any], console: Console) -> None:
     share = "success" if targeted else "robust accuracy"
     console.table(title, ("eps", share, "95% interval", "images", ""), rows)
     console.table("Per class", *class_table(clean, results, targeted, norm))
-    zero = clean["zero_gradient_images"]
-    hint = " (try --loss margin, which does not saturate)" if zero["count"] else ""
     console.say(
-        f"{zero['count']} of {zero['of']} attacked images have a gradient of zero{hint}; "
+        f"{zero['count']} of {zero['of']} attacked images have a gradient of zero; "
         f"{clean['zero_gradient_components']:.2%} of all components are zero"
     )
     for result in results:

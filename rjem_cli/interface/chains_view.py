@@ -80,4 +80,4 @@ def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
         console.say(f"{SHOWN_CHAINS} of {len(chains)} chains are shown")
     left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]
     if left:
-        console.say(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")
+        console.warn(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")

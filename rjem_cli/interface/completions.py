@@ -11,6 +11,7 @@ import typer
 
 from rjem_cli.config import DATASETS, FEATURES, METRICS, SAMPLE_MODES, STARTS, SYNTHETIC_SETS
 from rjem_cli.errors import RjemError
+from rjem_cli.interface.settings import preset_names
 from rjem_cli.paths import find_checkpoint
 
 PARTS = ("train", "test", "all")
@@ -50,6 +51,7 @@ VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name 
     "classes": listed(class_names),
     "target": listed(class_names),
     "init": listed(lambda ctx: STARTS),
+    "preset": listed(lambda ctx: preset_names()),
     "metrics": listed(lambda ctx: ("all", *METRICS)),
     "ood": listed(lambda ctx: ("auto", "none", *SYNTHETIC_SETS, *DATASETS)),
     "features": listed(lambda ctx: FEATURES),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LOG_SECONDS = 15
 REFRESHES = 4  # a second, of what moves on a terminal
-NARROWEST_TABLE = 40  # characters; on a narrower terminal columns have no room for their values
+BORDER = 3  # characters around a cell of a table
 SEPARATORS = str.maketrans("\t\r\n", "   ")  # of a TSV; a class may be called after any folder
 
 
@@ -102,7 +102,7 @@ class Console:
             talk(text)
 
     def warn(self, text: str) -> None:
-        """What should not be missed, also with `quiet`: something is not as it was asked for, or is lost."""
+        """Log a problem to stderr, even with `quiet`."""
         if not self.mute:
             talk(f"warning: {text}")
 
@@ -166,7 +166,7 @@ class Console:
             return
         if not is_terminal(sys.stdout):
             self.tab_separated(columns, rows)
-        elif self.width() < NARROWEST_TABLE:
+        elif self.width() < least_width(columns, rows):
             self.result("\n".join(records(title, columns, rows)))
         else:
             rich_console(sys.stdout).print(rich_table(title, columns, rows))
@@ -254,8 +254,15 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
+def least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Characters that a table needs to show every value: first cells whole, others broken between words."""
+    first, *rest = zip(columns, *rows)
+    words = [max((len(word) for cell in column for word in cell.split()), default=0) for column in rest]
+    return 1 + sum(BORDER + width for width in (max(map(len, first)), *words))
+
+
 def records(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table as lines: the first cell of each row, and below it each other one behind the name of its column."""
+    """A table as lines: the first cell of each row, then `column: value` for each other cell."""
     if title:
         yield f"{title}:"
     for first, *rest in rows:

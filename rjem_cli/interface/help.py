@@ -8,19 +8,10 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config import EMBEDDED_PRESET, TrainConfig
 from rjem_cli.errors import RjemError
 from rjem_cli.interface.options import shown_default
-from rjem_cli.interface.settings import (
-    FIRST_PRESET,
-    FLAG,
-    Layer,
-    default_preset,
-    environment_layer,
-    preset_layer,
-    settle,
-    value_in,
-)
+from rjem_cli.interface.settings import command_layers, preset_for, preset_layer, settle
 
 ARGUMENTS, OPTIONS = "Arguments", "Options"
 
@@ -39,46 +30,37 @@ class SectionedCommand(TyperCommand):
                 formatter.write_dl(records)
 
     def default(self, ctx: Any, parameter: Any) -> str:
-        """What is shown behind a meaning that does not have its default in it."""
+        """The default to append to an option's help, where it is not part of it."""
         return ""
 
 
 class TrainCommand(SectionedCommand):
-    """`rjem train`, whose defaults are those of a preset: of the one that the same command line would take."""
+    """`rjem train`: its help shows the values that the same command line would use."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta["values"] = values_in_force(args) if {"-h", "--help"} & set(args) else {}
+        if {"-h", "--help"} & set(args):
+            given, _, _ = self.make_parser(ctx).parse_args(list(args))
+            ctx.meta["values"] = values_in_use(given)
         return super().parse_args(ctx, args)
 
     def default(self, ctx: Any, parameter: Any) -> str:
-        return shown_default(ctx.meta["values"].get(parameter.name))
+        return shown_default(ctx.meta.get("values", {}).get(parameter.name))
 
 
-def values_in_force(arguments: list[str]) -> dict[str, Any]:
-    """What `rjem train` would take with these arguments, of which those that choose a preset count. An option that
-    another one sets aside has no value."""
-    given = {name: value for name in ("dataset", "data") if (value := argument(arguments, name))}
-    layers = [environment_layer(TrainConfig, "model"), Layer(FLAG, given)]
-    preset = argument(arguments, "preset") or default_preset(value_in(layers, "dataset"), value_in(layers, "data"))
+def values_in_use(given: dict[str, Any]) -> dict[str, Any]:
+    """The values of a new run for options as they were parsed. An option that another one replaces has none; if a value
+    is invalid, which the call without --help reports, the values of the preset for embedded data."""
+    flags = {knob.name: given[knob.name] for knob in fields(TrainConfig) if given.get(knob.name) is not None}
     try:
-        config = settle(TrainConfig, [preset_layer(preset), *layers]).config
-    except RjemError:  # which the call without --help tells
-        config = settle(TrainConfig, [preset_layer(FIRST_PRESET)]).config
-    values = {"preset": preset, **config.to_dict()}
-    for knob in fields(TrainConfig):
-        if (other := knob.metadata["replaces"]) and values[other] is not None:
-            values[knob.name] = None
+        layers = command_layers(TrainConfig, flags, given.get("config_file"), given.get("eps_space", "model"))
+        config = settle(TrainConfig, [preset_for(layers)[0], *layers]).config
+    except RjemError:
+        config = settle(TrainConfig, [preset_layer(EMBEDDED_PRESET)]).config
+    values = config.to_dict()
+    for name, replacing in {"dataset": "data", "epochs": "steps"}.items():
+        if values[replacing] is not None:
+            values[name] = None
     return values
-
-
-def argument(arguments: list[str], name: str) -> str | None:
-    """`--name value` or `--name=value`."""
-    for place, word in enumerate(arguments):
-        if word == f"--{name}" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
 
 
 def section_of(parameter: Any) -> str:

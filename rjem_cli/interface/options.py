@@ -29,7 +29,7 @@ from rjem_cli.engine.ranks import ALONE, Ranks, are_started, joined
 from rjem_cli.errors import ConfigError, RadiusError
 from rjem_cli.interface.completions import VALUES
 from rjem_cli.interface.console import Console
-from rjem_cli.interface.settings import Layer, command_layers, in_words_of, settle, unknown_variables
+from rjem_cli.interface.settings import Layer, command_layers, preset_names, reworded, settle, unknown_variables
 from rjem_cli.knobs import Options, OptionsT, accepted_types, flag_name
 from rjem_cli.paths import find_checkpoint, run_names
 
@@ -100,7 +100,7 @@ COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default;
         False,
     ),
     "as_json": (AsJson, False),
-    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the essential line.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and warnings.")], False),
 }
 
 
@@ -130,7 +130,7 @@ class Call(Generic[OptionsT]):
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """Of this command line, the weakest first. Raises ConfigError or AbsentError."""
+        """Config layers of this command line, weakest first. Raises ConfigError or AbsentError."""
         return command_layers(self.config_class, self.flags, self.config_file, self.eps_space)
 
     def settle(self, base: Layer | None = None) -> OptionsT:
@@ -181,7 +181,7 @@ def with_knobs(
                 try:
                     command(call, **values)
                 except RadiusError as error:
-                    raise in_words_of(error, call.layers) from None
+                    raise reworded(error, call.layers) from None
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -233,13 +233,13 @@ def describe(config_class: type[Options], knob: Field[Any]) -> str:
     """Its meaning and choices; of a command on two kinds of things, which of them it goes with."""
     group = owner(config_class, knob.name).__name__
     subject = f"{OF[group].capitalize()}s: " if group in OF and issubclass(config_class, SampleScoreOptions) else ""
-    choices = knob.metadata.get("choices")
+    choices = preset_names() if knob.name == "preset" else knob.metadata.get("choices")
     listed = f" ({', '.join(choices)})" if choices and len(choices) >= 4 else ""
     return f"{subject}{knob.metadata['help']}{listed}."
 
 
 def shown_default(value: Any) -> str:
-    """In brackets, behind what a flag means."""
+    """` [value]`, or nothing for None."""
     return "" if value is None else f" [{str(value).lower() if isinstance(value, bool) else value}]"
 
 

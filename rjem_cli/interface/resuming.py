@@ -12,45 +12,34 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.interface.console import Console
 from rjem_cli.interface.options import Call
-from rjem_cli.interface.settings import Layer, default_preset, preset_layer, settle, value_in
-from rjem_cli.knobs import flag_name
+from rjem_cli.interface.settings import Layer, preset_for, value_in
 
 
-def settle_run(
-    call: Call[TrainConfig], preset: str | None, resume: str | None
-) -> tuple[TrainConfig, Path, Path | None]:
-    """(config, the run's folder, the checkpoint to go on from, None for a new run). Raises ConfigError, AbsentError or
-    DataError."""
-    for name, value in (("--preset", preset), ("--resume", resume)):
-        if value == "":
-            raise ConfigError(f"{name} '': give a name")
+def settle_run(call: Call[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, Path | None]:
+    """(config, run folder, checkpoint to resume from or None). Raises ConfigError, AbsentError or DataError."""
+    if resume == "":
+        raise ConfigError("--resume '': give a name")
     run_dir = resumed_run(call, resume) if resume else None
     checkpoint = newest_checkpoint(run_dir, call.console) if run_dir else None
-    if checkpoint:
-        base, note = run_layer(checkpoint), ""
-    else:
-        dataset, data = value_in(call.layers, "dataset"), value_in(call.layers, "data")
-        base = preset_layer(preset or default_preset(dataset, data))
-        note = "" if preset else f" (the default for {'--data' if data else dataset or base.values['dataset']})"
+    base, default_for = (run_layer(checkpoint), "") if checkpoint else preset_for(call.layers)
+    if checkpoint and run_dir:
+        check_preset(run_dir, base.values["preset"], value_in(call.layers, "preset"))
     config = call.settle(base)
     # a run is resumed, and its prior fitted again, from wherever the user stands then
     config = replace(config, data=paths.absolute(config.data), test_data=paths.absolute(config.test_data))
     if run_dir and checkpoint:
         check_resumable(run_dir, checkpoint, config)
-        if preset:
-            check_preset(call, preset, run_dir, config)
-    call.console.say(f"{base.origin}{note}")
-    name = config.run or time.strftime(f"{base.origin.removeprefix('preset ')}-%Y%m%d-%H%M%S")
+    call.console.say(f"{base.origin}{f' (the default for {default_for})' if default_for else ''}")
+    name = config.run or time.strftime(f"{config.preset}-%Y%m%d-%H%M%S")
     return config, run_dir or paths.new_run_dir(name), checkpoint
 
 
 def resumed_run(call: Call[TrainConfig], resume: str) -> Path | None:
-    """The folder of the run that `resume` names, or for "auto" that --run names, else of the newest. None for "auto"
-    and a run that is yet to begin: a cluster starts a job again with the same command line. Raises AbsentError, and
-    ConfigError for two names."""
+    """Folder of the run to resume: the one that `resume` names; for "auto" the one that --run names, else the newest.
+    None if "auto" and --run name a new run. Raises AbsentError, and ConfigError for two names."""
     name = value_in(call.layers, "run")
     if resume == "auto" and name and paths.find_run(name) is None:
-        call.console.say(f"run {name} does not exist yet; it is started")
+        call.console.say(f"run {name} does not exist yet; starting it")
         return None
     if resume == "auto":
         return paths.find_resumable(name)
@@ -59,25 +48,20 @@ def resumed_run(call: Call[TrainConfig], resume: str) -> Path | None:
     return paths.find_resumable(resume)
 
 
-def check_preset(call: Call[TrainConfig], preset: str, run_dir: Path, config: TrainConfig) -> None:
-    """Raises ConfigError where the preset is not the run's own: where it would change a value that no flag, variable or
-    file gives."""
-    layer = preset_layer(preset)
-    wanted = settle(TrainConfig, [layer, *call.layers]).config
-    for name in layer.values:
-        own, other = getattr(config, name), getattr(wanted, name)
-        if own != other:
-            raise ConfigError(
-                f"--preset {preset} has {flag_name(name)} {other}, run {run_dir.name} has {own}; leave --preset out, "
-                f"or give {flag_name(name)} {own}"
-            )
+def check_preset(run_dir: Path, own: str | None, given: str | None) -> None:
+    """Raises ConfigError for another preset than the run's own, which would change nothing."""
+    if given is not None and given != own:
+        before = f"--preset {own}" if own else "no preset"
+        raise ConfigError(
+            f"--preset {given}: run {run_dir.name} was started with {before}; leave it out, or give single options"
+        )
 
 
 def newest_checkpoint(run_dir: Path, console: Console) -> Path:
     """The newest that is whole; says which are not. Raises DataError where there is none."""
-    from rjem_cli.engine.training.checkpoints import newest_valid
+    from rjem_cli.engine.training.checkpoints import latest_valid
 
-    return newest_valid(run_dir, console.warn)
+    return latest_valid(run_dir, console.warn)
 
 
 def run_layer(checkpoint: Path) -> Layer:

@@ -13,7 +13,7 @@ from typing import Any, Generic
 
 import yaml
 
-from rjem_cli.config import DEFAULT_PRESETS, OWN_IMAGES_PRESET
+from rjem_cli.config import DEFAULT_PRESETS, EMBEDDED_PRESET, OWN_IMAGES_PRESET, TrainConfig
 from rjem_cli.errors import ConfigError, RadiusError, did_you_mean
 from rjem_cli.knobs import Options, OptionsT, flag_name, is_several, parse_epsilon, parse_epsilons
 from rjem_cli.paths import expand
@@ -22,7 +22,6 @@ from rjem_cli.plain_yaml import mapping, read_mapping
 ENVIRONMENT_PREFIX = "RJEM_"
 OTHER_VARIABLES = {"RJEM_HOME", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins
-FIRST_PRESET = "quickstart"  # on embedded data: what a call without any flags trains
 
 
 @dataclass(frozen=True)
@@ -56,32 +55,45 @@ class Settled(Generic[OptionsT]):
         return "\n".join(lines) + "\n"
 
 
-def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[OptionsT]:
-    """Merge layers, the weakest first, and check the result. Raises ConfigError for unknown keys and values that cannot
-    be meant."""
+def merge(config_class: type[Options], layers: list[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values and their origins from all layers, the weakest first, with radii in model units but otherwise as they were
+    written. Raises ConfigError for a negative radius."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     hints = typing.get_type_hints(config_class)
-    parsers = {
-        knob.name: parse_epsilons if is_several(hints[knob.name]) else parse_epsilon
-        for knob in fields(config_class)
-        if knob.metadata.get("epsilon")
-    }
+    radii = {knob.name for knob in fields(config_class) if knob.metadata.get("epsilon")}
     replaced = {knob.name: knob.metadata["replaces"] for knob in fields(config_class) if knob.metadata.get("replaces")}
     for layer in layers:
         for name, weaker in replaced.items():
-            if name in layer.values and layer.values.get(weaker) is None and values.pop(weaker, None) is not None:
-                origins[weaker] = f"set aside by {name}"
+            given = layer.values.get(name) is not None and layer.values.get(weaker) is None
+            if given and values.pop(weaker, None) is not None:
+                origins[weaker] = f"replaced by {flag_name(name)}"
         for key, value in layer.values.items():
-            if key in parsers and value is not None:
-                with contextlib.suppress(ValueError):  # the config's own check words the error
-                    value = parsers[key](value, layer.eps_space)
+            if key in radii and value is not None:
+                value = in_model_units(layer, key, value, several=is_several(hints[key]))
             values[key] = value
             origins[key] = layer.origin
+    return values, origins
+
+
+def in_model_units(layer: Layer, key: str, value: Any, several: bool) -> Any:
+    """A radius, or several, of a layer; what is none stays as it is, for the config's own check to name it."""
+    try:
+        radii = parse_epsilons(value, layer.eps_space)
+        if min(radii) < 0:
+            raise ConfigError(f"{layer.called(key)} {value} is too small; give 0 or more")
+        return radii if several else parse_epsilon(value, layer.eps_space)
+    except ValueError:
+        return value
+
+
+def settle(config_class: type[OptionsT], layers: list[Layer]) -> Settled[OptionsT]:
+    """Merge layers, the weakest first, and check the result. Raises ConfigError for unknown keys and invalid values."""
+    values, origins = merge(config_class, layers)
     try:
         return Settled(config_class.from_dict(values), origins)
     except ConfigError as error:
-        raise in_words_of(error, layers) from None
+        raise reworded(error, layers) from None
 
 
 def command_layers(
@@ -96,25 +108,26 @@ def command_layers(
 
 
 def value_in(layers: list[Layer], key: str) -> Any:
-    """The value of a key in the strongest of these layers that has it, as it was written; else None."""
+    """The strongest layer's value of `key`, as written; None if no layer has it."""
     return next((layer.values[key] for layer in reversed(layers) if layer.values.get(key) is not None), None)
 
 
-def in_words_of(error: ConfigError, layers: list[Layer]) -> ConfigError:
-    """The same error, with the value that it is about called, and a radius written, as in the layer that it came
-    from."""
-    if isinstance(error, RadiusError):
-        error = with_radius_as_written(error, layers)
-    return ConfigError(with_origin(str(error), layers))
+def reworded(error: ConfigError, layers: list[Layer]) -> ConfigError:
+    """The error, naming the flag, variable or file key that the value came from, and quoting a radius as written."""
+    quoted = as_written(error, layers) if isinstance(error, RadiusError) else error
+    new = ConfigError(with_origin(str(quoted), layers))
+    new.told = error.told
+    return new
 
 
-def with_radius_as_written(error: RadiusError, layers: list[Layer]) -> RadiusError:
+def as_written(error: RadiusError, layers: list[Layer]) -> RadiusError:
+    """The error with the text of its radius in the strongest layer that has it."""
     for layer in reversed(layers):
-        for key, value in layer.values.items():
-            for part in str(value).split(",") if flag_name(key) == error.name else ():
-                with contextlib.suppress(ValueError):
-                    if parse_epsilon(part, layer.eps_space) == error.eps:
-                        return error.written(part.strip())
+        texts = [str(value) for key, value in layer.values.items() if flag_name(key) == error.flag]
+        for part in (part.strip() for text in texts for part in text.split(",")):
+            with contextlib.suppress(ValueError):
+                if parse_epsilon(part, layer.eps_space) == error.eps:
+                    return RadiusError(error.flag, error.eps, part)
     return error
 
 
@@ -165,14 +178,24 @@ def preset_names() -> list[str]:
     )
 
 
-def default_preset(dataset: Any, data: Any) -> str:
-    """The preset that belongs to these images: those of `data`, a user's own, else of a built-in `dataset`, else the
-    embedded ones."""
-    return OWN_IMAGES_PRESET if data else DEFAULT_PRESETS.get(str(dataset), FIRST_PRESET)
+def preset_for(layers: list[Layer]) -> tuple[Layer, str]:
+    """The preset that a command line names, or else the default for its data; and in words, what it is the default
+    for."""
+    values, _ = merge(TrainConfig, layers)
+    if values.get("preset") is not None:
+        try:
+            return preset_layer(str(values["preset"])), ""
+        except ConfigError as error:
+            raise reworded(error, layers) from None
+    if values.get("data") is not None:
+        return preset_layer(OWN_IMAGES_PRESET), "--data"
+    dataset = str(values.get("dataset", "embedded data"))
+    return preset_layer(DEFAULT_PRESETS.get(dataset, EMBEDDED_PRESET)), dataset
 
 
 def preset_layer(name: str) -> Layer:
+    """The values of a preset, and its name. Raises ConfigError for an unknown one."""
     if name not in preset_names():
         raise ConfigError(f"--preset {name!r} is unknown; {did_you_mean(name, preset_names())}")
     text = resources.files("rjem_cli.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return Layer(f"preset {name}", mapping(text, f"preset {name}"))
+    return Layer(f"preset {name}", {"preset": name, **mapping(text, f"preset {name}")})

@@ -38,7 +38,7 @@ def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
             raise SystemExit(128 + number)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # a terminal that was closed; Windows has none, and nohup ignores it
+    hangup = getattr(signal, "SIGHUP", None)  # terminal closed; not on Windows, ignored under nohup
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
         numbers.append(hangup)
     earlier = {number: signal.signal(number, on_signal) for number in numbers}

@@ -52,7 +52,7 @@ def announce_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
 
 
 def told_load(device_type: str) -> str | None:
-    """A warning where other work keeps the cores busy: threads that wait for each other then crawl."""
+    """A note where other work keeps the cores busy: threads that wait for each other then crawl."""
     if device_type != "cpu":
         return None
     try:
@@ -80,8 +80,11 @@ def announce_forecast(found: Forecast, start_up: float, runtime: Runtime, consol
 
 
 def show_progress(progress: Progress, bar: Bar, board: Board, console: Console) -> None:
+    if progress.warning:
+        console.warn(progress.warning)
+        return
     if progress.note:
-        console.warn(progress.note)
+        console.say(progress.note)
         return
     board.add(progress.metrics or {})
     metrics, shown = progress.metrics or {}, {"CE": "cross_entropy", "E(x)": "energy_data", "gap": "energy_gap"}

@@ -43,7 +43,9 @@ def test_quiet_prints_the_checkpoint_alone(rjem):
 
 def test_epochs_given_set_the_presets_steps_aside(rjem):
     lines = rjem("train", "--epochs", 2, "--print-config").out.splitlines()
-    assert f"{'steps: null':<32} # set aside by epochs" in lines and any(line.startswith("epochs: 2") for line in lines)
+    assert f"{'steps: null':<32} # replaced by --epochs" in lines and any(
+        line.startswith("epochs: 2") for line in lines
+    )
     both = rjem("train", "--epochs", 2, "--steps", 5, "--print-config").out
     assert "steps: 5" in both
 
@@ -54,33 +56,45 @@ def test_epochs_given_set_the_presets_steps_aside(rjem):
         ([], {}, "quickstart", {"dataset": "shifted-digits", "width": 1, "flip": False, "steps": 1000}),
         (["--adv-eps", 0.1, "--pgd-steps", 15], {}, "quickstart", {"dataset": "shifted-digits", "pgd_steps": 15}),
         (["--dataset", "cifar10"], {}, "cifar10-small", {"dataset": "cifar10", "width": 4, "crop_pad": 4}),
-        (["--dataset", "svhn"], {}, "svhn-small", {"dataset": "svhn", "width": 4, "flip": False}),
+        (["--dataset=svhn"], {}, "svhn-small", {"dataset": "svhn", "width": 4, "flip": False}),
         (["--data", "photos/"], {}, "cifar10-small", {"width": 4, "flip": True, "steps": 20000}),
         ([], {"RJEM_DATASET": "cifar100"}, "cifar10-small", {"dataset": "cifar100", "depth": 16}),
+        ([], {"RJEM_PRESET": "rjem"}, "rjem", {"dataset": "cifar10", "depth": 28}),
+        (["--dataset", "digits"], {"RJEM_DATA": "photos/"}, "quickstart", {"dataset": "digits", "data": None}),
         (["--dataset", "cifar10", "--preset", "quickstart"], {}, "quickstart", {"dataset": "cifar10", "width": 1}),
-        (["--preset", "rjem"], {}, "rjem", {"dataset": "cifar10", "width": 10, "epochs": 150}),
+        (
+            ["--preset", "quickstart", "--preset", "rjem"],
+            {},
+            "rjem",
+            {"dataset": "cifar10", "width": 10, "epochs": 150},
+        ),
+        (["--epochs", 2, "--batch-size", 32], {}, "quickstart", {"steps": None, "epochs": 2, "batch_size": 32}),
+        (["-c", "c.yaml"], {}, "cifar10-small", {"dataset": "cifar10", "width": 4}),
+        (["--adv-eps", 0.1, "--eps-space", "pixel"], {}, "quickstart", {"adv_eps": 0.2}),
     ],
 )
-def test_the_preset_follows_the_images_and_help_shows_what_holds(
-    rjem, monkeypatch, arguments, variables, preset, values
+def test_help_and_print_config_show_the_preset_of_the_data(
+    rjem, monkeypatch, tmp_path, arguments, variables, preset, values
 ):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("dataset: cifar10\n")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     printed = rjem("train", *arguments, "--print-config").out
     config = yaml.safe_load(printed)
-    assert f"# preset {preset}\n" in printed and values.items() <= config.items()
+    assert config["preset"] == preset and values.items() <= config.items()
     shown = " ".join(rjem("train", *arguments, "--help").out.split()).partition(" Options: ")[2]
-    for name in ("width", "norm-layer", "lr", "batch-size", "buffer-size"):
+    for name in ("preset", "width", "norm-layer", "lr", "batch-size", "buffer-size", "adv-eps"):
         found = re.search(rf"--{name} \S+ .*?\[([^]]*)\] (?:-|[A-Z])", shown)
         assert found and yaml.safe_load(found[1]) == config[name.replace("-", "_")], name
-    assert f"of --dataset or --data. [{preset}]" in shown
+    assert bool(re.search(r"instead of epochs\. \[\d+\]", shown)) == (config["steps"] is not None)
 
 
 def test_the_same_command_line_starts_a_run_and_resumes_it(rjem, own_home):
     """As a cluster gives it again after a preemption; with the run's own preset."""
     line = ("train", "--run", "job", "--resume", "auto", "--preset", "quickstart", *TINY_FLAGS)
     begun = rjem(*line, "--max-time", "1s", "--json")
-    assert begun.code == 0 and "run job does not exist yet; it is started" in begun.err
+    assert begun.code == 0 and "run job does not exist yet; starting it" in begun.err
     ended = rjem(*line, "--json")
     assert ended.code == 0 and "goes on from step 0" in ended.err and json.loads(ended.out)["step"] == 3
     again = rjem(*line, "--json")
@@ -89,13 +103,37 @@ def test_the_same_command_line_starts_a_run_and_resumes_it(rjem, own_home):
     assert [path.name for path in (own_home / "runs").iterdir() if path.is_dir()] == ["job"]
 
 
-def test_a_preset_that_would_change_a_run_is_refused_with_both_values(rjem, trained):
-    line = ("train", "--resume", "tiny", "--preset", "rjem", "--dataset", "digits")
-    refused = rjem(*line)
-    message = "--preset rjem has --depth 28, run tiny has 10; leave --preset out, or give --depth 10"
-    assert refused.code == 2 and message in refused.error_line()
-    given = ("--depth", 10, "--width", 1, "--pgd-steps", 2, "--sgld-steps", 2)
-    assert rjem(*line, *given, "--dry-run").code == 0
+def test_another_preset_on_resume_is_refused_with_both_names(rjem, trained):
+    for preset, code in (("rjem", 2), ("svhn-small", 2), ("quickstart", 0)):
+        outcome = rjem("train", "--resume", "tiny", "--preset", preset, "--dry-run")
+        assert outcome.code == code
+        if code:
+            message = f"--preset {preset}: run tiny was started with --preset quickstart; leave it out"
+            assert message in outcome.error_line()
+    assert rjem("train", "--resume", "tiny", "--preset", "rjem", "--print-config").code == 2
+    (changed := yaml.safe_load(rjem("train", "--resume", "tiny", "--preset", "quickstart", "--print-config").out))
+    assert (changed["steps"], changed["batch_size"]) == (3, 16)  # the run's own, though the preset has others
+
+
+def test_a_flipped_bit_in_a_description_is_found_before_its_settings_are_used(rjem, own_home, trained):
+    path = Path(trained["checkpoint"])
+    content = path.read_bytes()
+    old, new = b'\\"lr\\": 0.002', b'\\"lr\\": 0.009'
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    outcome = rjem("train", "--resume", "tiny", "--steps", 4)
+    assert outcome.code == 0 and f"skipped: {path} is damaged" in outcome.err and "goes on from step 0" in outcome.err
+    assert yaml.safe_load((own_home / "runs/tiny/config.yaml").read_text())["lr"] == 0.002
+
+
+def test_damaged_weights_are_found_and_an_earlier_checkpoint_is_taken(rjem, trained):
+    path = Path(trained["checkpoint"])
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    outcome = rjem("train", "--resume", "tiny", "--steps", 4)
+    assert outcome.code == 0 and f"warning: skipped: {path} is damaged" in outcome.err
+    assert "warning: resumes from step 0 instead" in outcome.err
 
 
 def test_a_config_on_a_pipe_is_read_once(rjem, trained):
@@ -108,7 +146,7 @@ def test_a_config_on_a_pipe_is_read_once(rjem, trained):
     assert outcome.code == 0 and {"steps": 4, "lr": 0.0625}.items() <= yaml.safe_load(outcome.out).items()
 
 
-def test_quiet_leaves_warnings(rjem, monkeypatch):
+def test_quiet_keeps_warnings(rjem, monkeypatch):
     monkeypatch.setenv("RJEM_ADV_EP", "0.2")
     outcome = rjem("train", "--run", "one", "-q", *TINY_FLAGS)
     assert outcome.err == "warning: no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?\n"
@@ -236,7 +274,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--adv-eps", "8/0"], 2, "--adv-eps '8/0': give a number such as 0.1"),
         (["--preset", "quickstrat"], 2, "did you mean quickstart"),
         (["--data", ""], 2, "--data '': give text"),
-        (["--preset", ""], 2, "--preset '': give a name"),
+        (["--preset", ""], 2, "--preset '' is unknown; choose from"),
         (["--resume", ""], 2, "--resume '': give a name"),
         (["-c", ""], 2, "-c '': give a YAML file"),
         (["--data", "~no-such-user-here/x"], 2, "there is no such home folder"),
@@ -250,7 +288,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--run", "../up"], 2, "--run '../up': give a plain name"),
         (["--data", "nowhere"], 3, "nowhere is not there"),
         (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml is not there"),
-        (["--resume", "auto"], 3, "there is no run to resume from"),
+        (["--resume", "auto"], 3, "no run to resume in"),
         (["--resume", "nobody"], 3, "--run nobody --resume auto starts it"),
         (["--resume", "auto", "--run", "../up"], 2, "--run '../up': give a plain name"),
         (["--adv-eps", "8"], 2, "--adv-eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
@@ -281,10 +319,10 @@ def test_a_resumed_run_takes_its_config_from_its_checkpoint(rjem, trained, own_h
     assert "lr: 0.002" in printed and "# run tiny" in printed
 
 
-def test_a_checkpoint_without_its_state_is_passed_over(rjem, trained, own_home):
+def test_a_checkpoint_without_its_state_is_skipped(rjem, trained, own_home):
     Path(trained["checkpoint"]).with_suffix(".state.safetensors").unlink()
     outcome = rjem("train", "--resume", "tiny", "--steps", 5)
-    assert outcome.code == 0 and "passed over: cannot read" in outcome.err and "goes on from step 0" in outcome.err
+    assert outcome.code == 0 and "skipped: cannot read" in outcome.err and "goes on from step 0" in outcome.err
 
 
 def test_the_bare_command_shows_its_help(monkeypatch, capsys):
@@ -304,7 +342,7 @@ def test_a_closed_or_full_output_gives_no_traceback(trained, closed):
 
 def test_an_existing_run_is_not_overwritten(rjem, trained):
     outcome = rjem("train", "--run", "tiny", *TINY_FLAGS)
-    assert outcome.code == 2 and "go on with --resume tiny" in outcome.error_line()
+    assert outcome.code == 2 and "resume it with --resume tiny" in outcome.error_line()
 
 
 def test_a_home_that_cannot_be_written_is_named(rjem, tmp_path, monkeypatch):
@@ -379,22 +417,22 @@ def test_of_a_damaged_run_the_whole_checkpoint_is_named(rjem, trained):
     assert refused.code == 1 and refused.error_line().endswith(f"use another checkpoint; {path} is whole")
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_resume_auto(rjem, own_home, trained):
+def test_a_damaged_checkpoint_is_skipped_by_resume_auto(rjem, own_home, trained):
     path = Path(trained["checkpoint"])
     rjem("train", "--resume", "tiny", "--steps", 5, "-q")
     newest = path.with_name("step-00000005.safetensors")
     newest.write_bytes(newest.read_bytes()[:-1])
     outcome = rjem("train", "--resume", "auto", "--steps", 5)
-    assert outcome.code == 0 and f"passed over: {newest}" in outcome.err and "goes on from step 3" in outcome.err
+    assert outcome.code == 0 and f"skipped: {newest}" in outcome.err and "goes on from step 3" in outcome.err
     for damaged in path.parent.glob("*.safetensors"):
         damaged.write_bytes(b"")
     none = rjem("train", "--resume", "auto")
-    assert none.code == 1 and "has no checkpoint that is whole" in none.error_line()
+    assert none.code == 1 and "has no valid checkpoint" in none.error_line()
 
 
 def test_a_rate_of_10_ends_with_exit_5_and_a_valid_checkpoint(rjem, own_home):
     outcome = rjem("train", "--run", "wild", *TINY_FLAGS, "--lr", 10, "--steps", 60, "--warmup-steps", 0)
-    assert outcome.code == 5 and "the last good checkpoint is" in outcome.error_line()
+    assert outcome.code == 5 and "its newest checkpoint is" in outcome.error_line()
     assert outcome.err.count("diverged at step") == 4
     checkpoint = own_home / "runs/wild/checkpoints/step-00000000.safetensors"
     assert rjem("generate", checkpoint, "-n", 2, "-o", own_home / "samples").code == 0

@@ -7,7 +7,7 @@
 A recording holds, for two small networks that it trains itself on embedded data: their weights and metrics, the bytes
 of `generate` in each mode, and the JSON of `attack`, `langevin`, `eval` and `compare`; and the values of every preset.
 Durations, dates, paths, and digests of files that hold names of options are left out. Two recordings of one tree on one
-machine are equal; `compare` prints what differs, with renamed keys as such, and exits with 1 if any value does.
+machine are equal. `compare` prints what differs, lists renamed keys, and exits with 1 if a value differs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-PRESETS = ("cifar10-small", "jempp", "quickstart", "rjem", "robust", "standard")
+PRESETS = ("cifar10-small", "jempp", "quickstart", "rjem", "robust", "standard", "svhn-small")
+DATA = {"no data": "", "digits": "--dataset digits", "cifar10": "--dataset cifar10", "svhn": "--dataset svhn"}
 STEPS = 30
 TRAINING = {
     "batch-sgd": "--norm-layer batch --optimizer sgd --lr 0.02 --crop-pad 1 --flip --noise-std 0.01 --energy-l2 0.01",
@@ -62,7 +62,7 @@ DOCUMENTS = {
     "compare": f"compare {' '.join(TRAINING)} energy.npz --mode energy,combined --samples 80 --limit 40 --steps 2 "
     "--is-splits 2 --allow-few --features judge --published",
 }
-# what no two calls share, and digests of files that hold the names of options or of keys
+# differs between runs, or is a digest of a file that holds names of options
 LEFT_OUT = {
     "time",
     "seconds",
@@ -74,6 +74,8 @@ LEFT_OUT = {
     "checkpoint_sha256",
 }
 LEFT_OUT |= {"config_sha256", "request", "weights_sha256", "best_checkpoint", "grid", "rjem"}
+
+SHOWN = 10  # differences of each kind and section
 
 Recording = dict[str, Any]
 
@@ -99,7 +101,7 @@ class Recorder:
         return self.plain(json.loads(self.run(f"{command} --json")))
 
     def plain(self, value: Any) -> Any:
-        """Without what no two calls share."""
+        """Without what differs between runs."""
         if isinstance(value, dict):
             kept = {key: part for key, part in value.items() if key not in LEFT_OUT}
             if isinstance(checkpoint := kept.get("checkpoint"), dict):
@@ -126,6 +128,8 @@ def record(rjem: list[str]) -> Recording:
         found: Recording = {"environment": recorder.plain(json.loads(recorder.run("env --json"))["cpu"])}
         for preset in PRESETS:
             found[f"config/{preset}"] = yaml.safe_load(recorder.run(f"train --preset {preset} --print-config"))
+        for name, flags in DATA.items():
+            found[f"config/default for {name}"] = yaml.safe_load(recorder.run(f"train {flags} --print-config"))
         for name, flags in TRAINING.items():
             found[f"training/{name}"] = recorder.document(f"train --run {name} {COMMON} {flags}")
             found |= trained(recorder.home / "runs" / name, recorder, name)
@@ -145,7 +149,7 @@ def record(rjem: list[str]) -> Recording:
 
 
 def trained(run: Path, recorder: Recorder, name: str) -> Recording:
-    """What a run left: its metrics, the weights of its last checkpoint and the state that it would be resumed from."""
+    """Metrics, weights and state of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     files = {"weights": f"step-{STEPS:08d}.safetensors", "state": f"step-{STEPS:08d}.state.safetensors"}
     found = {f"metrics/{name}": recorder.plain(lines)}
@@ -165,49 +169,65 @@ def flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
         yield from flat(part, (*path, str(key)))
 
 
-def renamed(
-    gone: dict[tuple[str, ...], Any], new: dict[tuple[str, ...], Any]
-) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Pairs of paths that hold the same value and differ in one word."""
-    free = dict(new)
-    for path, value in gone.items():
-        for other in free:
-            differing = sum(a != b for a, b in zip(path, other)) if len(path) == len(other) else 2
-            if differing == 1 and free[other] == value:
-                yield path, other
-                del free[other]
-                break
+Leaves = dict[tuple[str, ...], Any]
+
+
+def rename_keys(first: Leaves, second: Leaves) -> tuple[Leaves, dict[tuple[str, str], int]]:
+    """`first` with the names of `second`, and how many values each rename concerns. A key counts as renamed if its old
+    name is nowhere in `second`, its new one nowhere in `first`, and all values under both names are equal."""
+    found: dict[tuple[str, str], int] = {}
+    while pair := next((pair for pair in candidates(first, second) if is_rename(*pair, first, second)), None):
+        old, new = pair
+        found[pair] = sum(old in path for path in first)
+        first = {replaced(path, old, new): value for path, value in first.items()}
+    return first, found
+
+
+def candidates(first: Leaves, second: Leaves) -> Iterator[tuple[str, str]]:
+    """(old, new) of paths in one recording only that differ in one key; an index of a list is no key."""
+    gone, added = first.keys() - second.keys(), second.keys() - first.keys()
+    for path in sorted(gone):
+        for other in sorted(added):
+            differing = [(a, b) for a, b in zip(path, other) if a != b] if len(path) == len(other) else []
+            if len(differing) == 1 and not any(word.isdigit() for word in differing[0]):
+                yield differing[0]
+
+
+def is_rename(old: str, new: str, first: Leaves, second: Leaves) -> bool:
+    if any(old in path for path in second) or any(new in path for path in first):
+        return False
+    mapped = [(path, replaced(path, old, new)) for path in first if old in path]
+    return all(first[path] == second[other] for path, other in mapped if other in second)
+
+
+def replaced(path: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    return tuple(new if word == old else word for word in path)
 
 
 def compare(before: Recording, after: Recording, say: Callable[[str], None] = print) -> bool:
-    """Whether all values are equal, but for the names of keys. `say` gets a readable report."""
+    """Whether all values are equal apart from names of keys. `say` gets a readable report."""
     same = True
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
             say(f"{name}: only in the {'second' if name in after else 'first'} recording")
             same = False
             continue
-        first, second = dict(flat(before[name])), dict(flat(after[name]))
-        gone = {path: value for path, value in first.items() if path not in second}
-        new = {path: value for path, value in second.items() if path not in first}
-        pairs = list(renamed(gone, new))
-        words = Counter(next((a, b) for a, b in zip(*pair) if a != b) for pair in pairs)
-        lines = [f"  renamed {old} -> {now} ({count} values)" for (old, now), count in words.items()]
-        lost = gone.keys() - {old for old, _ in pairs}
-        added = new.keys() - {now for _, now in pairs}
+        second = dict(flat(after[name]))
+        first, names = rename_keys(dict(flat(before[name])), second)
         changed = [path for path in first if path in second and first[path] != second[path]]
-        lines += [f"  {'.'.join(path)}: {first[path]!r} -> {second[path]!r}" for path in changed[:10]]
-        lines += [f"  ... and {len(changed) - 10} more values" for _ in changed[10:11]]
-        lines += [f"  {'.'.join(path)}: {gone[path]!r} is gone" for path in sorted(lost)[:10]]
-        lines += [f"  {'.'.join(path)}: {new[path]!r} is new" for path in sorted(added)[:10]]
-        if changed or lost or added:
-            counts = f"{len(changed)} changed, {len(lost)} gone, {len(added)} new"
+        gone, added = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
+        if changed or gone or added:
+            counts = f"{len(changed)} changed, {len(gone)} gone, {len(added)} new"
             say(f"{name}: {counts} of {len(first)} values")
             same = False
-        elif lines:
-            say(f"{name}: equal but for names")
+        elif names:
+            say(f"{name}: equal except for renamed keys")
+        lines = [f"renamed {old} -> {new} ({count} values)" for (old, new), count in names.items()]
+        lines += [f"{'.'.join(path)}: {first[path]!r} -> {second[path]!r}" for path in changed[:SHOWN]]
+        lines += [f"{'.'.join(path)}: {first[path]!r} is gone" for path in gone[:SHOWN]]
+        lines += [f"{'.'.join(path)}: {second[path]!r} is new" for path in added[:SHOWN]]
         for line in lines:
-            say(line)
+            say(f"  {line}")
     say("equal" if same else "the recordings differ")
     return same
 

@@ -22,7 +22,7 @@ def averages(decay: float, values: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
-def test_update_t_weighs_the_average_by_the_smaller_of_decay_and_its_warm_up(decay):
+def test_the_average_follows_the_documented_decay(decay):
     values = [float(v) for v in torch.randn(40, generator=torch.Generator().manual_seed(0))]
     expected = [values[0]]  # the first update takes the weights as they are
     for t, value in enumerate(values[1:], start=1):
@@ -31,6 +31,9 @@ def test_update_t_weighs_the_average_by_the_smaller_of_decay_and_its_warm_up(dec
     assert averages(decay, values) == pytest.approx(expected, abs=1e-5)
 
 
-def test_decay_0_follows_the_weights_and_constant_weights_are_their_own_average():
+def test_decay_0_follows_the_weights():
     assert averages(0.0, [1.0, 5.0, -2.0]) == [1.0, 5.0, -2.0]
+
+
+def test_constant_weights_average_to_themselves():
     assert averages(0.999, [3.0] * 5) == pytest.approx([3.0] * 5)

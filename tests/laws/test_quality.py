@@ -79,11 +79,14 @@ def test_density_and_coverage_are_naeems_definitions():
     assert torch.allclose(found.spacing.double(), among[:, 0], atol=1e-5)
 
 
-def test_an_image_on_the_surface_of_a_ball_is_outside_of_it():
+def test_an_image_on_the_surface_of_a_ball_is_outside():
     """Real images at 0, 1 and 3 have radii 1, 1 and 2 for k = 1; a generated one at 2 lies on the surface of the ball
-    around 1, and inside of that around 3."""
+    around 1, and inside the one around 3. Repeated real images have balls of radius 0, which contain nothing."""
     found = look_at_neighbours(torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0], [3.0]]), 1)
     assert found.density == 1 and found.coverage == pytest.approx(1 / 3)
+    repeated = torch.tensor([[0.0], [0.0], [0.0], [5.0]])
+    found = look_at_neighbours(torch.tensor([[0.0]]), repeated, 2)
+    assert found.density == found.coverage == 0
 
 
 def test_of_one_distribution_density_is_one_and_nearly_all_is_covered():

@@ -19,7 +19,7 @@ from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.model.checkpoint import read_info
 from rjem_cli.engine.runtime import start_runtime
-from rjem_cli.engine.training.checkpoints import newest_readable
+from rjem_cli.engine.training.checkpoints import latest_described
 from rjem_cli.engine.training.metrics import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Progress
 from rjem_cli.engine.training.run import run_training
@@ -83,12 +83,14 @@ def train(training: Training, splits: Splits, work: Work) -> None:
     phase = f"training {training.run_dir.name}"
 
     def watch(progress: Progress) -> None:
-        if progress.note:
-            work.warn(progress.note)
+        if progress.warning:
+            work.warn(progress.warning)
+        elif progress.note:
+            work.say(progress.note)
         else:
             work.quietly(phase if progress.phase == TRAINING else progress.phase, progress.step, progress.steps)
 
-    newest, damaged = newest_readable(training.run_dir)
+    newest, damaged = latest_described(training.run_dir)
     for path in damaged:
         work.warn(f"{path} is damaged; an earlier one is taken")
     try:

@@ -22,8 +22,8 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True)
 class Work:
-    """How work is followed: `say` hears what is done, `warn` what is amiss; `watch` may raise, which ends it; `quietly`
-    may not; `stop` asks whether it should end."""
+    """Callbacks: `say` logs progress, `warn` logs problems, `watch` may raise to end the work, `quietly` must not raise,
+    `stop` returns whether to end."""
 
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -36,8 +36,8 @@ def pixels_digest(pixels: Tensor) -> str:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """pixels uint8 (N, C, H, W), C 1 or 3, and labels (N,) of any integer type, kept as int64, with the classes' names.
-    Raises TypeError or ValueError for others: floats in [0, 1] would all be black."""
+    """Images and labels. pixels: uint8 (N, C, H, W), C = 1 or 3. labels: (N,), any integer type, stored as int64.
+    Raises TypeError for other types, and ValueError for other shapes or labels out of range."""
 
     pixels: Tensor
     labels: Tensor
@@ -45,23 +45,27 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         pixels, labels = self.pixels, self.labels
+        if not isinstance(pixels, Tensor) or not isinstance(labels, Tensor):
+            raise TypeError(f"pixels and labels are {type(pixels).__name__} and {type(labels).__name__}; give tensors")
         if pixels.dtype != torch.uint8:
-            hint = "; for x in [0, 1] that is (255 * x).round().to(torch.uint8)" if pixels.is_floating_point() else ""
-            raise TypeError(f"pixels are {pixels.dtype}; give torch.uint8, 0 to 255{hint}")
+            hint = "; for x in [0, 1]: (255 * x).round().to(torch.uint8)" if pixels.is_floating_point() else ""
+            raise TypeError(f"pixels have dtype {pixels.dtype}; give torch.uint8 from 0 to 255{hint}")
         if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-            raise ValueError(f"pixels are {tuple(pixels.shape)}; give (N, C, H, W) with C 1 or 3")
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; give (N, C, H, W) with C = 1 or 3")
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels are {labels.dtype}; give class numbers, torch.int64")
+            raise TypeError(f"labels have dtype {labels.dtype}; give integers")
         if labels.shape != pixels.shape[:1]:
-            raise ValueError(f"labels are {tuple(labels.shape)} for {len(pixels)} images; give one number for each")
-        if labels.device.type == "cpu" and len(labels):  # elsewhere a look would make the host wait
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= len(self.class_names):
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)} for {len(pixels)} images; give one for each image"
+            )
+        labels = labels.long()
+        if labels.device.type == "cpu" and len(labels):  # on a GPU this would force a synchronization
+            low, high, count = int(labels.min()), int(labels.max()), len(self.class_names)
+            if low < 0 or high >= count:
                 raise ValueError(
-                    f"labels are {low} to {high}; with {len(self.class_names)} class names give 0 to "
-                    f"{len(self.class_names) - 1}"
+                    f"labels range from {low} to {high} with {count} class names; give labels from 0 to {count - 1}"
                 )
-        object.__setattr__(self, "labels", labels.long())
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.pixels)

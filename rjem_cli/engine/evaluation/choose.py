@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rjem_cli.config import LARGEST_LINF, DataOptions, TestOptions
+from rjem_cli.config import DataOptions, TestOptions, check_radius
 from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.evaluation.attack import AttackSet, random_targets
 from rjem_cli.engine.model.checkpoint import CheckpointInfo
-from rjem_cli.errors import AbsentError, ConfigError, DataError, RadiusError, RjemError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def choose_radii(options: TestOptions, info: CheckpointInfo) -> tuple[str, tuple
     norm = options.norm or info.config.norm
     if options.eps is None and norm != info.config.norm:
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
-    if norm == "linf" and max(radii) > LARGEST_LINF:
-        raise RadiusError("--eps", max(radii))
+    check_radius("--eps", max(radii), norm)
     return norm, tuple(sorted(set(radii)))
 
 

@@ -28,7 +28,7 @@ from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.paths import run_of, trained_in
 from rjem_cli.plain_yaml import read_mapping
 
-FORMAT = "rjem-checkpoint-5"
+FORMAT = "rjem-checkpoint-6"
 LARGEST_SIDE = 4096  # pixels
 MOST_IMAGES = 2**63 - 1  # seen in training
 CONFIG_FILE = "config.yaml"

@@ -61,8 +61,8 @@ def freeze(model: ModuleT) -> ModuleT:
 
 
 def deep_copy(model: ModuleT) -> ModuleT:
-    """Also of a network with the old `weight_norm` or `spectral_norm`: their hooks keep computed weights as attributes,
-    which PyTorch refuses to copy while they belong to a graph. The next pass computes them anew."""
+    """Copy a network, also one with the old `weight_norm` or `spectral_norm`. Their hooks store a computed, non-leaf
+    weight, which `deepcopy` refuses. The next forward pass recomputes it."""
     attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     copies = {id(value): value.detach().clone() for value in attributes if not value.is_leaf}
     return copy.deepcopy(model, copies)
@@ -70,8 +70,8 @@ def deep_copy(model: ModuleT) -> ModuleT:
 
 @torch.no_grad()
 def refresh(frozen: nn.Module, model: nn.Module) -> None:
-    """Give `frozen`, made by `freeze` from this `model`, the weights and statistics that it has now. No module is
-    copied, and every tensor stays where it is: compiled passes read them."""
+    """Copy the current weights and statistics of `model` into `frozen`, which `freeze(model)` made. Tensors keep their
+    storage, because compiled passes hold references to them."""
     folding = {
         f"{name}.conv1": block
         for name, block in model.named_modules()
@@ -88,7 +88,7 @@ def refresh(frozen: nn.Module, model: nn.Module) -> None:
             scale, shift = affine_of(source)
             target.scale.copy_(scale[:, None, None])
             target.shift.copy_(shift[:, None, None])
-        elif not isinstance(target, nn.Identity):  # a folded norm, or none
+        else:
             for key, tensor in (*target.named_parameters(recurse=False), *target.named_buffers(recurse=False)):
                 tensor.copy_(getattr(source, key))
 

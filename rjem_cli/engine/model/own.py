@@ -40,6 +40,10 @@ class Apart(nn.Module):
                 raise RuntimeError("the network raised StopIteration") from error
         return logits_BK
 
+    def __deepcopy__(self, memo: object) -> Apart:
+        """Frozen as it is: nobody else has it, and a user's network need not be one that can be copied."""
+        return self
+
 
 @dataclass(frozen=True)
 class OwnNetwork(Checkpoint):
@@ -80,7 +84,9 @@ def own_network(name: str, options: NetworkOptions, device: torch.device) -> Own
     name_of_data, own = part.partition(":")[0], config.data is not None
     info = CheckpointInfo(config, images.class_names, images.image_shape, name_of_data, images.digest(), own, step=0)
     check_logits(name, model, info, device)
-    return OwnNetwork(Path(name), model, info)
+    network = OwnNetwork(Path(name), model, info)
+    network.sha256()  # now: freezing replaces BatchNorm in place
+    return network
 
 
 def made_by(name: str) -> nn.Module:

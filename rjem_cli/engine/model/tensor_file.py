@@ -29,7 +29,7 @@ def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes,
     """(the file's content, its sha256 of what it holds); equal for equal arguments."""
     held = {name: plain(tensor) for name, tensor in tensors.items()}
     sha256 = digest(held, description)
-    sealed = {"sha256": sha256, "description": description}
+    sealed = {"sha256": sha256, "description_sha256": description_digest(description), "description": description}
     return safetensors.torch.save(held, {METADATA_KEY: json.dumps(sealed)}), sha256
 
 
@@ -50,22 +50,22 @@ def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
         tensors = {name: file.get_tensor(name).clone() for name in names}
     if sealed["sha256"] != digest(tensors, sealed["description"]):
         raise DataError(f"{path} is damaged: its content is not what its sha256 says; use another checkpoint")
-    check_is(path, sealed, sha256)
+    check_sha256(path, sealed, sha256)
     return tensors, sealed["description"]
 
 
 def read_description(path: Path, sha256: str | None = None) -> Description:
-    """Without the tensors, so the file's sha256 is compared with the one asked for, but not with what the file holds.
-    Raises as `read_tensors` does."""
+    """Read the description only, and check it. Compares the file's stored sha256 with `sha256`, but not with the
+    tensors. Raises as `read_tensors` does."""
     with opened(path) as file:
         sealed = sealed_part(file, path)
-    check_is(path, sealed, sha256)
+    check_sha256(path, sealed, sha256)
     description: Description = sealed["description"]
     return description
 
 
-def check_is(path: Path, sealed: dict[str, Any], sha256: str | None) -> None:
-    """Raises DataError for another file than the one with this `sha256`."""
+def check_sha256(path: Path, sealed: dict[str, Any], sha256: str | None) -> None:
+    """Raise DataError if the file's sha256 is not `sha256`."""
     if sha256 not in (None, sealed["sha256"]):
         raise DataError(f"{path} belongs to another checkpoint")
 
@@ -77,8 +77,17 @@ def sealed_part(file: Any, path: Path) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         sealed = json.loads(metadata[METADATA_KEY])
         if isinstance(sealed, dict) and isinstance(sealed.get("description"), dict) and "sha256" in sealed:
+            if sealed.get("description_sha256") != description_digest(sealed["description"]):
+                raise DataError(
+                    f"{path} is damaged: its description is not what its sha256 says; use another checkpoint"
+                )
             return sealed
     raise DataError(f"{path} has a description that rjem cannot read; use another checkpoint")
+
+
+def description_digest(description: Description) -> str:
+    """So that a description can be trusted without the tensors."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def digest(tensors: dict[str, Tensor], description: Description) -> str:

@@ -23,7 +23,7 @@ from rjem_cli.engine.evaluation.accuracy import accuracy
 from rjem_cli.engine.model.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.ranks import ALONE
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.training.checkpoints import newest_valid
+from rjem_cli.engine.training.checkpoints import latest_valid
 from rjem_cli.engine.training.loop import start, train_to_end
 from rjem_cli.engine.training.progress import Progress
 from rjem_cli.engine.training.trainer import Trainer
@@ -131,7 +131,7 @@ def begun(splits: Splits, runtime: Runtime, folder: Path, watch: Callable[[Progr
     trainer = Trainer(judge_config(splits), splits, replace(runtime, ranks=ALONE), folder, watch)
     if checkpoints_in(folder):
         try:
-            start(trainer, newest_valid(folder, trainer.tell))
+            start(trainer, latest_valid(folder, trainer.warn))
             return trainer
         except RjemError:
             shutil.rmtree(folder)

@@ -96,9 +96,9 @@ class Neighbours(NamedTuple):
 
 
 def look_at_neighbours(generated: Tensor, real: Tensor, neighbours: int) -> Neighbours:
-    """Density: how many balls around real images, each as wide as to its k-th neighbour, a generated image lies inside
-    of, over k. Coverage: the share of real images whose ball holds a generated one inside (Naeem et al. 2020, Eq. 4 and
-    5; an image on the surface is outside, as in the authors' code)."""
+    """Density: the mean number of real images' k-nearest-neighbour balls that contain a generated image, over k.
+    Coverage: the share of these balls that contain a generated image (Naeem et al. 2020, Eq. 4 and 5). A point on the
+    surface is outside, as in the authors' code."""
     radii, spacing = [], []
     for part in real.split(TILE):
         closest = torch.cdist(part, real).topk(neighbours + 1, largest=False).values  # the image itself among them
@@ -112,7 +112,7 @@ def look_at_neighbours(generated: Tensor, real: Tensor, neighbours: int) -> Neig
         closest_B = distance_BM.min(dim=1)
         nearest.append(closest_B.indices)
         distance.append(closest_B.values)
-        within = distance_BM < radius_M  # as the authors count
+        within = distance_BM < radius_M
         inside += within.sum().item()
         covered |= within.any(dim=0)
     return Neighbours(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import ChainOptions, TrainConfig
+from rjem_cli.config import ChainOptions, TrainConfig, check_radius
 from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of
 from rjem_cli.engine.data.classes import UNCONDITIONAL, parse_classes
 from rjem_cli.engine.model.checkpoint import Checkpoint, without_places
@@ -77,6 +77,8 @@ def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy
     inner_step = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
     inner_steps = trained.inner_steps if options.inner_steps is None else options.inner_steps
     plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
+    if plan.attacks:
+        check_radius("--attack-eps", plan.attack_eps, plan.norm)
     if not math.isfinite(plan.sgld_step_size):
         raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller ones")
     if options.proper:  # Eq. 1 with a / 2 for the step: the noise has variance a

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,10 +48,9 @@ def save_pair(
         raise
 
 
-def read_whole(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """What a run goes on from, of a checkpoint that is whole with its state, and the lines of metrics that were not
-    written then. Reads either file once. Raises AbsentError or DataError for what is missing or damaged, RjemError for
-    what may not be read: nobody knows whether that is whole."""
+def read_intact(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """State and unwritten metric lines of an intact checkpoint. Reads each file once. Raises AbsentError or DataError
+    for a missing or damaged file, RjemError for one that may not be read."""
     _, description = read_tensors(path)
     tensors, about = read_tensors(state_path(path), info_of(path, description).state_sha256 or "none")
     check_format(path, about)
@@ -59,14 +58,14 @@ def read_whole(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
 
 
 def check_format(path: Path, description: Description) -> None:
-    """Raises DataError for the description of a state that this rjem cannot go on from."""
+    """Raises DataError for the description of a state of another format."""
     if description.get("format") != STATE_FORMAT:
-        raise DataError(f"{state_path(path)} is no state of {STATE_FORMAT}; use another checkpoint")
+        raise DataError(f"{state_path(path)} is not in format {STATE_FORMAT}; use another checkpoint")
 
 
-def newest_readable(run_dir: Path) -> tuple[Path | None, dict[Path, RjemError]]:
-    """The newest checkpoint that says what it is, and so does its state, and what is wrong with those after it. Only
-    descriptions are read: damage to weights is found when they are loaded."""
+def latest_described(run_dir: Path) -> tuple[Path | None, dict[Path, RjemError]]:
+    """The newest checkpoint with intact descriptions of its network and state, and the errors of newer ones. Does not
+    verify tensors. Raises RjemError for a file that may not be read."""
     damaged: dict[Path, RjemError] = {}
     for path in reversed(checkpoints_in(run_dir)):
         try:
@@ -79,22 +78,24 @@ def newest_readable(run_dir: Path) -> tuple[Path | None, dict[Path, RjemError]]:
     return None, damaged
 
 
-def newest_valid(run_dir: Path, tell: Callable[[str], None]) -> Path:
-    """`newest_readable`; `tell` hears of those that are passed over. Raises DataError if there is none."""
-    path, damaged = newest_readable(run_dir)
+def latest_valid(run_dir: Path, warn: Callable[[str], None]) -> Path:
+    """`latest_described`; `warn` hears of skipped checkpoints. Raises DataError if there is none."""
+    path, damaged = latest_described(run_dir)
     for error in damaged.values():
-        tell(f"passed over: {error}")
-    return path or none_whole(run_dir)
+        warn(f"skipped: {error}")
+    if path is None:
+        raise no_valid_checkpoint(run_dir)
+    return path
 
 
-def none_whole(run_dir: Path) -> NoReturn:
-    raise DataError(
-        f"{run_dir} has no checkpoint that is whole with its state; train again under another name (a network that is "
-        "whole can still be sampled)"
+def no_valid_checkpoint(run_dir: Path) -> DataError:
+    return DataError(
+        f"{run_dir} has no valid checkpoint with its state; train under another --run (rjem generate still reads "
+        "intact networks)"
     )
 
 
-def set_aside(path: Path, tell: Callable[[str], None]) -> None:
+def set_aside(path: Path, warn: Callable[[str], None]) -> None:
     """Out of the way, but not removed: what is damaged for a run may yet be of use. Raises RjemError."""
     with explained("rename", path):
         for file in (path, state_path(path)):
@@ -102,7 +103,7 @@ def set_aside(path: Path, tell: Callable[[str], None]) -> None:
                 names = (file.with_name(f"{file.name}{ASIDE}{number or ''}") for number in itertools.count())
                 new = next(name for name in names if not name.exists())
                 file.rename(new)
-                tell(f"set aside: {new}")
+                warn(f"set aside: {new}")
 
 
 def drop_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:

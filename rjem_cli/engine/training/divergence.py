@@ -16,7 +16,7 @@ from rjem_cli.config import TrainConfig
 
 
 class Divergence(Exception):
-    """What was seen, in words; training goes back to its last checkpoint."""
+    """What was seen, in words; training returns to its newest checkpoint."""
 
 
 @dataclass

@@ -16,10 +16,10 @@ from rjem_cli.engine.model.checkpoint import CONFIG_FILE, all_finite, read_info,
 from rjem_cli.engine.training.checkpoints import (
     clean,
     drop_old,
-    newest_readable,
-    newest_valid,
-    none_whole,
-    read_whole,
+    latest_described,
+    latest_valid,
+    no_valid_checkpoint,
+    read_intact,
     save_pair,
     set_aside,
 )
@@ -33,11 +33,13 @@ from rjem_cli.paths import checkpoint_path, checkpoints_dir, checkpoints_in, ste
 
 
 def start(trainer: Trainer, resume: Path | None) -> None:
-    """Put the trainer where `resume`, the newest readable checkpoint of its run, left it, or the newest before it that
-    is whole; else save the first one, so that there is always one to go back to, and what cannot be written is known at
-    once. The run's folder must be locked; its config.yaml is written once nothing can be refused any more. Raises
-    DataError for a state that does not fit, RjemError for a place that cannot be written and for a run that another
-    process took on meanwhile."""
+    """Load the newest intact checkpoint of a resumed run, or save the first one of a new run: there is always one to go
+    back to, and a place that cannot be written is known at once. `resume`: the run's newest described checkpoint. The
+    run's folder must be locked; its config.yaml is written once nothing can be refused any more.
+
+    Raises DataError for a state that does not fit, and RjemError for a place that cannot be written or a run that
+    another process trained meanwhile.
+    """
     trainer.watch(Progress(TRAINING, 0 if resume is None else step_of(resume), trainer.steps))
     trainer.ranks.from_first(lambda: clear(trainer, resume))
     unwritten: list[dict[str, Any]] = []
@@ -46,12 +48,14 @@ def start(trainer: Trainer, resume: Path | None) -> None:
         save(trainer)
     else:
         path, unwritten = go_back(trainer)
+        if path != resume:
+            trainer.warn(f"resumes from step {trainer.step} instead")
         write_config(trainer)
         if trainer.step == trainer.steps:
             trainer.tell("all its steps are done already; its tests and pictures are made anew (more --steps go on)")
         if trainer.guard.count:
             scale, count = trainer.guard.rate_scale, trainer.guard.count
-            trainer.tell(f"the rate is {scale:g} of --lr: divergences of this run so far, {count}")
+            trainer.warn(f"the rate is {scale:g} of --lr: divergences of this run so far, {count}")
         if trainer.step < trainer.steps and read_info(path).config != without_places(trainer.config):
             trainer.saved_step = None  # the new settings are to outlive a stop before the next checkpoint
     trainer.metrics.read(unwritten)
@@ -63,11 +67,11 @@ def start(trainer: Trainer, resume: Path | None) -> None:
 def clear(trainer: Trainer, resume: Path | None) -> None:
     """The run's folder of what is damaged or was left by a kill."""
     make_dir(checkpoints_dir(trainer.run_dir))
-    newest, damaged = newest_readable(trainer.run_dir)
+    newest, damaged = latest_described(trainer.run_dir)
     if newest != resume:
         raise RjemError(f"{trainer.run_dir} was trained by another process meanwhile; call again")
     for path in damaged:
-        set_aside(path, trainer.tell)
+        set_aside(path, trainer.warn)
     clean(trainer.run_dir)
 
 
@@ -89,8 +93,8 @@ def train_to_end(trainer: Trainer, should_stop: Callable[[], bool]) -> Path:
     try:
         path = path_of(trainer) if trainer.saved_step == trainer.step else save_last(trainer)
     except Divergence as event:  # the checkpoint before this step is what is good
-        trainer.tell(f"stopped where it diverged, at step {trainer.step}: {event}")
-        path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
+        trainer.warn(f"stopped where it diverged, at step {trainer.step}: {event}")
+        path = trainer.ranks.from_first(lambda: latest_valid(trainer.run_dir, trainer.warn))
     flush_metrics(trainer)  # nothing else would write what waits
     return path
 
@@ -132,7 +136,7 @@ def tell_failure(trainer: Trainer, write: Callable[[], object], then: str) -> No
     try:
         write()
     except RjemError as error:
-        trainer.tell(f"{error}; training goes on, and {then}")
+        trainer.warn(f"{error}; training goes on, and {then}")
 
 
 def draw(trainer: Trainer) -> None:
@@ -142,17 +146,16 @@ def draw(trainer: Trainer) -> None:
 
 
 def recover(trainer: Trainer, event: Divergence) -> None:
-    """Back to the newest checkpoint, with half the learning rate and a share of the chains started again. That
-    checkpoint stays as it is: a run that is killed now meets this event again. Raises DivergedError after
-    max_divergences such events."""
+    """Return to the newest checkpoint, halve the learning rate and redraw a share of the chains. The checkpoint is not
+    changed, so a killed run meets the same event again. Raises DivergedError after max_divergences such events."""
     at, guard, most = trainer.step, trainer.guard, trainer.config.max_divergences
     if guard.count >= most:
-        path = trainer.ranks.from_first(lambda: newest_valid(trainer.run_dir, trainer.tell))
+        path = trainer.ranks.from_first(lambda: latest_valid(trainer.run_dir, trainer.warn))
         trainer.metrics.add_event(at, at, str(event), rate_scale=None)
         with contextlib.suppress(RjemError):  # of two failures this one is to be known
             flush_metrics(trainer)
         raise DivergedError(
-            f"training diverged at step {at} ({event}) after {most} times of going back; the last good checkpoint is "
+            f"training diverged at step {at} ({event}) after {most} times of going back; its newest checkpoint is "
             f"{path}; try a lower --lr{'' if trainer.config.max_grad_norm else ', or set --max-grad-norm'}"
         )
     count = guard.count + 1  # the checkpoint may be of before an earlier event
@@ -163,28 +166,27 @@ def recover(trainer: Trainer, event: Divergence) -> None:
     trainer.metrics.forget_after(trainer.step, guard.count - 1, at_end=False)
     trainer.metrics.add_event(trainer.step, at, str(event), guard.rate_scale)
     write_metrics(trainer)
-    trainer.tell(
+    trainer.warn(
         f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.rate_scale:g} of the learning rate "
         f"({guard.count} of {most})"
     )
 
 
 def go_back(trainer: Trainer) -> tuple[Path, list[dict[str, Any]]]:
-    """To the state of the run's newest checkpoint that is whole; damaged ones are set aside. Gives the checkpoint, and
-    the lines of metrics that were not written when it was saved. Raises DataError for a state that does not fit the
-    run, and where none is whole."""
+    """Load the newest intact checkpoint, and set damaged ones aside. Returns its path and unwritten metric lines.
+    Raises DataError if none is intact or the state does not fit the run."""
     ranks = trainer.ranks
     for path in reversed(ranks.from_first(lambda: checkpoints_in(trainer.run_dir))):
         try:
-            tensors, unwritten = ranks.jointly(partial(read_whole, path))
+            tensors, unwritten = ranks.jointly(partial(read_intact, path))
         except (AbsentError, DataError) as error:
-            trainer.tell(f"passed over: {error}")
-            ranks.from_first(partial(set_aside, path, trainer.tell))
+            trainer.warn(f"skipped: {error}")
+            ranks.from_first(partial(set_aside, path, trainer.warn))
             continue
         ranks.jointly(partial(load_state, trainer, path, tensors))
         trainer.saved_step = trainer.step
         return path, unwritten
-    none_whole(trainer.run_dir)
+    raise no_valid_checkpoint(trainer.run_dir)
 
 
 def load_state(trainer: Trainer, path: Path, tensors: dict[str, Tensor]) -> None:
@@ -226,7 +228,7 @@ def save_last(trainer: Trainer) -> Path:
     try:
         return save(trainer)
     except RjemError as error:
-        newest, _ = newest_readable(trainer.run_dir)
+        newest, _ = latest_described(trainer.run_dir)
         lost = RjemError(f"{error}; the newest checkpoint is that of step {step_of(newest)}" if newest else str(error))
         lost.told = error.told
         raise lost from None

@@ -12,13 +12,14 @@ TRAINING = "training"  # the phase in which steps are taken
 
 class Progress(NamedTuple):
     """After each step of a phase. With the log lines of training come `metrics`, and `energies`, E(x) (N,) of data and
-    of chains; `note` says what is worth a line of its own."""
+    of chains. `note` or `warning` is a message, for a line of its own."""
 
     phase: str
     step: int
     steps: int
     metrics: dict[str, float] | None = None
     note: str | None = None
+    warning: str | None = None
     energies: dict[str, Tensor] | None = None
 
 

@@ -114,7 +114,7 @@ def summarise(trainer: Trainer, splits: Splits, runtime: Runtime) -> dict[str, A
     model = runtime.scoring().frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     chosen = AttackSet(splits.test.subset(indices), indices, None, trainer.config.seed)
-    room = Room(TEST_BATCH, trainer.tell)
+    room = Room(TEST_BATCH, trainer.warn)
     clean = look_at_clean(model, TEST_PLAN, chosen, runtime.device, room)
     (attacked,) = attack_images(
         model,

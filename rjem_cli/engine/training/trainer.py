@@ -197,6 +197,9 @@ class Trainer:
     def tell(self, note: str) -> None:
         self.watch(Progress(TRAINING, self.step, self.steps, note=note))
 
+    def warn(self, warning: str) -> None:
+        self.watch(Progress(TRAINING, self.step, self.steps, warning=warning))
+
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
         return derived_generator(
             self.config.seed, purpose, self.step, device=self.runtime.device if on_device else "cpu"

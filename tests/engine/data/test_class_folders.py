@@ -52,7 +52,7 @@ def test_a_second_archive_can_be_the_test_set(tmp_path):
     assert (len(splits.train), len(splits.test)) == (20, 6)
 
 
-def test_hidden_files_links_and_other_files_are_passed_over(tmp_path):
+def test_hidden_files_links_and_other_files_are_skipped(tmp_path):
     extra = {"__MACOSX/cat/._00.png": b"x", "cat/.hidden.png": b"x", "cat/notes.txt": b"x"}
     folder = write({**tree(), **extra}, tmp_path / "images")
     assert len(read_class_folders(str(folder))["train"]) == 20

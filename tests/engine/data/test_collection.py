@@ -132,7 +132,7 @@ def test_meta_that_is_no_json_is_named_and_foreign_meta_is_no_protocol(tmp_path)
     assert read_collection(str(write({**FLAT, "meta.json": json.dumps([1]).encode()}, tmp_path / "b"))).meta is None
 
 
-def test_links_in_a_tar_and_hidden_files_are_passed_over(tmp_path):
+def test_links_in_a_tar_and_hidden_files_are_skipped(tmp_path):
     path = write(
         {**FLAT, ".hidden.png": png(1), "__MACOSX/._0.png": b"x", "grid.png": png(3, (99, 9))}, tmp_path / "x.tar"
     )

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,7 @@ def test_a_given_test_set_is_kept():
     ("pixels", "labels", "error", "message"),
     [
         (torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), TypeError, r"torch.float32; .* \(255 \* x\)"),
+        (np.zeros((2, 1, 4, 4), np.uint8), torch.tensor([0, 1]), TypeError, "ndarray and Tensor; give tensors"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.int64), torch.tensor([0, 1]), TypeError, "give torch.uint8"),
         (
             torch.zeros(2, 4, 4, dtype=torch.uint8),
@@ -45,10 +47,20 @@ def test_a_given_test_set_is_kept():
             ValueError,
             r"\(2, 4, 4\); give \(N, C, H, W\)",
         ),
-        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1]), ValueError, "with C 1 or 3"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0.0, 1.0]), TypeError, "give class numbers"),
+        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1]), ValueError, "with C = 1 or 3"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            torch.tensor([0.0, 1.0]),
+            TypeError,
+            "labels have dtype torch.float32; give integers",
+        ),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0]), ValueError, r"\(1,\) for 2 images"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), ValueError, "0 to 2; .* give 0 to 1"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            torch.tensor([0, 2]),
+            ValueError,
+            "from 0 to 2 with 2 class names; give labels from 0 to 1",
+        ),
     ],
 )
 def test_images_and_labels_of_another_kind_are_refused(pixels, labels, error, message):
@@ -56,7 +68,7 @@ def test_images_and_labels_of_another_kind_are_refused(pixels, labels, error, me
         ImageSet(pixels, labels, ("a", "b"))
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int64])
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int64, torch.uint16])
 def test_class_numbers_of_any_integer_type_are_kept_as_int64(kind):
     images = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1], dtype=kind), ("a", "b"))
     assert images.labels.dtype == torch.int64 and images.labels.tolist() == [0, 1]

@@ -8,7 +8,7 @@ import torch
 from rjem_cli import files
 from rjem_cli.engine.model import tensor_file
 from rjem_cli.engine.model.checkpoint import FORMAT, load_checkpoint, read_info, state_path
-from rjem_cli.engine.training.checkpoints import ASIDE, STATE_FORMAT, newest_valid
+from rjem_cli.engine.training.checkpoints import ASIDE, STATE_FORMAT, latest_valid
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in
@@ -32,7 +32,7 @@ def empty(path):
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, lambda path: path.unlink()])
 @pytest.mark.parametrize("part", ["checkpoint", "state"])
-def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, damage, part):
+def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path, damage, part):
     whole, _ = train(tmp_path / "whole")
     train(tmp_path / "run", stop_at=5)  # checkpoints of steps 3 and 5
     newest = checkpoints_in(tmp_path / "run")[-1]
@@ -47,8 +47,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, damage, part):
     if not newest.with_name(newest.name + ASIDE).exists():
         assert part == "checkpoint" and not notes  # a checkpoint that is gone is none
         return
-    passed_over, *aside = notes
-    assert passed_over.startswith("passed over: ") and "step-00000005" in passed_over
+    skipped, *aside = notes
+    assert skipped.startswith("skipped: ") and "step-00000005" in skipped
     assert aside and all(note.startswith("set aside: ") for note in aside)  # not removed
     remains = {path.name for path in newest.parent.iterdir() if ASIDE in path.name}
     assert newest.name + ASIDE in remains and len(remains) == len(aside)
@@ -59,8 +59,8 @@ def test_a_run_without_a_whole_checkpoint_is_named(tmp_path):
     for path in checkpoints_in(tmp_path):
         truncate(path)
     notes = []
-    with pytest.raises(DataError, match="has no checkpoint that is whole"):
-        newest_valid(tmp_path, notes.append)
+    with pytest.raises(DataError, match="has no valid checkpoint"):
+        latest_valid(tmp_path, notes.append)
     assert len(notes) == 2
 
 
@@ -68,17 +68,36 @@ def test_a_state_under_another_checkpoints_name_is_not_its_state(tmp_path):
     train(tmp_path, stop_at=2)
     older, newer = checkpoints_in(tmp_path)
     state_path(newer).write_bytes(state_path(older).read_bytes())
-    assert newest_valid(tmp_path, lambda note: None) == older
+    assert latest_valid(tmp_path, lambda note: None) == older
 
 
 def test_a_resume_reads_and_hashes_each_file_once(tmp_path, monkeypatch):
     train(tmp_path, stop_at=4)
-    hashed = []
-    digest = tensor_file.digest
+    hashed, read = [], []
+    digest, safe_open = tensor_file.digest, tensor_file.safe_open
 
     def counted(tensors, description):
         hashed.append(description["format"])
         return digest(tensors, description)
+
+    class Counted:
+        """A safetensors file that notes of which tensors the content is read."""
+
+        def __init__(self, path, framework):
+            self.file, self.path = safe_open(path, framework=framework), path
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, name):
+            read.append((self.path, name))
+            return self.file.get_tensor(name)
 
     class Begun(Exception):
         pass
@@ -87,10 +106,12 @@ def test_a_resume_reads_and_hashes_each_file_once(tmp_path, monkeypatch):
         raise Begun
 
     monkeypatch.setattr(tensor_file, "digest", counted)
+    monkeypatch.setattr(tensor_file, "safe_open", Counted)
     monkeypatch.setattr(Trainer, "train_step", begun)
     with pytest.raises(Begun):
         train(tmp_path, resume=True)
     assert sorted(kind for kind in hashed if kind in (FORMAT, STATE_FORMAT)) == [FORMAT, STATE_FORMAT]
+    assert len(set(read)) == len(read) > 50
 
 
 def test_what_a_kill_left_half_done_is_removed(tmp_path):

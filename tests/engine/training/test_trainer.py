@@ -11,7 +11,7 @@ from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
-from rjem_cli.engine.training.checkpoints import ASIDE, newest_valid, read_whole
+from rjem_cli.engine.training.checkpoints import ASIDE, latest_valid, read_intact
 from rjem_cli.engine.training.divergence import Divergence
 from rjem_cli.engine.training.metrics import Clock
 from rjem_cli.engine.training.run import run_training
@@ -54,8 +54,8 @@ def train(run_dir, resume=False, stop_at=None, notes=None, **changes):
     told, notes = [], [] if notes is None else notes
 
     def watch(progress):
-        if progress.note:
-            notes.append(progress.note)
+        if message := progress.note or progress.warning:
+            notes.append(message)
         elif progress.phase == "training":
             told.append(progress.step)
 
@@ -64,7 +64,7 @@ def train(run_dir, resume=False, stop_at=None, notes=None, **changes):
         digit_splits(config.val_fraction, shifted=False),
         start_runtime(config),
         run_dir,
-        resume=newest_valid(run_dir, notes.append) if resume else None,
+        resume=latest_valid(run_dir, notes.append) if resume else None,
         watch=watch,
         should_stop=lambda: stop_at is not None and len(told) - STARTING >= stop_at,
     )
@@ -254,7 +254,7 @@ def test_a_stop_does_not_wait_for_pictures(tmp_path):
 
         def watch(progress):
             seen.append(progress.phase)
-            if progress.phase == "training" and not progress.note:
+            if progress.phase == "training" and not (progress.note or progress.warning):
                 steps.append(progress.step)
 
         return run_training(
@@ -262,7 +262,7 @@ def test_a_stop_does_not_wait_for_pictures(tmp_path):
             digit_splits(config.val_fraction, shifted=False),
             start_runtime(config),
             tmp_path,
-            resume=newest_valid(tmp_path, drawn.append) if checkpoints_in(tmp_path) else None,
+            resume=latest_valid(tmp_path, drawn.append) if checkpoints_in(tmp_path) else None,
             watch=watch,
             should_stop=lambda: seen.count(phase) > 1,
         )
@@ -287,7 +287,7 @@ def test_divergence_ends_the_run_and_leaves_the_last_good_checkpoint(tmp_path):
     before = good.checkpoint.read_bytes(), state_path(good.checkpoint).read_bytes()
     notes = []
     with pytest.raises(
-        DivergedError, match=r"diverged at step \d .*after 3 times of going back; the last good checkpoint is"
+        DivergedError, match=r"diverged at step \d .*after 3 times of going back; its newest checkpoint is"
     ) as error:
         train(tmp_path, resume=True, lr=1e30, warmup_steps=0, notes=notes)
     assert str(good.checkpoint) in str(error.value) and len(notes) == 3
@@ -432,7 +432,7 @@ def test_a_stop_after_an_event_is_where_the_run_goes_on(tmp_path, monkeypatch):
     poisoned(monkeypatch, {0}, sick)
     stopped, _ = train(tmp_path, resume=True, steps=9, stop_at=1, keep_last=1, keep_best=False)
     assert [path.name[5:13] for path in checkpoints_in(tmp_path)] == ["00000006"]
-    assert int(read_whole(stopped.checkpoint)[0]["divergences"]) == 1
+    assert int(read_intact(stopped.checkpoint)[0]["divergences"]) == 1
 
 
 def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, monkeypatch):
