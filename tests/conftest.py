@@ -1,5 +1,5 @@
-"""Each test has its own RJEM_HOME and no network. Workers use one thread, and run commands in their own process. A trained
-run and a judge are built once per worker."""
+"""Each test has its own RJEM_HOME and no network. Workers use one thread, and run commands in their own process. A
+trained run and a judge are built once per worker."""
 
 from __future__ import annotations
 

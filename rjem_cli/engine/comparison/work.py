@@ -22,8 +22,8 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True)
 class Work:
-    """Callbacks: `say` logs progress, `warn` logs problems, `watch` may raise to end the work, `quietly` must not raise,
-    `stop` returns whether to end."""
+    """Callbacks: `say` logs progress, `warn` logs problems, `watch` may raise to end the work, `quietly` must not
+    raise, `stop` returns whether to end."""
 
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -47,6 +47,8 @@ def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path, damage, part):
     if not newest.with_name(newest.name + ASIDE).exists():
         assert part == "checkpoint" and not notes  # a checkpoint that is gone is none
         return
+    if notes[-1] == "resumes from step 3 instead":  # damaged tensors are found when they are loaded
+        notes.pop()
     skipped, *aside = notes
     assert skipped.startswith("skipped: ") and "step-00000005" in skipped
     assert aside and all(note.startswith("set aside: ") for note in aside)  # not removed
