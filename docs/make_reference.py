@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from rjem_cli.app import app
+from rjem_cli.cli.app import app
+from rjem_cli.cli.options import shown_default
 from rjem_cli.config import TrainConfig
-from rjem_cli.interface.options import shown_default
-from rjem_cli.interface.settings import preset_layer, preset_names, settle, variable_name
-from rjem_cli.knobs import flag_name
+from rjem_cli.config.fields import flag_name
+from rjem_cli.config.sources import preset_names, preset_source, resolve, variable_name
 
 HERE = Path(__file__).parent
 HEAD = """# Reference
@@ -42,12 +42,12 @@ def section(name: str, command: Any) -> list[str]:
 
 def presets() -> str:
     """A table of the presets' values, where one has another than the default."""
-    configs = [settle(TrainConfig, [preset_layer(name)]).config for name in preset_names()]
+    configs = [resolve(TrainConfig, [preset_source(name)]).config for name in preset_names()]
     rows = ""
-    for knob in fields(TrainConfig):
-        values = [getattr(config, knob.name) for config in configs]
-        if knob.name != "preset" and any(value != knob.default for value in values):
-            rows += f"| `{flag_name(knob.name)}` | {' | '.join(map(written, values))} |\n"
+    for option in fields(TrainConfig):
+        values = [getattr(config, option.name) for config in configs]
+        if option.name != "preset" and any(value != option.default for value in values):
+            rows += f"| `{flag_name(option.name)}` | {' | '.join(map(written, values))} |\n"
     titles = " | ".join(f"`{name}`" for name in preset_names())
     return (
         "\n**Presets**\n\nThe tables below show the defaults. A preset changes these values:\n\n"
@@ -79,7 +79,7 @@ def text_of(command: Any) -> str:
 
 def panels(name: str, command: Any) -> list[str]:
     """A table for each group of flags, in the order of --help."""
-    defaults = {knob.name: knob.default for knob in fields(TrainConfig)} if name == "rjem train" else {}
+    defaults = {option.name: option.default for option in fields(TrainConfig)} if name == "rjem train" else {}
     found: dict[str, list[str]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
@@ -93,8 +93,8 @@ def row(option: Any, default: str) -> str:
     metavar = "" if option.is_flag or not option.metavar else f" {option.metavar}"
     escaped = f"{option.help or ''}{default}".replace("|", "\\|")
     flag = f"{names}{metavar}".replace("|", "\\|")
-    knob = getattr(option, "rich_help_panel", None)
-    variable = f" `{variable_name(option.name)}`" if knob else ""
+    option = getattr(option, "rich_help_panel", None)
+    variable = f" `{variable_name(option.name)}`" if option else ""
     return f"| `{flag}`{variable} | {escaped} |\n"
 
 

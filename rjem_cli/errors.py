@@ -10,7 +10,6 @@ class RjemError(Exception):
     """A known failure. Its text is one line: what, which value or file, and what to do."""
 
     exit_code = 1
-    told: bool | None = None  # by another process of the same job; None: nobody has asked
 
 
 class ConfigError(RjemError):
@@ -43,7 +42,7 @@ class DataError(RjemError):
     """An input file is there but cannot be used: corrupt, of another size, not what its name says."""
 
 
-class GateError(RjemError):
+class RequirementError(RjemError):
     """A score is there, but does not meet a condition of --require."""
 
     exit_code = 4
@@ -66,11 +65,8 @@ class InterruptedRunError(RjemError):
         return type(self), (str(self), self.exit_code - 128), self.__dict__
 
 
-class LostRanksError(Exception):
-    """Another process of the same job has gone, or cannot be reached: no work of this one can go on, whatever else it
-    would make the best of."""
-
-    told: bool | None = None
+class PeerLostError(RjemError):
+    """Another process of the same training run has ended, or cannot be reached."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

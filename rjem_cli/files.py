@@ -168,7 +168,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         free = shutil.disk_usage(folder).free
     if free < needed:
         raise RjemError(
-            f"{what} needs {needed / 1e6:.1f} MB and {folder} has {free / 1e6:.1f} MB left; make room, or move "
+            f"{what} needs {needed / 1e6:.1f} MB and {folder} has {free / 1e6:.1f} MB left; make batches, or move "
             "RJEM_HOME"
         )
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from rjem_cli.config import DATASETS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
 
+QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint
+
 
 def home() -> Path:
     """All state lives here: RJEM_HOME, else the platform's user data folder."""
@@ -61,6 +63,10 @@ def weights_dir() -> Path:
 
 def comparisons_dir() -> Path:
     return home() / "comparisons"
+
+
+def attacks_dir() -> Path:
+    return home() / "attacks"
 
 
 def results_file() -> Path:

@@ -17,10 +17,10 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # processes that wait leave the cores
 
 import numpy as np
 import pytest
+from rjem_cli.engine.quality import judge
 
 from rjem_cli.__main__ import main
 from rjem_cli.engine.data.digits import load_digits
-from rjem_cli.engine.quality import judge
 
 TINY_FLAGS = (
     "--dataset digits --batch-size 16 --steps 3 --warmup-steps 2 --pgd-steps 2 --sgld-steps 2 --buffer-size 32 "

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rjem_cli.engine.model.checkpoint import state_path
+from rjem_cli.engine.models.checkpoint import state_path
 from rjem_cli.paths import checkpoints_in
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rjem_cli.config.chains import ChainOptions, GenerateConfig, LangevinConfig
 from rjem_cli.config.common import (
     DATASETS,
     DEFAULT_PRESETS,
@@ -22,7 +21,14 @@ from rjem_cli.config.common import (
     check_radius,
 )
 from rjem_cli.config.compare import FORMATS, SCALES, SUFFIXES, CompareConfig
-from rjem_cli.config.scores import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions, TestOptions
+from rjem_cli.config.sampling import ChainOptions, GenerateConfig, LangevinConfig
+from rjem_cli.config.scoring import (
+    AttackConfig,
+    CheckpointScoreOptions,
+    EvalConfig,
+    EvalDataOptions,
+    SampleScoreOptions,
+)
 from rjem_cli.config.training import (
     AttackTrainingOptions,
     DataOptions,
@@ -60,6 +66,7 @@ __all__ = [
     "DeviceOptions",
     "EnergyOptions",
     "EvalConfig",
+    "EvalDataOptions",
     "GenerateConfig",
     "GuardOptions",
     "LangevinConfig",
@@ -70,7 +77,6 @@ __all__ = [
     "RuntimeOptions",
     "SampleScoreOptions",
     "SamplingOptions",
-    "TestOptions",
     "TrainConfig",
     "check_radius",
 ]

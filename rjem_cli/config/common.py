@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError, RadiusError
-from rjem_cli.knobs import Options, knob
 
 LARGEST_BATCH = 10**6
 LARGEST_RADIUS = 10**6  # of an L2 ball, model units
@@ -36,8 +36,8 @@ def check_radius(flag: str, eps: float, norm: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceOptions(Options):
-    device: str = knob("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
+class DeviceOptions(Config):
+    device: str = option("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the fastest that is there and says why")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,16 +46,18 @@ class DeviceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(Options):
+class NetworkOptions(Config):
     """Which network, where it is none that rjem trained, and the images it was made for."""
 
-    model: str | None = knob(
+    model: str | None = option(
         None,
         "MODULE:FACTORY of a network of your own, in place of a checkpoint: a function without arguments that gives a "
         "torch.nn.Module from images (B, C, H, W) in [-1, 1] to logits (B, classes); needs --dataset or --data",
     )
-    dataset: str | None = knob(None, "Built-in data set (default: the checkpoint's)", choices=DATASETS, replaces="data")
-    data: str | None = knob(None, "Your images, or where the training images are now", replaces="dataset")
+    dataset: str | None = option(
+        None, "Built-in data set (default: the checkpoint's)", choices=DATASETS, replaces="data"
+    )
+    data: str | None = option(None, "Your images, or where the training images are now", replaces="dataset")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,16 +69,16 @@ class NetworkOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOptions(DeviceOptions):
-    precision: str = knob(
+    precision: str = option(
         "auto",
         "Arithmetic of the network; chain states stay fp32; fp16 for GPUs without bf16",
         choices=("auto", "fp32", "tf32", "bf16", "fp16"),
     )
-    compile: bool | None = knob(
+    compile: bool | None = option(
         None,
         "Compile the network's passes with torch.compile, in half a minute or more at the start; not unless asked for",
     )
-    seed: int = knob(
+    seed: int = option(
         0,
         "Seed of all draws; sample or image i draws from seed + i, so space seeds by the number of samples",
         minimum=0,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from rjem_cli.config.common import LARGEST_RADIUS, SAMPLE_MODES, DeviceOptions
-from rjem_cli.config.scores import SampleScoreOptions, TestOptions
+from rjem_cli.config.fields import flag_name, option
+from rjem_cli.config.scoring import EvalDataOptions, SampleScoreOptions
 from rjem_cli.errors import ConfigError
-from rjem_cli.knobs import flag_name, knob
 
 
 @dataclass(frozen=True)
@@ -30,41 +30,41 @@ SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}  # of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SampleScoreOptions, TestOptions, DeviceOptions):
+class CompareConfig(SampleScoreOptions, EvalDataOptions, DeviceOptions):
     """What `rjem compare` measures of each row, and how it is told."""
 
-    published: bool = knob(False, "Add the six rows of the paper's Table 1, marked as quoted")
-    format: str = knob("table", "Form of the table; table is TSV off a terminal", choices=FORMATS)
-    reproduce: str | None = knob(
+    published: bool = option(False, "Add the six rows of the paper's Table 1, marked as quoted")
+    format: str = option("table", "Form of the table; table is TSV off a terminal", choices=FORMATS)
+    reproduce: str | None = option(
         None, "Train the models of the paper's table first: JEM++, robust classifier, Robust JEM", choices=("table1",)
     )
-    scale: str = knob("quickstart", "Network, data and budget of --reproduce", choices=tuple(SCALES))
-    train_steps: int | None = knob(None, "Training steps of --reproduce (default: as the scale has them)", minimum=1)
-    seeds: int = knob(1, "Seeds of --reproduce; more than one give mean and spread", minimum=1, maximum=100)
-    mode: str = knob(
+    scale: str = option("quickstart", "Network, data and budget of --reproduce", choices=tuple(SCALES))
+    train_steps: int | None = option(None, "Training steps of --reproduce (default: as the scale has them)", minimum=1)
+    seeds: int = option(1, "Seeds of --reproduce; more than one give mean and spread", minimum=1, maximum=100)
+    mode: str = option(
         "energy",
         f"How runs and checkpoints sample, a row each, with commas: {', '.join(SAMPLE_MODES)}; none draws none",
     )
-    eps: tuple[float, ...] | None = knob(
+    eps: tuple[float, ...] | None = option(
         None,
         "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, the paper's training attack)",
         minimum=0,
         maximum=LARGEST_RADIUS,
         epsilon=True,
     )
-    norm: str | None = knob(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
-    samples: int | None = knob(
+    norm: str | None = option(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
+    samples: int | None = option(
         None,
         "Samples drawn from a run or checkpoint (default: 1000, with --reproduce as its scale has them)",
         minimum=2,
         maximum=10**6,
     )
-    seed: int = knob(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
-    sample_seed: int = knob(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
-    output: str | None = knob(
+    seed: int = option(2020, "Seed of the scores, as of rjem eval", minimum=0, maximum=2**32 - 1)
+    sample_seed: int = option(0, "Seed of the samples drawn, as of rjem generate", minimum=0, maximum=2**62)
+    output: str | None = option(
         None, f"File for the table, in place of stdout; without --format as its name ends ({', '.join(SUFFIXES)})"
     )
-    html: str | None = knob(
+    html: str | None = option(
         None, "File for a page of its own with tables, samples side by side, training curves, chains, protocols"
     )
 

@@ -6,47 +6,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rjem_cli.config.common import DATASETS, LARGEST_RADIUS, RuntimeOptions, check_radius
+from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError
-from rjem_cli.knobs import Options, knob
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Options):
-    dataset: str = knob("cifar10", "Built-in data set", choices=DATASETS, replaces="data")
-    data: str | None = knob(
+class DataOptions(Config):
+    dataset: str = option("cifar10", "Built-in data set", choices=DATASETS, replaces="data")
+    data: str | None = option(
         None, "Your images instead: a folder of class folders, .zip, .tar or .tar.xz", replaces="dataset"
     )
-    test_data: str | None = knob(None, "Test images for --data, in the same forms; without it they are split off")
-    val_fraction: float = knob(0.1, "Share of the training images kept for validation", minimum=0, maximum=0.5)
-    crop_pad: int = knob(4, "Augmentation: reflect-pad by this many pixels, then crop at random", minimum=0)
-    flip: bool = knob(True, "Augmentation: mirror half of the images")
-    augment_energy: bool = knob(
+    test_data: str | None = option(None, "Test images for --data, in the same forms; without it they are split off")
+    val_fraction: float = option(0.1, "Share of the training images kept for validation", minimum=0, maximum=0.5)
+    crop_pad: int = option(4, "Augmentation: reflect-pad by this many pixels, then crop at random", minimum=0)
+    flip: bool = option(True, "Augmentation: mirror half of the images")
+    augment_energy: bool = option(
         True, "Augment the real images of the p(x) term too (JEM++ does; SADA-JEM found that it hurts)"
     )
-    input_noise_std: float = knob(0.03, "Gaussian noise added to training images, in model units", minimum=0)
+    input_noise_std: float = option(0.03, "Gaussian noise added to training images, in model units", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(Options):
-    depth: int = knob(28, "WRN depth, 6k + 4", minimum=10)
-    width: int = knob(10, "WRN width factor", minimum=1)
-    norm_layer: str = knob("batch", "Normalisation", choices=("batch", "group", "none"))
+class ModelOptions(Config):
+    depth: int = option(28, "WRN depth, 6k + 4", minimum=10)
+    width: int = option(10, "WRN width factor", minimum=1)
+    norm_layer: str = option("batch", "Normalisation", choices=("batch", "group", "none"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackTrainingOptions(Options):
-    adv_eps: float = knob(
+class AttackTrainingOptions(Config):
+    adv_eps: float = option(
         0.1,
         "Radius of the training attack, model units; 8/255 means pixel units",
         minimum=0,
         maximum=LARGEST_RADIUS,
         epsilon=True,
     )
-    pgd_steps: int = knob(15, "Steps of the training attack; 0 trains on clean images", minimum=0)
-    pgd_step_size: float | None = knob(
+    pgd_steps: int = option(15, "Steps of the training attack; 0 trains on clean images", minimum=0)
+    pgd_step_size: float | None = option(
         None, "Step of the training attack, model units (default: 2.5 * adv_eps / pgd_steps)", above=0
     )
-    norm: str = knob("linf", "Norm of the attack's ball", choices=("linf", "l2"))
+    norm: str = option("linf", "Norm of the attack's ball", choices=("linf", "l2"))
 
     @property
     def attacks(self) -> bool:
@@ -55,42 +55,42 @@ class AttackTrainingOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyOptions(Options):
-    px_weight: float = knob(1.0, "Weight of E(x) - E(x_q); 0 leaves a plain or robust classifier", minimum=0)
-    ce_weight: float = knob(1.0, "Weight of the cross-entropy", minimum=0)
-    energy_l2: float = knob(0.0, "Weight of the penalty E(x)^2 + E(x_q)^2", minimum=0)
-    sgld_steps: int = knob(10, "The paper's m: outer SGLD steps, one network pass each", minimum=1)
-    inner_steps: int = knob(5, "The paper's n: inner steps per outer step, in closed form", minimum=1)
-    sgld_step_size: float = knob(0.2, "Inner step size; one outer step moves inner_steps times this", above=0)
-    noise_std: float = knob(0.0, "Noise per outer SGLD step, model units", minimum=0)
-    grad_clip: float = knob(1.0, "Each component of dE/dx is clipped to this", above=0)
-    loss_statistics: str = knob(
+class EnergyOptions(Config):
+    px_weight: float = option(1.0, "Weight of E(x) - E(x_q); 0 leaves a plain or robust classifier", minimum=0)
+    ce_weight: float = option(1.0, "Weight of the cross-entropy", minimum=0)
+    energy_l2: float = option(0.0, "Weight of the penalty E(x)^2 + E(x_q)^2", minimum=0)
+    sgld_steps: int = option(10, "The paper's m: outer SGLD steps, one network pass each", minimum=1)
+    inner_steps: int = option(5, "The paper's n: inner steps per outer step, in closed form", minimum=1)
+    sgld_step_size: float = option(0.2, "Inner step size; one outer step moves inner_steps times this", above=0)
+    noise_std: float = option(0.0, "Noise per outer SGLD step, model units", minimum=0)
+    grad_clip: float = option(1.0, "Each component of dE/dx is clipped to this", above=0)
+    bn_statistics: str = option(
         "joint",
         "BatchNorm statistics of the loss: joint over x_adv, x and x_q, or separate (JEM++'s three passes)",
         choices=("joint", "separate"),
     )
-    buffer_size: int = knob(10_000, "Chains kept in the replay buffer", minimum=1)
-    reinit_prob: float = knob(0.05, "Chance that a chain starts again from the prior", minimum=0, maximum=1)
+    buffer_size: int = option(10_000, "Chains kept in the replay buffer", minimum=1)
+    reinit_prob: float = option(0.05, "Chance that a chain starts again from the prior", minimum=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerOptions(Options):
-    batch_size: int = knob(64, "Images per step", minimum=1)
-    epochs: float = knob(150.0, "Passes over the training images", above=0, replaces="steps")
-    steps: int | None = knob(None, "Training steps, instead of epochs", minimum=1)
-    optimizer: str = knob("sgd", "Optimizer", choices=("sgd", "adam"))
-    lr: float = knob(0.1, "Peak learning rate", above=0)
-    momentum: float = knob(0.9, "Momentum of SGD, first beta of Adam", minimum=0, maximum=0.9999)
-    max_grad_norm: float | None = knob(None, "Clip the parameters' gradient to this norm", above=0)
-    weight_decay: float = knob(4e-4, "L2 weight decay", minimum=0)
-    warmup_steps: int = knob(1000, "Steps of linear warm-up", minimum=0)
-    lr_schedule: str = knob(
+class OptimizerOptions(Config):
+    batch_size: int = option(64, "Images per step", minimum=1)
+    epochs: float = option(150.0, "Passes over the training images", above=0, replaces="steps")
+    steps: int | None = option(None, "Training steps, instead of epochs", minimum=1)
+    optimizer: str = option("sgd", "Optimizer", choices=("sgd", "adam"))
+    lr: float = option(0.1, "Peak learning rate", above=0)
+    momentum: float = option(0.9, "Momentum of SGD, first beta of Adam", minimum=0, maximum=0.9999)
+    max_grad_norm: float | None = option(None, "Clip the parameters' gradient to this norm", above=0)
+    weight_decay: float = option(4e-4, "L2 weight decay", minimum=0)
+    warmup_steps: int = option(1000, "Steps of linear warm-up", minimum=0)
+    lr_schedule: str = option(
         "steps",
         "steps: times lr_decay at 1/3, 2/3 and 5/6 of the run; cosine: to 0",
         choices=("steps", "cosine", "constant"),
     )
-    lr_decay: float = knob(0.2, "Factor of the steps schedule", above=0, maximum=1)
-    ema_decay: float = knob(
+    lr_decay: float = option(0.2, "Factor of the steps schedule", above=0, maximum=1)
+    ema_decay: float = option(
         0.999,
         "Decay of the averaged weights, which sample and are tested; 0 averages nothing",
         minimum=0,
@@ -99,52 +99,52 @@ class OptimizerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardOptions(Options):
+class GuardOptions(Config):
     """When training counts as diverged: a value that is not finite at any step, or one beyond its limit in a line of
     metrics. It then returns to its newest checkpoint with half the learning rate."""
 
-    max_energy_gap: float = knob(1000.0, "Diverged if |E(x) - E(x_q)| is beyond this", above=0)
-    max_cross_entropy: float = knob(
+    max_energy_gap: float = option(1000.0, "Diverged if |E(x) - E(x_q)| is beyond this", above=0)
+    max_cross_entropy: float = option(
         3.0, "Diverged if the cross-entropy is beyond this many times that of a guess, ln K", above=0
     )
-    max_input_grad_norm: float = knob(1000.0, "Diverged if the mean L2 norm of dE/dx on data exceeds this", above=0)
-    max_saturation: float = knob(
+    max_input_grad_norm: float = option(1000.0, "Diverged if the mean L2 norm of dE/dx on data exceeds this", above=0)
+    max_saturation: float = option(
         0.99, "Diverged if more than this share of the chains' values are at a wall; 1 never", above=0, maximum=1
     )
-    max_divergences: int = knob(3, "Go back this many times; then exit 5", minimum=0)
-    redraw_share: float = knob(
+    max_divergences: int = option(3, "Go back this many times; then exit 5", minimum=0)
+    buffer_reset_fraction: float = option(
         0.5, "Share of the replay buffer that starts again from the prior then", minimum=0, maximum=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(Options):
+class SamplingOptions(Config):
     """How a finished model samples: its sample grids, and the defaults of `rjem generate` on its checkpoint."""
 
-    sample_steps: int = knob(50, "The paper's m when sampling a class: outer SGLD steps on E(x, y)", minimum=0)
-    unconditional_steps: int = knob(300, "The paper's m when sampling no class: outer SGLD steps on E(x)", minimum=0)
-    attack_eps: float = knob(
+    sample_steps: int = option(50, "The paper's m when sampling a class: outer SGLD steps on E(x, y)", minimum=0)
+    unconditional_steps: int = option(300, "The paper's m when sampling no class: outer SGLD steps on E(x)", minimum=0)
+    attack_eps: float = option(
         0.5, "Radius of the targeted attack that makes samples", minimum=0, maximum=LARGEST_RADIUS, epsilon=True
     )
-    attack_steps: int = knob(20, "Steps of that attack", minimum=0)
-    contrast: float = knob(0.7, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
+    attack_steps: int = option(20, "Steps of that attack", minimum=0)
+    contrast: float = option(0.7, "Scale of the attack's result before SGLD (mode combined)", above=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Options):
-    preset: str | None = knob(
+class RunOptions(Config):
+    preset: str | None = option(
         None, "Preset for all values that are not given; default: the one for --dataset or --data"
     )
-    run: str | None = knob(None, "Name of the run (default: preset and date)")
-    log_every: int = knob(20, "Steps between lines of metrics.jsonl", minimum=1)
-    checkpoint_every: int = knob(500, "Steps between checkpoints", minimum=1)
-    checkpoint_minutes: float = knob(
+    run: str | None = option(None, "Name of the run (default: preset and date)")
+    log_every: int = option(20, "Steps between lines of metrics.jsonl", minimum=1)
+    checkpoint_every: int = option(500, "Steps between checkpoints", minimum=1)
+    checkpoint_minutes: float = option(
         10.0, "Minutes of training after which its state is saved between two checkpoints too; 0 never", minimum=0
     )
-    keep_last: int = knob(2, "Number of newest checkpoints to keep", minimum=1)
-    keep_best: bool = knob(True, "Keep the best checkpoint on the validation images too")
-    sample_every: int = knob(500, "Steps between sample grids", minimum=1)
-    eval_limit: int = knob(
+    keep_last: int = option(2, "Number of newest checkpoints to keep", minimum=1)
+    keep_best: bool = option(True, "Keep the best checkpoint on the validation images too")
+    sample_every: int = option(500, "Steps between sample grids", minimum=1)
+    eval_limit: int = option(
         1000, "Test images that the final table is measured on, spread evenly; 0 means all", minimum=0
     )
 

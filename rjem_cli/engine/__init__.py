@@ -9,7 +9,7 @@
     quality     FID, IS, KID, precision and recall of samples, by whose features
     report      what is measured as documents and figures
     comparison  many of them in one table
-    runtime     device, arithmetic, compilation; ranks: the processes of one job; room: batches that fit into memory
+    runtime     device, arithmetic, compilation; ranks: the processes of one job; batches: batches that fit into memory
 
 README has an example each for training, sampling and scoring. x is float in [-1, 1]; pixels are uint8.
 """

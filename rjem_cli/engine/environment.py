@@ -14,8 +14,8 @@ import torch
 
 from rjem_cli import __version__
 from rjem_cli.config import GenerateConfig, TrainConfig
+from rjem_cli.engine.memory import total_bytes
 from rjem_cli.engine.runtime import BF16_PAYS_FROM_WIDTH, choose_compile, choose_device, choose_precision
-from rjem_cli.engine.timing import total_bytes
 
 OPTIONAL = {"pyautoattack": "rjem attack --standard", "tensorboard": "rjem train --tensorboard"}
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from rjem_cli.config import RuntimeOptions, TrainConfig
-from rjem_cli.engine.model.frozen import GRADIENT_SCALE, FrozenLogits
-from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.distributed import is_distributed
+from rjem_cli.engine.models.frozen import GRADIENT_SCALE, FrozenLogits
 from rjem_cli.errors import AbsentError, ConfigError
 
-Watch = Callable[[str, int, int], None]  # how long work is followed: phase, done, total
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_PAYS_FROM_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
@@ -33,7 +32,6 @@ class Runtime:
     device_reason: str
     precision_reason: str
     compile_reason: str
-    ranks: Ranks = ALONE
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
@@ -69,24 +67,6 @@ class Runtime:
         """What the last bits of a result depend on."""
         return f"{self.device.type} {self.precision}{' compiled' if self.compiles else ''}"
 
-    def check_ranks(self) -> None:
-        """Raises ConfigError where ranks chose differently, each for its own machine."""
-        if chosen := self.ranks.differing(self.arithmetic):
-            raise ConfigError(f"processes of this job would take {' and '.join(chosen)}; give --device and --precision")
-
-    def check_work(self, work: str) -> None:
-        """Raises AbsentError where ranks have other work before them, each after what lies on its own machine."""
-        if found := self.ranks.differing(work):
-            raise AbsentError(
-                f"processes of this job found {' and '.join(found)}; give them the same files and RJEM_HOME"
-            )
-
-    @property
-    def shares_passes(self) -> bool:
-        """Whether independent chains are faster in one pass: not where twice the images no longer fit a CPU's
-        caches."""
-        return self.device.type != "cpu"
-
     def home_of(self, byte_count: int) -> torch.device:
         """Where data of this size stays: on the device while it takes at most half of its free memory."""
         if self.device.type == "cuda" and byte_count > torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -101,10 +81,10 @@ class Runtime:
         )
 
 
-def start_runtime(options: RuntimeOptions, *, reproducible: bool = False, ranks: Ranks = ALONE) -> Runtime:
-    """Choose what is not asked for and set torch's matmul mode; `reproducible` takes only kernels that give the same
-    bits each time. Raises ConfigError or AbsentError for what is not there."""
-    device, device_reason = choose_device(options.device, ranks)
+def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Runtime:
+    """Choose what is set to auto, and set torch's matmul mode; `reproducible` allows only kernels that give the same
+    bits each time. Raises ConfigError or AbsentError for an unavailable device or precision."""
+    device, device_reason = choose_device(options.device)
     precision, precision_reason = choose_precision(options, device)
     compiles, compile_reason = choose_compile(options.compile, device)
     allow_tf32 = precision == "tf32"
@@ -113,14 +93,14 @@ def start_runtime(options: RuntimeOptions, *, reproducible: bool = False, ranks:
     torch.backends.cudnn.deterministic = reproducible
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, ranks)
+    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason)
 
 
-def scoring_runtime(device_name: str, ranks: Ranks = ALONE) -> Runtime:
+def scoring_runtime(device_name: str) -> Runtime:
     """fp32, and only kernels that give the same bits each time: a score in another arithmetic is another score."""
     options = RuntimeOptions(device=device_name, precision="fp32", compile=False)
     why = "as all scores are"
-    return replace(start_runtime(options, reproducible=True, ranks=ranks), precision_reason=why, compile_reason=why)
+    return replace(start_runtime(options, reproducible=True), precision_reason=why, compile_reason=why)
 
 
 def keep_freed_memory() -> None:
@@ -133,19 +113,20 @@ def keep_freed_memory() -> None:
             glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def choose_device(name: str, ranks: Ranks = ALONE) -> tuple[torch.device, str]:
-    """Of a name that the config has checked. Raises ConfigError or AbsentError for what is not there."""
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """(device, reason) for a name that the config has checked. Raises ConfigError or AbsentError for one that is not
+    available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
-        if torch.backends.mps.is_available() and ranks.world == 1:
+        if torch.backends.mps.is_available() and not is_distributed():
             return torch.device("mps"), "auto: Apple GPU found"
         return torch.device("cpu"), f"auto: no GPU found, {torch.get_num_threads()} threads"
     kind, _, index = name.partition(":")
-    if index and ranks.world > 1:
-        raise ConfigError(f"--device {name}: of several processes each has a GPU of its own; give --device cuda")
-    if kind == "mps" and ranks.world > 1:
-        raise ConfigError("--device mps: several processes need CUDA GPUs, or the CPU; give --device cpu")
+    if index and is_distributed():
+        raise ConfigError(f"--device {name}: each process uses its own GPU; give --device cuda")
+    if kind == "mps" and is_distributed():
+        raise ConfigError("--device mps: several processes need CUDA GPUs or the CPU; give --device cpu")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from rjem_cli.config import AttackConfig
+from rjem_cli.config.fields import parse_epsilon
+from rjem_cli.engine.attacks.eval_data import load_eval_images
+from rjem_cli.engine.attacks.robustness import AttackDataset, AttackPlan, attack_images, evaluate_clean
+from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.evaluation.attack import AttackSet, attack_images, look_at_clean
-from rjem_cli.engine.evaluation.choose import choose_images
-from rjem_cli.engine.evaluation.search import AttackPlan
-from rjem_cli.engine.model.checkpoint import load_checkpoint
-from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.room import Room
-from rjem_cli.knobs import parse_epsilon
+from rjem_cli.engine.models.checkpoint import load_checkpoint
+from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.paths import find_checkpoint
 
 CPU = torch.device("cpu")
@@ -45,13 +44,13 @@ class OnPixels(nn.Module):
         return self.model(2 * x - 1)
 
 
-def ours(model: nn.Module, chosen: AttackSet, eps: float, plan: AttackPlan) -> Tensor:
-    clean = look_at_clean(model, plan, chosen, CPU, Room(BATCH))
-    (result,) = attack_images(model, plan, chosen, clean, [eps], device=CPU, room=Room(BATCH))
+def ours(model: nn.Module, chosen: AttackDataset, eps: float, plan: AttackPlan) -> Tensor:
+    clean = evaluate_clean(model, plan, chosen, CPU, BatchSizer(BATCH))
+    (result,) = attack_images(model, plan, chosen, clean, [eps], device=CPU, batches=BatchSizer(BATCH))
     return (clean.predictions == chosen.images.labels) & ~result.hit
 
 
-def theirs(model: nn.Module, chosen: AttackSet, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def theirs(model: nn.Module, chosen: AttackDataset, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """`attack` maps (x in [0, 1], labels) to attacked x in [0, 1]."""
     standing = []
     for pixels, labels in zip(chosen.images.pixels.split(BATCH), chosen.images.labels.split(BATCH)):
@@ -99,11 +98,13 @@ def main() -> None:
     checkpoint = load_checkpoint(find_checkpoint(options.run), CPU)
     model = freeze(checkpoint.model)
     config = AttackConfig(limit=options.limit, data=options.data)
-    chosen, name, of = choose_images(config, checkpoint.info, None)
+    chosen, name, of = load_eval_images(config, checkpoint.info, None)
     print(f"{checkpoint.path.name}, {len(chosen)} of {of} images of {name}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
-    right = (look_at_clean(model, pgd, chosen, CPU, Room(BATCH)).predictions == chosen.images.labels).float().mean()
+    right = (
+        (evaluate_clean(model, pgd, chosen, CPU, BatchSizer(BATCH)).predictions == chosen.images.labels).float().mean()
+    )
     print(f"clean accuracy {100 * float(right):.1f} %")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
     for norm, eps in ((norm, eps) for norm in ("linf", "l2") for eps in options.eps):

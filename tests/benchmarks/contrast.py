@@ -20,13 +20,13 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from rjem_cli.engine.chains import Sampler, contrast, langevin, plan_of, prior_draws, targeted_pgd
 from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.evaluation.accuracy import evenly_spaced
-from rjem_cli.engine.model.checkpoint import load_checkpoint
-from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.model.prior import fit_prior
+from rjem_cli.engine.metrics.accuracy import evenly_spaced
+from rjem_cli.engine.models.checkpoint import load_checkpoint
+from rjem_cli.engine.models.frozen import freeze
+from rjem_cli.engine.models.prior import fit_prior
+from rjem_cli.engine.sampling.pipeline import Sampler, contrast, langevin, prior_start, targeted_pgd
 from rjem_cli.paths import find_checkpoint
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def draw(sampler: Sampler) -> tuple[Tensor, Tensor]:
 def recipes(run: str, prior: Sampler, chain_steps: list[int]) -> Iterator[tuple[str, str, Sampler]]:
     """(mode, contrast and steps, sampler), as the checkpoint's config says but for contrast and chain length."""
     checkpoint = load_checkpoint(find_checkpoint(run), CPU)
-    model, plan = freeze(checkpoint.model), plan_of(checkpoint.info.config, "combined")
+    model, plan = freeze(checkpoint.model), SamplePlan.from_config(checkpoint.info.config, "combined")
     attack = targeted_pgd(model, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm)
     yield "prior", "-", prior
     yield "attack", "-", prior >> attack
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--chain-steps", type=int, nargs="+", default=[10, 50])
     options = parser.parse_args()
     judge = Judge(options.judge)
-    prior = prior_draws(fit_prior(judge.splits.train))
+    prior = prior_start(fit_prior(judge.splits.train))
     test: ImageSet = evenly_spaced(judge.splits.test, COUNT)
     print("run\tmode\tcontrast, steps\tFD\tread %\tat the walls %")
     print(f"-\ttest set\t-\t{judge.fd(test.pixels):.2f}\t{100 * judge.read(test.pixels, test.labels):.1f}\t-")

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from rjem_cli.engine.data.archives import read_members
 from rjem_cli.engine.data.images import spread_indices
-from rjem_cli.engine.data.members import read_members
 from tests.random_inception import THEIR_NAMES, write_random_inception
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rjem_cli.engine.model.checkpoint import read_info
+from rjem_cli.engine.models.checkpoint import read_info
 from rjem_cli.paths import find_checkpoint
 
 COUNT = 5000

@@ -23,15 +23,15 @@ import torch
 from torch import nn
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.moves import Network, Question, ask, together
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.sgld import sgld
-from rjem_cli.engine.model import wide_resnet
-from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.frozen import FrozenLogits
+from rjem_cli.engine.attacks.pgd import pgd
+from rjem_cli.engine.models import wide_resnet
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.models.frozen import FrozenLogits
+from rjem_cli.engine.moves import Network, Question, ask, together
 from rjem_cli.engine.runtime import M_MMAP_MAX, M_TRIM_THRESHOLD, Runtime, keep_freed_memory, start_runtime
+from rjem_cli.engine.sampling.sgld import sgld
 from rjem_cli.engine.timing import seconds_of
-from rjem_cli.engine.training.forecast import Rehearsal, made_prior
+from rjem_cli.engine.training.estimate import Rehearsal, dummy_prior
 from rjem_cli.engine.training.loss_pass import LossPass
 from rjem_cli.engine.training.replay_buffer import draw_from_prior
 from rjem_cli.engine.training.trainer import Trainer
@@ -151,7 +151,7 @@ def compared(lever: Lever, rounds: int, device: torch.device) -> list[float]:
 
 
 def all_levers(config: TrainConfig, runtime: Runtime, folder: Path, compiled: bool) -> Iterator[Lever]:
-    prior = made_prior(SHAPE)
+    prior = dummy_prior(SHAPE)
     trainer = Rehearsal(config, SHAPE, prior.to(runtime.device), runtime, folder)
     plain = PlainLoop(config, prior, runtime.device)
     yield from chain_levers(trainer, plain, compiled)

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.pgd import default_step_size
-from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.prior import ClassGaussianPrior
-from rjem_cli.engine.model.wide_resnet import LEAKY_SLOPE, WideResNet
+from rjem_cli.engine.attacks.pgd import default_step_size
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.models.prior import ClassGaussianPrior
+from rjem_cli.engine.models.wide_resnet import LEAKY_SLOPE, WideResNet
 
 
 class PlainLoop:

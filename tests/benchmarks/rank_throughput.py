@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from rjem_cli.engine.data.pictures import png_bytes, to_image
+from rjem_cli.engine.data.png import png_bytes, to_image
 from tests.image_files import write
 
 IMAGES, CLASSES, SIDE = 320, 10, 32

@@ -22,22 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rjem_cli.engine.moves import walk
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.chains.moves import walk
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.pipeline import plan_of, sampler_of
-from rjem_cli.engine.chains.sgld import sgld
-from rjem_cli.engine.chains.starts import prior_draws
-from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.quality.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
-from rjem_cli.engine.quality.weights import tensors_of
+from rjem_cli.engine.attacks.pgd import pgd
+from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
+from rjem_cli.engine.metrics.weights import tensors_of
+from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
+from rjem_cli.engine.sampling.sgld import sgld
 from rjem_cli.engine.timing import seconds_of
-from rjem_cli.engine.training.forecast import DataShape, Rehearsal, made_prior, made_splits
+from rjem_cli.engine.training.estimate import DataShape, Rehearsal, dummy_prior, dummy_splits
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.random_inception import write_random_inception
 
@@ -125,15 +124,15 @@ def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
 
 def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: int) -> dict[str, Task]:
     """On the same number of images and the same network; `steps` of a chain or an attack a call."""
-    prior, device, count = made_prior(SHAPE), runtime.device, config.batch_size
+    prior, device, count = dummy_prior(SHAPE), runtime.device, config.batch_size
     trainer = Rehearsal(config, SHAPE, prior.to(device), runtime, folder)
     plain = PlainLoop(config, prior, device)
     batch, frozen = trainer.next_batch(), runtime.frozen(trainer.model)
-    images = made_splits(SHAPE, count).train
+    images = dummy_splits(SHAPE, count).train
     pixels, host_labels = images.pixels[:count], images.labels[:count]
     x, labels = batch.x.contiguous(), batch.labels
     step_size = config.sgld_step_size * config.inner_steps
-    sampler = sampler_of(plan_of(config, "energy"), prior_draws(trainer.prior), frozen)
+    sampler = build_sampler(SamplePlan.from_config(config, "energy"), prior_start(trainer.prior), frozen)
     wanted, seeds = torch.arange(count) % SHAPE.classes, torch.arange(count, device=device)
 
     def chain() -> Tensor:
@@ -168,7 +167,7 @@ def feature_task(device: torch.device, folder: Path) -> Task:
     ours, theirs = inception(content, "random", device), module_of(tensors_of(content, "random"), "random").to(device)
     batch_size = BATCH_SIZE.get(device.type, GPU_BATCH_SIZE)
     count = 64 * max(1, batch_size // 64)
-    pixels = made_splits(SHAPE, count).train.pixels.to(device)
+    pixels = dummy_splits(SHAPE, count).train.pixels.to(device)
 
     @torch.no_grad()
     def extract() -> None:

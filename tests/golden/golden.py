@@ -36,7 +36,7 @@ DATA = {"no data": "", "digits": "--dataset digits", "cifar10": "--dataset cifar
 STEPS = 30
 TRAINING = {
     "batch-sgd": "--norm-layer batch --optimizer sgd --lr 0.02 --crop-pad 1 --flip --noise-std 0.01 --energy-l2 0.01",
-    "group-adam": "--norm-layer group --norm l2 --adv-eps 0.5 --loss-statistics separate --no-augment-energy",
+    "group-adam": "--norm-layer group --norm l2 --adv-eps 0.5 --bn-statistics separate --no-augment-energy",
 }
 COMMON = (
     f"--preset quickstart --dataset digits --device cpu --precision fp32 --steps {STEPS} --batch-size 32 --pgd-steps 3 "

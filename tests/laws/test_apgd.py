@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.apgd import apgd_look, apgd_move, apgd_start, checkpoints
-from rjem_cli.engine.chains.losses import cross_entropy, margin
-from rjem_cli.engine.evaluation.search import AttackPlan, evaluate, walk_of
+from rjem_cli.engine.attacks.apgd import apgd_look, apgd_move, apgd_start, checkpoints
+from rjem_cli.engine.attacks.losses import cross_entropy, margin
+from rjem_cli.engine.attacks.search import AttackPlan, evaluate, walk_of
 
 
 def test_the_checkpoints_of_a_hundred_steps_are_the_papers():

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.evaluation.calibration import calibration_error, reliability
-from rjem_cli.engine.evaluation.ood import auroc, fitted_to, look_at, made_set, other_class
-from rjem_cli.engine.room import Room
+from rjem_cli.engine.metrics.calibration import calibration_error, reliability
+from rjem_cli.engine.metrics.ood import auroc, fitted_to, look_at, other_class, synthetic_set
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_looks_are_those_of_a_linear_model():
     """f(x) = Wx: E(x) = -logsumexp Wx, and dE/dx = -W^T p."""
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(3, 8, generator=generator), torch.rand(7, 2, 2, 2, generator=generator)
-    found = look_at(lambda x: x.flatten(1) @ weight.T, x, CPU, Room(3), report=lambda done: None)
+    found = look_at(lambda x: x.flatten(1) @ weight.T, x, CPU, BatchSizer(3), report=lambda done: None)
     logits = x.flatten(1) @ weight.T
     assert torch.allclose(found.logits, logits, atol=1e-6)
     assert torch.allclose(found.energy, -logits.logsumexp(1), atol=1e-6)
@@ -70,17 +70,19 @@ def test_looks_are_those_of_a_linear_model():
 def test_a_sure_model_still_has_an_order():
     """In float32 both probabilities are 1."""
     sure = look_at(
-        lambda x: x.flatten(1), torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None], CPU, Room(2), print
+        lambda x: x.flatten(1), torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None], CPU, BatchSizer(2), print
     )
     assert sure.logits.softmax(1).amax(1).tolist() == [1, 1] and sure.scores()["max_p"].diff() > 0
 
 
 def test_made_sets():
     data = images()
-    sets = {name: made_set(name, data, seed=3) for name in ("noise", "constant", "shuffled", "interpolations")}
+    sets = {name: synthetic_set(name, data, seed=3) for name in ("noise", "constant", "shuffled", "interpolations")}
     for name, made in sets.items():
         assert made.shape == data.pixels.shape and made.dtype == torch.uint8
-        assert torch.equal(made, made_set(name, data, seed=3)) and not torch.equal(made, made_set(name, data, seed=4))
+        assert torch.equal(made, synthetic_set(name, data, seed=3)) and not torch.equal(
+            made, synthetic_set(name, data, seed=4)
+        )
     assert (sets["constant"] == sets["constant"][:, :, :1, :1]).all()
     # the same colours at other places: pixels move whole
     codes = [
@@ -92,7 +94,7 @@ def test_made_sets():
     partners = distance.argmin(dim=1)
     assert (distance.min(dim=1).values <= 1).all() and (data.labels[partners] != data.labels).all()
     one_class = ImageSet(data.pixels, torch.zeros(60, dtype=torch.long), ("a",))
-    assert made_set("interpolations", one_class, 0).shape == data.pixels.shape
+    assert synthetic_set("interpolations", one_class, 0).shape == data.pixels.shape
 
 
 def test_partners_are_uniform_over_the_other_classes():

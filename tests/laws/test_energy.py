@@ -2,9 +2,9 @@
 
 import torch
 
-from rjem_cli.engine.chains.sgld import energy_gradient
-from rjem_cli.engine.model.energy import energy, joint_energy
-from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.models.energy import energy, joint_energy
+from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.sampling.sgld import energy_gradient
 
 logits_BK = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rjem_cli.engine.chains.moves import Question, ask
-from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.frozen import FrozenLogits, freeze
-from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.models.frozen import FrozenLogits, freeze
+from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.moves import Question, ask
 from rjem_cli.engine.runtime import check_compiler
 from rjem_cli.errors import AbsentError
 

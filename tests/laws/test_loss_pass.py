@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rjem_cli.config import RuntimeOptions
-from rjem_cli.engine.model.wide_resnet import WideResNet, channels_last
+from rjem_cli.engine.models.wide_resnet import WideResNet, channels_last
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.loss_pass import LossPass
 

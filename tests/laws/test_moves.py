@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.moves import together, walk
-from rjem_cli.engine.chains.pgd import pgd
-from rjem_cli.engine.chains.sgld import sgld
-from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.attacks.pgd import pgd
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.moves import together, walk
+from rjem_cli.engine.sampling.sgld import sgld
 
 
 @pytest.mark.parametrize("shared", [True, False])

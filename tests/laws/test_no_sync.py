@@ -9,11 +9,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rjem_cli.engine.chains import contrast, langevin, pgd, prior_draws, sgld, targeted_pgd, together, uniform_noise
-from rjem_cli.engine.model.energy import energy
-from rjem_cli.engine.model.frozen import FrozenLogits
-from rjem_cli.engine.model.prior import ClassGaussianPrior
-from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.models.frozen import FrozenLogits
+from rjem_cli.engine.models.prior import ClassGaussianPrior
+from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.sampling.pipeline import (
+    contrast,
+    langevin,
+    noise_start,
+    pgd,
+    prior_start,
+    sgld,
+    targeted_pgd,
+    together,
+)
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 
 META, SHAPE, CLASSES = torch.device("meta"), (3, 8, 8), 4
@@ -57,7 +66,7 @@ def test_an_attack_and_a_chain(network, norm):
 def test_a_whole_sampler_with_labels_on_the_host(network, prior):
     moved = targeted_pgd(network, eps=0.5, steps=2) >> contrast(0.7) >> langevin(network, steps=2, noise_std=0.1)
     labels, seeds = torch.arange(8) % CLASSES, torch.arange(8, device=META)
-    for start in (prior_draws(prior), uniform_noise(SHAPE)):
+    for start in (prior_start(prior), noise_start(SHAPE)):
         assert (start >> moved)(labels, seeds).shape == (8, *SHAPE)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rjem_cli.engine.chains.noise import CHAIN_STREAM, PRIOR_STREAM, chain_noise, philox, standard_normal
+from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, chain_noise, philox, standard_normal
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rjem_cli.engine.chains.moves import walk
-from rjem_cli.engine.chains.pgd import l2_norm, pgd, project, random_start
+from rjem_cli.engine.attacks.pgd import l2_norm, pgd, project, random_start
+from rjem_cli.engine.moves import walk
 
 torch.manual_seed(1)
 WEIGHT = torch.randn(1, 12)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rjem_cli.engine.chains.noise import PRIOR_STREAM, standard_normal
 from rjem_cli.engine.data.images import ImageSet, to_model
-from rjem_cli.engine.model.prior import JITTER, cached_prior, fit_prior, load_prior
+from rjem_cli.engine.models.prior import JITTER, cached_prior, fit_prior, load_prior
+from rjem_cli.engine.noise import PRIOR_STREAM, standard_normal
 from rjem_cli.errors import DataError
 
 

@@ -7,17 +7,17 @@ import math
 import pytest
 import torch
 
-from rjem_cli.engine.quality.diversity import class_shares, entropy, exact_copies, within_class_distance
-from rjem_cli.engine.quality.metrics import (
+from rjem_cli.engine.metrics.distances import (
+    find_neighbours,
     frechet_distance,
     frechet_of_few,
     inception_score,
     kernel_distance,
-    look_at_neighbours,
     precision_recall,
     statistics_of,
 )
-from rjem_cli.engine.quality.reference import Statistics
+from rjem_cli.engine.metrics.diversity import class_shares, entropy, exact_copies, within_class_distance
+from rjem_cli.engine.metrics.reference import Statistics
 
 
 def normal(count: int, dimensions: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_density_and_coverage_are_naeems_definitions():
     between = torch.cdist(generated.double(), real.double())
     among = torch.cdist(real.double(), real.double()).fill_diagonal_(math.inf).sort(dim=1).values
     inside = between < among[:, k - 1]
-    found = look_at_neighbours(generated, real, k)
+    found = find_neighbours(generated, real, k)
     assert found.density == pytest.approx(inside.sum().item() / (k * 37))
     assert found.coverage == pytest.approx(inside.any(dim=0).double().mean().item())
     assert torch.equal(found.nearest, between.argmin(dim=1))
@@ -82,17 +82,17 @@ def test_density_and_coverage_are_naeems_definitions():
 def test_an_image_on_the_surface_of_a_ball_is_outside():
     """Real images at 0, 1 and 3 have radii 1, 1 and 2 for k = 1; a generated one at 2 lies on the surface of the ball
     around 1, and inside the one around 3. Repeated real images have balls of radius 0, which contain nothing."""
-    found = look_at_neighbours(torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0], [3.0]]), 1)
+    found = find_neighbours(torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0], [3.0]]), 1)
     assert found.density == 1 and found.coverage == pytest.approx(1 / 3)
     repeated = torch.tensor([[0.0], [0.0], [0.0], [5.0]])
-    found = look_at_neighbours(torch.tensor([[0.0]]), repeated, 2)
+    found = find_neighbours(torch.tensor([[0.0]]), repeated, 2)
     assert found.density == found.coverage == 0
 
 
 def test_of_one_distribution_density_is_one_and_nearly_all_is_covered():
-    found = look_at_neighbours(normal(2000, 6, 0), normal(2000, 6, 1), 5)
+    found = find_neighbours(normal(2000, 6, 0), normal(2000, 6, 1), 5)
     assert found.density == pytest.approx(1, abs=0.1) and found.coverage > 0.9
-    collapsed = look_at_neighbours(normal(1, 6, 0).expand(2000, 6).contiguous(), normal(2000, 6, 1), 5)
+    collapsed = find_neighbours(normal(1, 6, 0).expand(2000, 6).contiguous(), normal(2000, 6, 1), 5)
     assert collapsed.coverage < 0.05
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rjem_cli.engine.model.prior import ClassGaussianPrior
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 
 FROM_PRIOR = 0.5

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.chains.moves import walk
-from rjem_cli.engine.chains.sgld import ChainState, energy_gradient, itself, sgld, sgld_step
-from rjem_cli.engine.model.energy import energy
+from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.moves import walk
+from rjem_cli.engine.sampling.sgld import ChainState, energy_gradient, itself, sgld, sgld_step
 
 
 def quadratic(stiffness: float):

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, LangevinConfig, TrainConfig
-from rjem_cli.knobs import flag_name
+from rjem_cli.config.fields import flag_name
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,9 @@ from rjem_cli.knobs import flag_name
 )
 def test_every_knob_is_a_flag_with_a_meaning(rjem_help, command, config_class):
     text = rjem_help(command)
-    for knob in fields(config_class):
-        assert f"  {flag_name(knob.name)} " in text.replace(",", " ").replace("-n ", "  ")
-        assert knob.metadata["help"][:20] in " ".join(text.split())
+    for option in fields(config_class):
+        assert f"  {flag_name(option.name)} " in text.replace(",", " ").replace("-n ", "  ")
+        assert option.metadata["help"][:20] in " ".join(text.split())
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are split, augmented and drawn."""
+"""Images: data sets, folders and archives, decoding, augmentation."""

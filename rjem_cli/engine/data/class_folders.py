@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.data.archives import OVERVIEWS, is_image, read_members, readable
 from rjem_cli.engine.data.decode import decode, decode_all, stacked
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.data.members import OVERVIEWS, is_image, read_members, readable
 from rjem_cli.errors import AbsentError, DataError
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.data.archives import OVERVIEWS, is_image, read_members, readable, tar_members
 from rjem_cli.engine.data.class_folders import by_split, split_of
 from rjem_cli.engine.data.decode import decode_all, stacked
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, spread_indices
-from rjem_cli.engine.data.members import OVERVIEWS, is_image, read_members, readable, tar_members
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 
 META_NAMES = {"meta.json", "__meta.json__"}

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from rjem_cli import paths
-from rjem_cli.engine.data.fetch import Published, Report, Tell, fetched, is_there
+from rjem_cli.engine.callbacks import noop
+from rjem_cli.engine.data.fetch import RemoteFile, Report, Tell, fetched, is_there
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.quiet import unheard
 from rjem_cli.errors import AbsentError
 
 SIDE = 32  # pixels
 
 
-class Stated(NamedTuple):
+class DatasetInfo(NamedTuple):
     """What a set's authors say is in it."""
 
     image_shape: tuple[int, int, int]
@@ -38,7 +38,7 @@ class Stated(NamedTuple):
 class Cifar(NamedTuple):
     """One archive. A record is `label_bytes`, the last of which is the class, and three planes of 32x32."""
 
-    archive: Published
+    archive: RemoteFile
     label_bytes: int
     train: tuple[str, ...]
     test: str
@@ -47,7 +47,7 @@ class Cifar(NamedTuple):
 
 CIFAR = {
     "cifar10": Cifar(
-        Published(
+        RemoteFile(
             "cifar-10-binary.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
             170_052_171,
@@ -59,7 +59,7 @@ CIFAR = {
         "batches.meta.txt",
     ),
     "cifar100": Cifar(
-        Published(
+        RemoteFile(
             "cifar-100-binary.tar.gz",
             "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
             168_513_733,
@@ -72,13 +72,13 @@ CIFAR = {
     ),
 }
 SVHN = (
-    Published(
+    RemoteFile(
         "train_32x32.mat",
         "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
         182_040_794,
         "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
     ),
-    Published(
+    RemoteFile(
         "test_32x32.mat",
         "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
         64_275_384,
@@ -86,10 +86,10 @@ SVHN = (
     ),
 )
 DOWNLOADED = (*CIFAR, "svhn")
-STATED = {
-    "cifar10": Stated((3, SIDE, SIDE), 10, 50_000, 10_000),
-    "cifar100": Stated((3, SIDE, SIDE), 100, 50_000, 10_000),
-    "svhn": Stated((3, SIDE, SIDE), 10, 73_257, 26_032),
+DATASET_INFO = {
+    "cifar10": DatasetInfo((3, SIDE, SIDE), 10, 50_000, 10_000),
+    "cifar100": DatasetInfo((3, SIDE, SIDE), 100, 50_000, 10_000),
+    "svhn": DatasetInfo((3, SIDE, SIDE), 10, 73_257, 26_032),
 }
 
 
@@ -97,7 +97,7 @@ def folder_of(name: str) -> Path:
     return paths.datasets_dir() / name
 
 
-def files_of(name: str) -> tuple[Published, ...]:
+def files_of(name: str) -> tuple[RemoteFile, ...]:
     return (CIFAR[name].archive,) if name in CIFAR else SVHN
 
 
@@ -106,7 +106,7 @@ def is_downloaded(name: str) -> bool:
     return all(is_there(file, folder_of(name)) for file in files_of(name))
 
 
-def read_downloaded(name: str, report: Report = unheard, tell: Tell = unheard) -> tuple[ImageSet, ImageSet]:
+def read_downloaded(name: str, report: Report = noop, tell: Tell = noop) -> tuple[ImageSet, ImageSet]:
     """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
     try:
         contents = [fetched(file, folder_of(name), report, tell) for file in files_of(name)]

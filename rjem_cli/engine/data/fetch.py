@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rjem_cli import files, paths
-from rjem_cli.engine.quiet import unheard
+from rjem_cli.engine.callbacks import noop
 from rjem_cli.errors import AbsentError, RjemError
 
 BLOCK = 2**20
@@ -22,7 +22,7 @@ Report = Callable[[int, int], None]  # bytes so far, and in all
 Tell = Callable[[str], None]
 
 
-class Published(NamedTuple):
+class RemoteFile(NamedTuple):
     """Where a file comes from, and how it is known."""
 
     file_name: str
@@ -31,14 +31,14 @@ class Published(NamedTuple):
     sha256: str
 
 
-def is_there(file: Published, folder: Path) -> bool:
+def is_there(file: RemoteFile, folder: Path) -> bool:
     """By its size alone, which takes no time."""
     with contextlib.suppress(OSError):
         return (folder / file.file_name).stat().st_size == file.size
     return False
 
 
-def fetched(file: Published, folder: Path, report: Report = unheard, tell: Tell = unheard) -> bytes:
+def fetched(file: RemoteFile, folder: Path, report: Report = noop, tell: Tell = noop) -> bytes:
     """Its content, from the folder, else downloaded into it; a file there that is damaged is fetched again. `report`
     may raise, also while another process downloads it; `tell` hears of a folder that cannot keep it. Raises AbsentError
     with the reason where it cannot be had."""
@@ -64,11 +64,11 @@ def fetched(file: Published, folder: Path, report: Report = unheard, tell: Tell 
         return content
 
 
-def is_whole(content: bytes, file: Published) -> bool:
+def is_whole(content: bytes, file: RemoteFile) -> bool:
     return len(content) == file.size and sha256_of(content) == file.sha256
 
 
-def download(file: Published, report: Report) -> bytes:
+def download(file: RemoteFile, report: Report) -> bytes:
     """At most one byte more than there should be."""
     content = bytearray()
     with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:

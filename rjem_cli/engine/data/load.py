@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from rjem_cli.config import DataOptions
+from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.class_folders import read_class_folders
 from rjem_cli.engine.data.digits import digit_splits
 from rjem_cli.engine.data.downloads import read_downloaded
 from rjem_cli.engine.data.fetch import Report, Tell
 from rjem_cli.engine.data.images import ImageSet, Splits, make_splits
-from rjem_cli.engine.quiet import unheard
 from rjem_cli.errors import DataError
 
 
-def load_splits(options: DataOptions, report: Report = unheard, tell: Tell = unheard) -> Splits:
+def load_splits(options: DataOptions, report: Report = noop, tell: Tell = noop) -> Splits:
     """The data set that `options` names; `report` hears of a download, `tell` of one that cannot be kept. Raises
     AbsentError or DataError, with the file's name."""
     if options.data:

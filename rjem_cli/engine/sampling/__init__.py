@@ -1,1 +1,1 @@
-"""From a checkpoint to pictures: the plan of a sample, the loop over batches, the writers."""
+"""Langevin chains, the sampling pipeline, and where samples are written."""

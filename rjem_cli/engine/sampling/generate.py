@@ -1,25 +1,35 @@
-"""Samples from a checkpoint, as a stream. Sample i depends on seed + i only.
+"""Samples from a checkpoint. Sample i depends on seed + i only.
 
-The network always sees whole blocks of `block_size` images, and the sample with seed s has the place s modulo that in
-them. So the arithmetic of a sample is the same to the last bit whatever the batch size, the shard or the
-place where an earlier call stopped; what a block computes beyond the samples that are wanted is thrown away.
+The network always sees whole blocks of `block_size` images, and the sample with seed s has index s modulo that in its
+block. So a sample has the same bits for any batch size, any shard, and after a resume; what a block computes beyond the
+requested samples is dropped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.chains.stages import Sampler
+from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_pixels
-from rjem_cli.engine.ranks import ALONE, Ranks
-from rjem_cli.engine.sampling.request import SampleRequest
-from rjem_cli.errors import RjemError
+from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.models.checkpoint import Checkpoint
+from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.sampling.init import Start, load_start, predict_classes
+from rjem_cli.engine.sampling.pipeline import Sampler, build_sampler
+from rjem_cli.engine.sampling.request import SampleConfig, SampleRequest, describe_request, resolve_request
+from rjem_cli.engine.timing import find_batch_size, time_pass
+from rjem_cli.errors import ConfigError, RjemError
 
-SMALLER = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"  # where a chain is not finite
+NOT_FINITE_HINT = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
 
 
 class SampleBatch(NamedTuple):
@@ -29,65 +39,122 @@ class SampleBatch(NamedTuple):
     pixels: Tensor
 
 
+@dataclass(frozen=True)
+class SampleSetup:
+    """What will be sampled, before the starts of the chains are read or fitted."""
+
+    config: SampleConfig
+    checkpoint: Checkpoint
+    logits_of: Logits
+    request: SampleRequest
+    runtime: Runtime
+
+    @classmethod
+    def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> SampleSetup:
+        """`log` is told if blocks must be smaller. Raises ConfigError, AbsentError or DataError."""
+        runtime = start_runtime(config, reproducible=True)
+        checkpoint = load_network(config, path, runtime.device)
+        return cls.of(config, checkpoint, runtime.frozen(checkpoint.model), runtime).fit_memory(log)
+
+    @classmethod
+    def of(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> SampleSetup:
+        """Raises ConfigError for invalid options."""
+        request = resolve_request(config, checkpoint.info, runtime.device.type)
+        return cls(config, checkpoint, logits_of, request, runtime)
+
+    def fit_memory(self, log: Log = noop) -> SampleSetup:
+        """With blocks that fit into memory, found by one pass of a block. Samples of smaller blocks differ in their
+        last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
+        given = self.config.block_size
+        batches = BatchSizer(self.request.block_size, log if given is None else noop)
+        size = find_batch_size(self.logits_of, self.checkpoint.info.image_shape, batches, self.runtime.device)
+        if given is not None and size < given:
+            raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
+        return replace(self, request=replace(self.request, block_size=size))
+
+    def estimate_seconds(self) -> float:
+        """Of all gradient steps, from the time of a few."""
+        size = self.request.block_size
+        seconds = time_pass(self.logits_of, self.checkpoint.info.image_shape, size, self.runtime.device)
+        return math.ceil(self.request.computed / size) * self.request.plan.gradient_steps * seconds
+
+    def load_start(self) -> SampleJob:
+        """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
+        config, request = self.config, self.request
+        start = load_start(config.init, self.checkpoint, config.data, config.seed, self.runtime)
+        if start.user_pixels is not None and config.classes == "all":  # chain i belongs to image i
+            classes = predict_classes(self.logits_of, start.user_pixels, self.runtime.device)
+            request = replace(request, classes=classes)
+        meta = describe_request(request, self.checkpoint, config.init, start.sha256, self.runtime)
+        return SampleJob(replace(self, request=request), start, meta)
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """Everything that is known before the first sample; `meta` is the protocol stored with the samples."""
+
+    setup: SampleSetup
+    start: Start
+    meta: dict[str, Any]
+
+    @property
+    def request(self) -> SampleRequest:
+        return self.setup.request
+
+    @property
+    def sampler(self) -> Sampler:
+        return build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
+
+    def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
+        """The requested samples without the first `skip`. The host waits for the device once per batch. Raises
+        RjemError with the index of a sample that is not finite."""
+        return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
+
+    def first_starts(self, count: int) -> Tensor:
+        """What the first `count` samples started from, uint8 (count, C, H, W) on the host."""
+        request, device = self.request, self.setup.runtime.device
+        blocks = sample_blocks(self.start.sampler, request, request.first, request.first + count, device)
+        return to_pixels(torch.cat(list(blocks))).cpu()
+
+
 def sample_blocks(
-    sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device, ranks: Ranks = ALONE
+    sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """float (b, C, H, W): the wanted part of each block of samples first .. last - 1, in order."""
-    if first >= last:
-        return
+    """float (b, C, H, W): the requested part of each block of samples first .. last - 1, in order."""
     size, start = request.block_size, request.seed + first
-
-    def draw(block: int) -> Tensor:
+    for block in range(start - start % size, request.seed + last, size) if first < last else ():
         seeds = torch.arange(block, block + size)
-        return sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
-
-    blocks = range(start - start % size, request.seed + last, size)
-    for block, x in zip(blocks, ranks.spread(draw, blocks)):
+        x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
         yield x[max(0, start - block) : request.seed + last - block]
 
 
 def generate(
-    sampler: Sampler,
-    request: SampleRequest,
-    *,
-    skip: int,
-    batch_size: int,
-    device: torch.device,
-    ranks: Ranks = ALONE,
+    sampler: Sampler, request: SampleRequest, *, skip: int, batch_size: int, device: torch.device
 ) -> Iterator[SampleBatch]:
-    """The request's samples but for the first `skip`. The host waits for the device once a batch. Raises RjemError
-    for a sample that is not finite, by its index."""
-
-    def handed_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
-        return ranks.jointly(lambda: hand_over(first, pixels, finite_B))
-
+    """`SampleJob.generate` for any sampler."""
     first = request.first + skip
-    pixels, finite = [], []
-    for x in sample_blocks(sampler, request, first, request.last, device, ranks):
-        pixels.append(to_pixels(x))
-        finite.append(x.isfinite().flatten(1).all(dim=1))
-        if sum(map(len, pixels)) < batch_size:
-            continue
-        ready, sound = torch.cat(pixels), torch.cat(finite)
-        whole = len(ready) - len(ready) % batch_size
-        for part, its_finite in zip(ready[:whole].split(batch_size), sound[:whole].split(batch_size)):
-            yield handed_over(first, part, its_finite)
-            first += len(part)
-        pixels, finite = [ready[whole:]], [sound[whole:]]
-    if sum(map(len, pixels)):
-        yield handed_over(first, torch.cat(pixels), torch.cat(finite))
+    pixels, finite = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.bool)
+    for x in sample_blocks(sampler, request, first, request.last, device):
+        new_pixels, new_finite = to_pixels(x), x.isfinite().flatten(1).all(dim=1)
+        pixels = torch.cat([pixels, new_pixels]) if len(pixels) else new_pixels
+        finite = torch.cat([finite, new_finite]) if len(finite) else new_finite
+        while len(pixels) >= batch_size:
+            yield to_host(first, pixels[:batch_size], finite[:batch_size])
+            first, pixels, finite = first + batch_size, pixels[batch_size:], finite[batch_size:]
+    if len(pixels):
+        yield to_host(first, pixels, finite)
 
 
-def until(stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
-    """The batches, up to and with the one in whose making `stop` became true."""
+def to_host(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
+    invalid = (~finite_B).nonzero().flatten().tolist()
+    if invalid:
+        raise RjemError(f"sample {first + invalid[0]} is not finite; {NOT_FINITE_HINT}")
+    return SampleBatch(first, pixels.cpu())
+
+
+def until(should_stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+    """The batches, up to and including the one during which `should_stop` became true."""
     for batch in batches:
         yield batch
-        if stop():
+        if should_stop():
             return
-
-
-def hand_over(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
-    broken = (~finite_B).nonzero().flatten().tolist()
-    if broken:
-        raise RjemError(f"sample {first + broken[0]} is not finite; {SMALLER}")
-    return SampleBatch(first, pixels.cpu())

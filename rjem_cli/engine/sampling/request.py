@@ -1,4 +1,4 @@
-"""What is to be sampled: the plan, the classes, the indices; and the protocol that travels with the samples."""
+"""What to sample: the plan, the classes, the indices; and the protocol that is stored with the samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,20 +13,21 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import ChainOptions, TrainConfig, check_radius
-from rjem_cli.engine.chains.pipeline import SamplePlan, plan_of
-from rjem_cli.engine.data.classes import UNCONDITIONAL, parse_classes
-from rjem_cli.engine.model.checkpoint import Checkpoint, without_places
+from rjem_cli.config import GenerateConfig, LangevinConfig, TrainConfig, check_radius
+from rjem_cli.engine.data.class_names import UNCONDITIONAL, parse_classes
+from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, strip_paths
 from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.errors import ConfigError
 
+SampleConfig = GenerateConfig | LangevinConfig
 LABEL_COLUMNS = ("file", "label", "class", "seed")  # of `SampleRequest.row`
 BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the i-th of `classes` in turn;
+    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the class `classes[i % len(classes)]`;
     `block_size` of them go through the network at once."""
 
     plan: SamplePlan
@@ -48,7 +48,7 @@ class SampleRequest:
 
     @property
     def computed(self) -> int:
-        """How many samples go through the network: whole blocks."""
+        """Samples that go through the network, in whole blocks."""
         size, begin, end = self.block_size, self.seed + self.first, self.seed + self.last
         return (-(-end // size) - begin // size) * size
 
@@ -56,64 +56,55 @@ class SampleRequest:
         return torch.arange(self.first, self.last)
 
     def labels(self, indices: Tensor) -> Tensor:
-        """The classes that starts are drawn from, and that conditional chains aim at, int64 like `indices`."""
+        """The classes of starts and of conditional chains, int64 like `indices`."""
         return torch.tensor(self.classes)[indices % len(self.classes)]
 
     def row(self, index: int) -> tuple[str, int, str, int]:
-        """(file, label, class, seed) of one sample; label -1 for samples of no class."""
+        """(file, label, class, seed) of one sample; the label is -1 for samples without a class."""
         label = self.classes[index % len(self.classes)] if self.plan.conditional else -1
         name = self.class_names[label] if self.plan.conditional else UNCONDITIONAL
         return f"{index:06d}.png", label, name, self.seed + index
 
 
-def settle_plan(options: ChainOptions, trained: TrainConfig, mode: str = "energy") -> SamplePlan:
-    """The checkpoint's own way to sample, changed by what was asked for."""
+def resolve_plan(options: SampleConfig, trained: TrainConfig) -> SamplePlan:
+    """The checkpoint's own plan, changed by the options that are set. Raises ConfigError."""
+    mode = options.mode if isinstance(options, GenerateConfig) else "energy"
     conditional = options.classes != UNCONDITIONAL
     if not conditional and mode != "energy":
-        raise ConfigError(f"--class none has nothing to attack towards; --mode {mode} needs classes")
-    plan = plan_of(trained, mode, conditional)
+        raise ConfigError(f"--class none has no class to attack towards; --mode {mode} needs classes")
     names = ("sgld_steps", "noise_std", "attack_eps", "attack_steps", "contrast")
-    asked = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     inner_step = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
     inner_steps = trained.inner_steps if options.inner_steps is None else options.inner_steps
-    plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **asked)
-    if plan.attacks:
+    plan = SamplePlan.from_config(trained, mode, conditional)
+    plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **given)
+    if plan.has_attack:
         check_radius("--attack-eps", plan.attack_eps, plan.norm)
     if not math.isfinite(plan.sgld_step_size):
-        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller ones")
-    if options.proper:  # Eq. 1 with a / 2 for the step: the noise has variance a
+        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller values")
+    if options.langevin_noise:  # Eq. 1 with a / 2 for the step: the noise has variance a
         plan = replace(plan, noise_std=math.sqrt(2 * plan.sgld_step_size), grad_clip=None)
     return plan
 
 
-def settle_request(
-    options: ChainOptions,
-    trained: TrainConfig,
-    class_names: Sequence[str],
-    device_type: str,
-    *,
-    count: int,
-    seed: int,
-    mode: str = "energy",
-    shard_text: str | None = None,
-) -> SampleRequest:
-    """Raises ConfigError for a class, a shard or a mode that cannot be meant."""
-    shard = parse_shard(shard_text)
-    if shard[1] > count:
-        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {count} samples do not make {shard[1]} parts")
+def resolve_request(options: SampleConfig, info: CheckpointInfo, device_type: str) -> SampleRequest:
+    """Raises ConfigError for an invalid class, shard or mode."""
+    shard = parse_shard(options.shard if isinstance(options, GenerateConfig) else None)
+    if shard[1] > options.count:
+        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {options.count} samples cannot be split into {shard[1]}")
     return SampleRequest(
-        settle_plan(options, trained, mode),
-        tuple(parse_classes(options.classes, class_names)),
-        tuple(class_names),
-        seed,
-        count,
+        resolve_plan(options, info.config),
+        tuple(parse_classes(options.classes, info.class_names)),
+        info.class_names,
+        options.seed,
+        options.count,
         options.block_size or BLOCK_SIZE[device_type],
         shard,
     )
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """`2/8` -> (2, 8); None is the whole. Raises ConfigError."""
+    """`2/8` -> (2, 8); None -> (0, 1), everything. Raises ConfigError."""
     if text is None:
         return 0, 1
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
@@ -125,8 +116,8 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 def describe_request(
     request: SampleRequest, checkpoint: Checkpoint, init: str, init_sha256: str | None, runtime: Runtime
 ) -> dict[str, Any]:
-    """The protocol as plain data. `request` is a digest of all that decides the bytes of a sample: a call that was
-    interrupted goes on only where it is the same. `init_sha256` is the digest of starts that were read from files."""
+    """The protocol as plain data. `request` is a digest of everything that decides the bytes of a sample; a call
+    resumes only if it is the same. `init_sha256` is the digest of starts that were read from files."""
     info = checkpoint.info
     index, parts = request.shard
     decisive = {
@@ -145,7 +136,7 @@ def describe_request(
         "request": digest_of(decisive),
         **decisive,
         "checkpoint": {"path": str(checkpoint.path), "step": info.step},
-        "config_sha256": digest_of(without_places(info.config).to_dict()),
+        "config_sha256": digest_of(strip_paths(info.config).to_dict()),
         "dataset": {
             "name": info.data_name,
             "train_digest": info.data_digest,

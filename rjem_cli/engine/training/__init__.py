@@ -1,1 +1,1 @@
-"""Training: the objective, the replay buffer, the loop and what it leaves on disk."""
+"""Training: the objective, the replay buffer, the loop, and what a run writes."""

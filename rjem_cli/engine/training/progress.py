@@ -1,8 +1,12 @@
-"""What a watcher of training sees."""
+"""How a training run reports, and how it is asked to stop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from rjem_cli.engine.callbacks import Log, noop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -10,19 +14,32 @@ if TYPE_CHECKING:
 TRAINING = "training"  # the phase in which steps are taken
 
 
-class Progress(NamedTuple):
-    """After each step of a phase. With the log lines of training come `metrics`, and `energies`, E(x) (N,) of data and
-    of chains. `note` or `warning` is a message, for a line of its own."""
+class TrainingProgress(NamedTuple):
+    """After each step of a phase. `metrics` and `energies`, E(x) (N,) of data and of chains, come with each line of
+    metrics.jsonl."""
 
     phase: str
     step: int
     steps: int
     metrics: dict[str, float] | None = None
-    note: str | None = None
-    warning: str | None = None
     energies: dict[str, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class TrainingCallbacks:
+    """`should_stop` is asked after each step, and while samples are drawn or the model is evaluated."""
+
+    on_progress: Callable[[TrainingProgress], None] = noop
+    log: Log = noop
+    warn: Log = noop
+    should_stop: Callable[[], bool] = lambda: False
+
+    def progress(self, phase: str, step: int, steps: int) -> None:
+        """Report a phase other than training. Raises Stopped."""
+        self.on_progress(TrainingProgress(phase, step, steps))
+        if self.should_stop():
+            raise Stopped
+
+
 class Stopped(Exception):
-    """Raised by a watcher, in any phase but training, for one who was asked to stop: what is being drawn or measured is
-    left undone."""
+    """The run was asked to stop while it drew samples or evaluated the model, which is then left undone."""

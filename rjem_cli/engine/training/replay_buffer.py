@@ -1,107 +1,64 @@
-"""Persistent chains (Du & Mordatch 2019): each step goes on from a stored sample, or now and then from the prior
-again."""
+"""Persistent chains (Du & Mordatch 2019): a training step continues stored samples; some restart from the prior."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.model.prior import ClassGaussianPrior
-from rjem_cli.engine.ranks import ALONE, Ranks
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 
-DRAWN_AT_ONCE = 1000  # images, whose normals take several times their memory
-
-
-class Held(NamedTuple):
-    """Which of some places this rank holds, and in which of its rows; on the device."""
-
-    mine: Tensor
-    rows: Tensor
+PRIOR_BATCH = 1000  # images sampled at once; their normals take several times the memory of the images
 
 
 @dataclass
 class ReplayBuffer:
-    """`own`: this rank's share of `size` images, float (C, H, W) in [-1, 1] on the device. Places, coins and labels are
-    drawn on the host, the same on each rank, so a draw never waits for the device, and what is drawn does not depend
-    on the number of ranks."""
+    """`images`: float (N, C, H, W) in [-1, 1] on the device. Indices, restarts and labels are drawn on the host, so a
+    draw never waits for the device."""
 
-    own: Tensor
-    size: int
+    images: Tensor
     prior: ClassGaussianPrior
     reinit_prob: float
-    ranks: Ranks = ALONE
 
     @classmethod
     def from_prior(
-        cls,
-        prior: ClassGaussianPrior,
-        size: int,
-        reinit_prob: float,
-        generator: torch.Generator,
-        ranks: Ranks = ALONE,
+        cls, prior: ClassGaussianPrior, size: int, reinit_prob: float, generator: torch.Generator
     ) -> ReplayBuffer:
-        own = ranks.rows(draw_from_prior(prior, size, generator))
-        return cls(own if ranks.world == 1 else own.clone(), size, prior, reinit_prob, ranks)
+        return cls(sample_prior(prior, size, generator), prior, reinit_prob)
 
-    @property
-    def images(self) -> Tensor:
-        """All of it, (size, C, H, W), on every rank."""
-        return self.ranks.whole(self.own, self.size)
+    def __len__(self) -> int:
+        return len(self.images)
 
-    @images.setter
-    def images(self, images: Tensor) -> None:
-        self.own.copy_(self.ranks.rows(images))
-
-    def at(self, places: Tensor) -> Tensor:
-        """Images (B, C, H, W) at `places` (B,), on the host, from whichever rank holds them."""
-        return self.found(len(places), self.held(places))
-
-    def found(self, count: int, held: Held) -> Tensor:
-        if self.ranks.world == 1:
-            return self.own[held.rows]
-        found = self.own.new_zeros(count, *self.own.shape[1:])
-        found[held.mine] = self.own[held.rows]
-        return self.ranks.sum(found)
-
-    def held(self, places: Tensor) -> Held:
-        """`places` (B,) are on the host."""
-        share = self.ranks.share(self.size)
-        mine = ((places >= share.start) & (places < share.stop)).nonzero().squeeze(1)
-        return Held(*(part.to(self.own.device, non_blocking=True) for part in (mine, places[mine] - share.start)))
-
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Held]:
-        """(chain starts (count, C, H, W), the places where `store` puts their ends, all different); each start is a
-        fresh draw from the prior with probability reinit_prob. `count` is at most the buffer's size."""
-        places = torch.randperm(self.size, generator=generator)[:count]
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(chain starts (count, C, H, W), their indices (count,), all different). Each start is replaced by a new
+        sample of the prior with probability reinit_prob. `count` is at most the buffer's size."""
+        indices = torch.randperm(len(self), generator=generator)[:count]
         restarted = (torch.rand(count, generator=generator) < self.reinit_prob).nonzero().squeeze(1)
-        held = self.held(places)
-        starts = self.found(count, held)
+        indices = indices.to(self.images.device, non_blocking=True)
+        starts = self.images[indices]
         if len(restarted):
-            starts[restarted.to(starts.device, non_blocking=True)] = draw_from_prior(
-                self.prior, len(restarted), generator
-            )
-        return starts, held
+            new = sample_prior(self.prior, len(restarted), generator)
+            starts[restarted.to(starts.device, non_blocking=True)] = new
+        return starts, indices
 
-    def redraw(self, share: float, generator: torch.Generator) -> None:
-        """Start this share of the chains again from the prior."""
-        count = round(share * self.size)
+    def store(self, indices: Tensor, images: Tensor) -> None:
+        """Put the ends of chains (B, C, H, W) at `indices` (B,)."""
+        self.images[indices] = images
+
+    def reset(self, fraction: float, generator: torch.Generator) -> None:
+        """Restart this fraction of the chains from the prior."""
+        count = round(fraction * len(self))
         if count:
-            places = torch.randperm(self.size, generator=generator)[:count]
-            self.store(self.held(places), draw_from_prior(self.prior, count, generator))
-
-    def store(self, held: Held, images: Tensor) -> None:
-        """`images` (B, C, H, W) of all ranks; each keeps those of its own places."""
-        self.own[held.rows] = images[held.mine]
+            indices = torch.randperm(len(self), generator=generator)[:count].to(self.images.device)
+            self.store(indices, sample_prior(self.prior, count, generator))
 
 
-def draw_from_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generator) -> Tensor:
-    """`count` images of random classes, DRAWN_AT_ONCE; `generator` lives on the host."""
+def sample_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generator) -> Tensor:
+    """`count` images of random classes (count, C, H, W); `generator` lives on the host."""
     labels = torch.randint(len(prior.mean_KD), (count,), generator=generator)
-    drawn = torch.empty(count, *prior.image_shape, device=prior.mean_KD.device)
-    for own, images in zip(labels.split(DRAWN_AT_ONCE), drawn.split(DRAWN_AT_ONCE)):
-        normals = torch.randn(len(own), prior.normals_per_sample, generator=generator)
-        images.copy_(prior.sample(own, normals.to(drawn.device, non_blocking=True)))
-    return drawn
+    images = torch.empty(count, *prior.image_shape, device=prior.mean_KD.device)
+    for batch_labels, batch in zip(labels.split(PRIOR_BATCH), images.split(PRIOR_BATCH)):
+        normals = torch.randn(len(batch), prior.normals_per_sample, generator=generator)
+        batch.copy_(prior.sample(batch_labels, normals.to(images.device, non_blocking=True)))
+    return images

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rjem_cli.engine.data.fetch import Published, fetched, sha256_of
+from rjem_cli.engine.data.fetch import RemoteFile, fetched, sha256_of
 from rjem_cli.errors import AbsentError
 from rjem_cli.paths import weights_dir
 
@@ -35,7 +35,7 @@ def server(monkeypatch):
 
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
-    Handler.file = Published("x.pth", f"http://127.0.0.1:{listener.server_port}/x.pth", len(whole), sha256_of(whole))
+    Handler.file = RemoteFile("x.pth", f"http://127.0.0.1:{listener.server_port}/x.pth", len(whole), sha256_of(whole))
     monkeypatch.delenv("RJEM_OFFLINE")
     yield Handler
     listener.shutdown()
@@ -71,7 +71,7 @@ def test_a_download_that_is_not_the_published_file_is_not_kept(server, own_home,
 
 
 def test_without_a_network_the_reason_is_said(monkeypatch, own_home):
-    gone = Published("x.pth", "http://127.0.0.1:9/x.pth", 10, "0")
+    gone = RemoteFile("x.pth", "http://127.0.0.1:9/x.pth", 10, "0")
     with pytest.raises(AbsentError, match="RJEM_OFFLINE forbids the download"):
         fetched(gone, weights_dir())
     monkeypatch.delenv("RJEM_OFFLINE")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.chains import prior_draws, sampler_of
 from rjem_cli.engine.data.digits import digit_splits
-from rjem_cli.engine.model.frozen import freeze
-from rjem_cli.engine.model.prior import fit_prior
-from rjem_cli.engine.model.wide_resnet import WideResNet
+from rjem_cli.engine.models.frozen import freeze
+from rjem_cli.engine.models.prior import fit_prior
+from rjem_cli.engine.models.wide_resnet import WideResNet
 from rjem_cli.engine.sampling.generate import SampleBatch, generate, until
+from rjem_cli.engine.sampling.pipeline import build_sampler, prior_start
 from rjem_cli.engine.sampling.request import settle_request
 from rjem_cli.errors import RjemError
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def start():
-    return prior_draws(fit_prior(digit_splits(0.1, shifted=False).train))
+    return prior_start(fit_prior(digit_splits(0.1, shifted=False).train))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def draw(start, model, skip=0, batch_size=64, classes="all", count=64, seed=0, s
     trained = TrainConfig(noise_std=0.05, sample_steps=3, attack_steps=2)
     options = GenerateConfig(classes=classes, block_size=block_size)
     request = settle_request(options, trained, NAMES, "cpu", count=count, seed=seed, mode="combined", shard_text=shard)
-    sampler = sampler_of(request.plan, start, model)
+    sampler = build_sampler(request.plan, start, model)
     batches = list(generate(sampler, request, skip=skip, batch_size=batch_size, device=CPU))
     expected = request.first + skip
     for batch in batches:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rjem_cli.engine.sampling.generate import SampleBatch
-from rjem_cli.engine.sampling.output.writer import QUEUE, write_beside
+from rjem_cli.engine.sampling.writers.writer import QUEUE, write_beside
 
 
 class Slow:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rjem_cli import files
-from rjem_cli.engine.model import tensor_file
-from rjem_cli.engine.model.checkpoint import FORMAT, load_checkpoint, read_info, state_path
-from rjem_cli.engine.training.checkpoints import ASIDE, STATE_FORMAT, latest_valid
+from rjem_cli.engine.models import tensor_file
+from rjem_cli.engine.models.checkpoint import FORMAT, load_checkpoint, read_info, state_path
+from rjem_cli.engine.training.checkpointing import ASIDE, STATE_FORMAT, latest_valid
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import checkpoints_in
@@ -161,7 +161,7 @@ def test_a_disk_that_fills_up_ends_no_training_but_its_end(tmp_path, monkeypatch
         finally:
             told.append(arguments)
 
-    monkeypatch.setattr("rjem_cli.engine.training.checkpoints.check_space", counted)
+    monkeypatch.setattr("rjem_cli.engine.training.checkpointing.check_space", counted)
     result, steps = train(tmp_path / "a", notes=notes)
     assert steps == [1, 2, 3, 4, 5, 6] and result.finished
     assert len(notes) == 1 and "has 0.0 MB left; make room" in notes[0] and "training goes on" in notes[0]

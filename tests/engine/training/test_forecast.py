@@ -8,7 +8,7 @@ import torch
 from rjem_cli.config import RuntimeOptions, TrainConfig
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import forecast as training_forecast
-from rjem_cli.engine.training.forecast import DataShape, extrapolated, forecast
+from rjem_cli.engine.training.estimate import DataShape, extrapolated, forecast
 from tests.engine.training.test_trainer import TINY
 
 
@@ -35,7 +35,7 @@ def test_a_published_set_is_known_before_it_is_there():
 
 def test_a_forecast_grows_with_the_steps_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RJEM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(training_forecast, "usual_seconds", lambda *_: 0.5)  # whatever else the machine does meanwhile
+    monkeypatch.setattr(training_forecast, "median_seconds", lambda *_: 0.5)  # whatever else the machine does meanwhile
     found = {}
     for steps in (100, 10_000):
         config = TrainConfig(**{**TINY, "steps": steps})
@@ -64,7 +64,7 @@ def test_every_special_case_and_any_rate_is_foretold(changes):
 
 
 def test_of_a_run_that_goes_on_only_the_rest_is_foretold(monkeypatch):
-    for name in ("usual_seconds", "pass_seconds"):
+    for name in ("median_seconds", "time_pass"):
         monkeypatch.setattr(training_forecast, name, lambda *_: 0.5)  # whatever else the machine does meanwhile
     config = TrainConfig(**{**TINY, "steps": 1000})
     shape, runtime = DataShape.of(config), start_runtime(RuntimeOptions(device="cpu"))

@@ -8,12 +8,12 @@ import torch
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.data.digits import digit_splits
-from rjem_cli.engine.model.checkpoint import load_checkpoint, read_info, state_path
+from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
-from rjem_cli.engine.training.checkpoints import ASIDE, latest_valid, read_intact
-from rjem_cli.engine.training.divergence import Divergence
-from rjem_cli.engine.training.metrics import Clock
+from rjem_cli.engine.training.checkpointing import ASIDE, latest_valid, read_intact
+from rjem_cli.engine.training.guard import Divergence
+from rjem_cli.engine.training.metrics_log import Clock
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import ConfigError, DataError, DivergedError, RjemError
@@ -104,7 +104,7 @@ def test_a_run_leaves_its_config_metrics_pictures_checkpoints_and_summary(tmp_pa
         {"pgd_steps": 0},
         {"px_weight": 0},
         {"pgd_steps": 0, "px_weight": 0},
-        {"loss_statistics": "separate"},
+        {"bn_statistics": "separate"},
         {"norm": "l2"},
     ],
     ids=["jempp", "robust", "standard", "separate", "l2"],
@@ -343,7 +343,7 @@ def test_after_an_event_the_rate_is_halved_and_chains_start_again(tmp_path, monk
             nan_in_a_weight(trainer)
 
     poisoned(monkeypatch, {0, 1}, look)
-    train(tmp_path, redraw_share=0.25, warmup_steps=0, lr_schedule="constant", steps=1, log_every=1)
+    train(tmp_path, buffer_reset_fraction=0.25, warmup_steps=0, lr_schedule="constant", steps=1, log_every=1)
     assert metrics_of(tmp_path)[-1]["lr"] == TINY["lr"] / 2
     at_first, after_the_event = seen
     assert (at_first != after_the_event).flatten(1).any(dim=1).sum() == 32 // 4
@@ -444,7 +444,7 @@ def test_chains_that_begin_on_resume_are_begun_anew_after_an_event(tmp_path, mon
 
 
 def test_what_is_not_trained_or_lies_in_the_images_is_no_divergence():
-    from rjem_cli.engine.training.divergence import Divergence, Guard
+    from rjem_cli.engine.training.guard import Divergence, Guard
 
     sick = {"cross_entropy": 50.0, "saturation": 0.995}
     config = TrainConfig(ce_weight=0)

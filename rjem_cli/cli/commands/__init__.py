@@ -1,0 +1,1 @@
+"""One file per command: read its options, run the engine, show the result."""

@@ -1,0 +1,83 @@
+"""How checkpoints, samples and chains are described, and the table of watched chains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rjem_cli.cli.console import Console
+from rjem_cli.cli.sparkline import sparkline
+from rjem_cli.config.fields import format_epsilon
+
+if TYPE_CHECKING:
+    from rjem_cli.engine.models.checkpoint import Checkpoint
+    from rjem_cli.engine.sampling.pipeline import SamplePlan
+    from rjem_cli.engine.sampling.request import SampleRequest
+
+SHOWN_CHAINS = 16
+DROWNING_NOISE = 0.3  # standard deviation a step, model units
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> str:
+    path, info = checkpoint.path, checkpoint.info
+    if checkpoint.is_custom:
+        return f"network: {path} (for {info.data_name})"
+    planned = info.config.steps or 0
+    unfinished = f" of {planned}, unfinished" if info.step < planned else ""
+    return f"checkpoint: {path} (step {info.step}{unfinished}, {info.data_name})"
+
+
+def describe_classes(request: SampleRequest) -> str:
+    if not request.plan.conditional:
+        return "no class"
+    names = [request.class_names[label] for label in dict.fromkeys(request.classes[: request.count])]
+    return ", ".join(names) if len(names) <= 20 else f"{len(names)} classes"
+
+
+def describe_plan(plan: SamplePlan, init: str) -> str:
+    """`prior -> targeted PGD ... -> contrast 0.7 -> SGLD ...`, radii in both units."""
+    stages = [init]
+    if plan.has_attack:
+        eps = format_epsilon(plan.attack_eps, plan.norm)
+        stages.append(f"targeted PGD {plan.norm} eps {eps}, {plan.attack_steps} steps")
+    if plan.mode == "combined":
+        stages.append(f"contrast {plan.contrast:g}")
+    if plan.has_chain:
+        energy = "E(x, y)" if plan.conditional else "E(x)"
+        temperature = f", temperature {plan.temperature:g}" if plan.temperature != 1 else ""
+        noise = f"noise {plan.noise_std:g}" if plan.noise_std else "no noise (descent)"
+        clip = "no clip" if plan.grad_clip is None else f"clip {plan.grad_clip:g}"
+        stages.append(
+            f"SGLD on {energy}, {plan.sgld_steps} steps of {plan.sgld_step_size:g}, {noise}, {clip}{temperature}"
+        )
+    return " -> ".join(stages)
+
+
+def warn_about_noise(plan: SamplePlan) -> str | None:
+    """A warning where noise drowns the images, which live in a box of width 2."""
+    if not plan.has_chain or plan.noise_std < DROWNING_NOISE:
+        return None
+    return (
+        f"noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
+        "--noise-std 0.01"
+    )
+
+
+def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
+    """A row a chain: its class, its energy from start to end, and whether it went astray."""
+    name, symbol = ("joint_energy", "E(x, y)") if "joint_energy" in chains[0] else ("energy", "E(x)")
+    rows = []
+    for chain in chains[:SHOWN_CHAINS]:
+        values = chain[name]
+        ends = " to ".join("-" if value is None else f"{value:.2f}" for value in (values[0], values[-1]))
+        state = f"{chain['saturation']:.0%} at the walls"
+        if chain["left_box_at"] is not None:
+            state = f"left the box at step {chain['left_box_at']}"
+        if chain["not_finite_from"] is not None:
+            state = f"not finite from step {chain['not_finite_from']}"
+        rows.append((str(chain["chain"]), chain["class"], ends, sparkline(values), state))
+    console.table("Chains", ("chain", "class", symbol, "from start to end", "state"), rows)
+    if len(chains) > SHOWN_CHAINS:
+        console.log(f"{SHOWN_CHAINS} of {len(chains)} chains are shown")
+    left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]
+    if left:
+        console.warn(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")

@@ -1,0 +1,1 @@
+"""Presets of `rjem train`, one YAML file each."""

@@ -1,0 +1,1 @@
+"""PGD and APGD, and the accuracy of a network under attack."""

@@ -1,0 +1,142 @@
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1): PGD with momentum whose steps halve where they stop paying.
+
+The state has one row per image, so that images can leave the batch in the middle of an attack.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rjem_cli.engine.attacks.pgd import AttackCallback, AttackState, attack_loss, pgd_direction, project
+from rjem_cli.engine.gradients import Logits, value_and_grad
+
+MOMENTUM = 0.75  # alpha: weight of the new step against the previous one
+MIN_RISE_SHARE = 0.75  # rho: share of steps that must raise the loss between two checkpoints
+FIRST_PERIOD, PERIOD_DECREASE, MIN_PERIOD = 0.22, 0.03, 0.06  # shares of all steps
+
+
+class ApgdState(NamedTuple):
+    """B rows each. `loss_B` and `gradient` belong to `x`; the fields of `best_` to the largest loss so far; those of
+    `checked_` to the previous checkpoint."""
+
+    x: Tensor
+    previous: Tensor
+    center: Tensor
+    labels_B: Tensor
+    step_size: Tensor  # (B, 1, 1, 1), model units
+    loss_B: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss_B: Tensor
+    rises_B: Tensor
+    checked_best_B: Tensor
+    checked_halved_B: Tensor
+
+    def rows(self, rows: Tensor) -> ApgdState:
+        return ApgdState(*(part[rows] for part in self))
+
+
+def checkpoint_steps(steps: int) -> list[int]:
+    """Steps after which step sizes are checked, ascending: p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} -
+    0.03, 0.06), times `steps`, rounded up (Section 3)."""
+    before, now, found = 0.0, FIRST_PERIOD, set()
+    while now <= 1:
+        found.add(math.ceil(round(now * steps, 6)))  # 0.57 is slightly more than 57 hundredths
+        before, now = now, now + max(now - before - PERIOD_DECREASE, MIN_PERIOD)
+    return sorted(found)
+
+
+def apgd_start(x: Tensor, center: Tensor, labels_B: Tensor, eps: float) -> ApgdState:
+    """Before anything is evaluated. The first step is 2 * eps long."""
+    nothing_B = torch.full((len(x),), -torch.inf, device=x.device)
+    return ApgdState(
+        x=x,
+        previous=x,
+        center=center,
+        labels_B=labels_B,
+        step_size=torch.full((len(x), *(1,) * (x.dim() - 1)), 2 * eps, device=x.device),
+        loss_B=nothing_B,
+        best=x,
+        best_gradient=torch.zeros_like(x),
+        best_loss_B=nothing_B,
+        rises_B=torch.full_like(nothing_B, -1),  # from nothing to the loss at the start does not count
+        checked_best_B=nothing_B,
+        checked_halved_B=torch.ones_like(labels_B, dtype=torch.bool),  # the first step is new at the first checkpoint
+    )
+
+
+def apgd_step(state: ApgdState, gradient: Tensor, eps: float, norm: str, first: bool) -> ApgdState:
+    """x after one step up the gradient with momentum, in ball and box."""
+    x, center = state.x, state.center
+    plain = project(x + state.step_size * pgd_direction(gradient, norm), center, eps, norm)
+    momentum = 1.0 if first else MOMENTUM
+    moved = project(x + momentum * (plain - x) + (1 - momentum) * (x - state.previous), center, eps, norm)
+    return state._replace(x=moved, previous=x)
+
+
+def apgd_update(state: ApgdState, loss_B: Tensor, gradient: Tensor, period: int | None) -> tuple[ApgdState, Tensor]:
+    """Record loss and gradient at the new x. With `period`, the number of steps since the previous checkpoint, halve
+    the steps that do not pay and return to the best point there. Returns the state and the gradient to follow."""
+    better = loss_B > state.best_loss_B
+    state = state._replace(
+        best=torch.where(broadcast_rows(better, state.x), state.x, state.best),
+        best_gradient=torch.where(broadcast_rows(better, gradient), gradient, state.best_gradient),
+        best_loss_B=torch.where(better, loss_B, state.best_loss_B),
+        rises_B=state.rises_B + (loss_B > state.loss_B),
+        loss_B=loss_B,
+    )
+    if period is None:
+        return state, gradient
+    too_few = state.rises_B < MIN_RISE_SHARE * period  # condition 1
+    stuck = ~state.checked_halved_B & (state.checked_best_B == state.best_loss_B)  # condition 2
+    halve = too_few | stuck
+    state = state._replace(
+        step_size=torch.where(broadcast_rows(halve, state.step_size), state.step_size / 2, state.step_size),
+        x=torch.where(broadcast_rows(halve, state.x), state.best, state.x),
+        loss_B=torch.where(halve, state.best_loss_B, loss_B),
+        rises_B=torch.zeros_like(state.rises_B),
+        checked_best_B=state.best_loss_B,
+        checked_halved_B=halve,
+    )
+    return state, torch.where(broadcast_rows(halve, gradient), state.best_gradient, gradient)
+
+
+def broadcast_rows(rows_B: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast with x, which has B rows."""
+    return rows_B.view(-1, *(1,) * (x.dim() - 1))
+
+
+def apgd(
+    logits_of: Logits,
+    center: Tensor,
+    labels_B: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    norm: str = "linf",
+    loss: str = "ce",
+    targeted: bool = False,
+    start: Tensor | None = None,
+    callback: AttackCallback | None = None,
+) -> Tensor:
+    """`pgd` with steps that adapt; the same arguments, results and callback."""
+    ascended, checkpoints = attack_loss(loss, targeted), checkpoint_steps(steps)
+    state = apgd_start(center if start is None else start, center, labels_B, eps)
+    for step in range(steps if eps > 0 else 0):
+        objective = partial(ascended, labels_B=state.labels_B)
+        logits_BK, loss_B, gradient = value_and_grad(logits_of, objective, state.x)
+        rows = None if callback is None else callback(AttackState(step, state.x, logits_BK, loss_B, gradient))
+        if rows is not None:
+            state, loss_B, gradient = state.rows(rows), loss_B[rows], gradient[rows]
+            if len(rows) == 0:
+                break
+        previous = max((checkpoint for checkpoint in checkpoints if checkpoint < step), default=0)
+        period = step - previous if step in checkpoints and step else None
+        state, gradient = apgd_update(state, loss_B, gradient, period)
+        state = apgd_step(state, gradient, eps, norm, first=step == 0)
+    return state.x.detach()

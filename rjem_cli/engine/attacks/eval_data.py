@@ -1,0 +1,109 @@
+"""The images that a classifier is tested on and attacked with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import DataOptions, EvalDataOptions, check_radius
+from rjem_cli.engine.data.images import ImageSet, spread_indices
+from rjem_cli.engine.data.load import load_part
+from rjem_cli.engine.models.checkpoint import CheckpointInfo
+from rjem_cli.engine.noise import TARGET_STREAM, uniform
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
+
+
+@dataclass(frozen=True)
+class EvalImages:
+    """Images with the checkpoint's class numbers; `indices` are their places in `source`, which has `total` images."""
+
+    images: ImageSet
+    indices: Tensor
+    source: str
+    total: int
+
+
+@dataclass(frozen=True)
+class AttackDataset:
+    """The images to attack, on the host. `indices` are their places in the split; `targets` the wanted classes of a
+    targeted attack, or None. Random draws for an image depend on `seed` and its index only."""
+
+    images: ImageSet
+    indices: Tensor
+    targets: Tensor | None
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def attack_labels(self) -> Tensor:
+        """The labels that an attack works with, int64 (N,)."""
+        return self.images.labels if self.targets is None else self.targets
+
+
+def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImages:
+    """Raises AbsentError if nothing can be read and DataError for images that do not fit the checkpoint."""
+    try:
+        if options.data:
+            data_options: DataOptions = replace(info.config, data=options.data, test_data=options.test_data)
+        elif options.dataset:
+            data_options = replace(info.config, dataset=options.dataset, data=None, test_data=None)
+        else:
+            data_options = info.trained_on()
+        name, images = load_part(data_options, options.split)
+    except RjemError as error:
+        if options.dataset or options.data:
+            raise
+        raise AbsentError(f"cannot read the checkpoint's images ({error}); give --data or --dataset") from None
+    images = match_classes(images, info, name)
+    if not len(images):
+        raise DataError(f"{name} has no images; choose another --split")
+    indices = spread_indices(len(images), options.limit)
+    return EvalImages(images.subset(indices), indices, name, len(images))
+
+
+def attack_targets(found: EvalImages, target: int | None, targeted: bool, seed: int) -> AttackDataset:
+    """The images with the classes that a targeted attack wants: `target`, or (`targeted`) random wrong ones."""
+    targets, labels = None, found.images.labels
+    if target is not None:
+        targets = torch.full_like(labels, target)
+    elif targeted:
+        targets = random_targets(labels, found.indices, len(found.images.class_names), seed)
+    return AttackDataset(found.images, found.indices, targets, seed)
+
+
+def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: int) -> Tensor:
+    """A wrong class for each image, uniform, fixed by seed and index."""
+    chance = 1 - uniform(seed + indices_N, (1,), TARGET_STREAM).squeeze(1)  # [0, 1)
+    return (labels_N + 1 + (chance * (num_classes - 1)).long().clamp_max(num_classes - 2)) % num_classes
+
+
+def resolve_radii(options: EvalDataOptions, info: CheckpointInfo) -> tuple[str, tuple[float, ...]]:
+    """(norm, radii in model units, ascending). Raises ConfigError for invalid radii."""
+    radii = options.eps if options.eps is not None else (info.config.adv_eps,)
+    if not radii:
+        raise ConfigError("--eps is empty; give a radius such as 8/255")
+    norm = options.norm or info.config.norm
+    if options.eps is None and norm != info.config.norm:
+        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
+    check_radius("--eps", max(radii), norm)
+    return norm, tuple(sorted(set(radii)))
+
+
+def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:
+    """The images with the checkpoint's class numbers. Raises DataError if shapes or classes differ."""
+    if images.image_shape != info.image_shape:
+        raise DataError(f"images of {name} are {images.image_shape} (C, H, W), the checkpoint takes {info.image_shape}")
+    if images.class_names == info.class_names:
+        return images
+    for class_name in images.class_names:
+        if class_name not in info.class_names:
+            raise DataError(
+                f"class {class_name!r} of {name} is unknown to the checkpoint; "
+                f"{did_you_mean(class_name, info.class_names)}"
+            )
+    numbers = torch.tensor([info.class_names.index(class_name) for class_name in images.class_names])
+    return replace(images, labels=numbers[images.labels], class_names=info.class_names)

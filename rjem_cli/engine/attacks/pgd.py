@@ -1,0 +1,137 @@
+"""Projected gradient descent inside a ball around an image (Eq. 2; Madry et al. 2018).
+
+Training, generation and `rjem attack` share this loop. Untargeted attacks ascend the loss of the true class; targeted
+ones, which make samples, descend that of the wanted class.
+
+Shapes: B batch, K classes. `labels_B` are the true classes of an untargeted attack and the wanted ones of a targeted
+attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rjem_cli.engine.gradients import Logits, value_and_grad
+from rjem_cli.engine.noise import ATTACK_STREAM, standard_normal, uniform
+
+TINY = 1e-12
+AttackLoss = Callable[..., Tensor]  # logits_BK, labels_B -> (B,)
+
+
+class AttackState(NamedTuple):
+    """Before a step: the iterate x (B, C, H, W), its logits (B, K), loss (B,) and the gradient of the loss."""
+
+    step: int
+    x: Tensor
+    logits_BK: Tensor
+    loss_B: Tensor
+    gradient: Tensor
+
+
+# Sees the state before each step. Returns None, or the indices (b,) of the rows to go on with.
+AttackCallback = Callable[[AttackState], Tensor | None]
+
+
+def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """-log p(y | x), (B,). Its gradient vanishes in float32 where the network is certain."""
+    return F.cross_entropy(logits_BK, labels_B, reduction="none")
+
+
+def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """max_{j != y} f_j - f_y, (B,): positive where y is not the largest (Carlini & Wagner 2017). Never saturates."""
+    is_label = F.one_hot(labels_B, logits_BK.shape[1]).bool()
+    others_B = logits_BK.masked_fill(is_label, float("-inf")).amax(dim=1)
+    return others_B - logits_BK.gather(1, labels_B[:, None]).squeeze(1)
+
+
+LOSSES: dict[str, AttackLoss] = {"ce": cross_entropy, "margin": margin}
+
+
+def attack_loss(name: str, targeted: bool) -> AttackLoss:
+    """The loss to ascend: away from the true class, or (targeted) towards the wanted one."""
+    loss = LOSSES[name]
+    return (lambda logits_BK, labels_B: -loss(logits_BK, labels_B)) if targeted else loss
+
+
+def is_success(logits_BK: Tensor, labels_B: Tensor, targeted: bool) -> Tensor:
+    """Whether the attack succeeded, bool (B,). NaN logits are never a success."""
+    agrees = logits_BK.argmax(dim=1) == labels_B
+    return (agrees if targeted else ~agrees) & ~logits_BK.isnan().any(dim=1)
+
+
+def default_step_size(eps: float, steps: int) -> float:
+    """2.5 * eps / steps: enough to cross the ball, as in Madry et al."""
+    return 2.5 * eps / max(1, steps)
+
+
+def l2_norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each image, shaped (B, 1, 1, 1)."""
+    return x.flatten(1).norm(dim=1).clamp_min(TINY).view(-1, *(1,) * (x.dim() - 1))
+
+
+def pgd_direction(gradient: Tensor, norm: str) -> Tensor:
+    """The steepest step of length one: the sign of the gradient (linf) or the unit gradient (l2)."""
+    return gradient.sign() if norm == "linf" else gradient / l2_norm(gradient)
+
+
+def project(x: Tensor, center: Tensor, eps: float, norm: str) -> Tensor:
+    """Into the ball of radius eps around `center`, then into the box [-1, 1]."""
+    offset = x - center
+    inside = offset.clamp(-eps, eps) if norm == "linf" else offset * (eps / l2_norm(offset)).clamp_max(1)
+    return (center + inside).clamp(-1, 1)
+
+
+def pgd_step(x: Tensor, center: Tensor, gradient: Tensor, step_size: float, eps: float, norm: str) -> Tensor:
+    """One step of length `step_size` up the gradient, then back into ball and box (Eq. 2)."""
+    return project(x + step_size * pgd_direction(gradient, norm), center, eps, norm)
+
+
+def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart: int = 0) -> Tensor:
+    """A uniform draw from the ball around each image, in the box. Row i depends on seeds_B[i] and `restart` only."""
+    shape = tuple(center.shape[1:])
+    if norm == "linf":
+        offset = eps * (2 * uniform(seeds_B, shape, ATTACK_STREAM, 2 * restart) - 1)
+    else:
+        normals = standard_normal(seeds_B, shape, ATTACK_STREAM, 2 * restart)
+        radii = uniform(seeds_B, (1,), ATTACK_STREAM, 2 * restart + 1) ** (1 / normals[0].numel())
+        offset = eps * radii.view(-1, *(1,) * len(shape)) * normals / l2_norm(normals)
+    return project(center + offset, center, eps, norm)
+
+
+def pgd(
+    logits_of: Logits,
+    center: Tensor,
+    labels_B: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float | None = None,
+    norm: str = "linf",
+    loss: str = "ce",
+    targeted: bool = False,
+    start: Tensor | None = None,
+    callback: AttackCallback | None = None,
+) -> Tensor:
+    """Attack the images `center` (B, C, H, W) in [-1, 1]; eps and step_size in model units.
+
+    labels_B: the true classes, or the wanted ones if `targeted`. The first iterate is `start`, by default the images.
+    Returns the last iterate, in [-1, 1] and within eps of the center. With eps 0 it does not move. If the callback
+    returns rows, the attack goes on with those alone, and ends if there are none. No host sync of its own.
+    """
+    step_size = default_step_size(eps, steps) if step_size is None else step_size
+    ascended = attack_loss(loss, targeted)
+    x = center if start is None else start
+    for step in range(steps if eps > 0 else 0):
+        logits_BK, loss_B, gradient = value_and_grad(logits_of, partial(ascended, labels_B=labels_B), x)
+        rows = None if callback is None else callback(AttackState(step, x, logits_BK, loss_B, gradient))
+        if rows is not None:
+            x, center, labels_B, gradient = x[rows], center[rows], labels_B[rows], gradient[rows]
+            if len(rows) == 0:
+                break
+        x = pgd_step(x, center, gradient, step_size, eps, norm)
+    return x.detach()

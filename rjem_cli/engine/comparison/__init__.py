@@ -1,1 +1,0 @@
-"""Rows of measured and quoted scores beside each other."""

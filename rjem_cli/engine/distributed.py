@@ -1,0 +1,150 @@
+"""The processes of one training run, as torchrun starts them. A process on its own is rank 0 of 1 and sends nothing.
+
+The main process (rank 0) writes files and reports. Each process computes its rows of a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from rjem_cli.errors import ConfigError, PeerLostError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIMEOUT = timedelta(hours=6)  # the main process writes and evaluates alone, while the others wait
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """This process among `world_size`. Collective calls raise PeerLostError if another process has ended."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def local_slice(self, count: int) -> slice:
+        """This process's rows of `count`, which must be divisible by the number of processes."""
+        size = count // self.world_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def local_rows(self, x: Tensor) -> Tensor:
+        return x[self.local_slice(len(x))]
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in their order: the inverse of `local_rows`."""
+        if self.world_size == 1:
+            return rows
+        import torch
+        import torch.distributed as dist
+
+        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        with peer_errors():
+            dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean of x over all processes, with the same bits in each."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            with peer_errors():
+                dist.all_reduce(x)
+        return x / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process."""
+        return any(self.gather_objects(flag))
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value."""
+        return self.gather_objects(value)[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The values of all processes, in their order."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            with peer_errors():
+                dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.any(False)
+
+
+SINGLE = Distributed()
+
+
+def is_distributed() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys()
+
+
+def rank_from_environment() -> int:
+    """This process's rank, also before it has joined the others; 0 without torchrun."""
+    return int(os.environ["RANK"]) if is_distributed() else 0
+
+
+def world_size_from_environment() -> int:
+    return int(os.environ["WORLD_SIZE"]) if is_distributed() else 1
+
+
+def select_gpu() -> bool:
+    """Use the GPU of this process's local rank; False if there is none. Raises ConfigError for more processes than
+    GPUs."""
+    import torch
+
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < processes:
+        raise ConfigError(
+            f"{processes} processes but {gpus} GPUs on this machine; start one process per GPU, or hide the GPUs: "
+            "CUDA_VISIBLE_DEVICES="
+        )
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return gpus > 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[Distributed]:
+    """Join the processes that torchrun started; SINGLE without torchrun. Raises ConfigError for more processes than
+    GPUs, PeerLostError if the others cannot be reached."""
+    if not is_distributed():
+        yield SINGLE
+        return
+    import torch.distributed as dist
+
+    backend = "cuda:nccl,cpu:gloo" if select_gpu() else "gloo"
+    try:
+        with peer_errors():
+            dist.init_process_group(backend, timeout=TIMEOUT)
+            yield Distributed(dist.get_rank(), dist.get_world_size())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """Raises PeerLostError for a failed collective call."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise PeerLostError("another process of this run has ended; resume the run with --resume") from None

@@ -1,1 +1,0 @@
-"""What a model or its samples are worth."""

@@ -1,0 +1,31 @@
+"""The one gradient that samplers and attacks follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Logits = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
+Objective = Callable[[Tensor], Tensor]  # logits (B, K) -> (B,)
+
+
+class Evaluation(NamedTuple):
+    """A network and an objective at x: logits (B, K), values (B,), and d value / dx, shaped like x."""
+
+    logits_BK: Tensor
+    value_B: Tensor
+    gradient: Tensor
+
+
+def value_and_grad(logits_of: Logits, objective: Objective, x: Tensor) -> Evaluation:
+    """One pass forward and backward. Rows must be independent in the network, as they are with frozen BatchNorm.
+    Gradients flow to x only, never to parameters. No host sync."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits_BK = logits_of(x)
+        value_B = objective(logits_BK)
+        (gradient,) = torch.autograd.grad(value_B.sum(), x)
+    return Evaluation(logits_BK.detach(), value_B.detach(), gradient)

@@ -1,1 +1,0 @@
-"""The network, its energies and the prior that chains start from."""

@@ -1,1 +1,0 @@
-"""How good samples are: features of images, and what distances and neighbours in feature space say."""

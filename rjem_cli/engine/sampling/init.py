@@ -1,0 +1,109 @@
+"""What chains start from (`--init`): the prior, noise, training images, the replay buffer, or a user's images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import STARTS
+from rjem_cli.engine.data.class_folders import read_images
+from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
+from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, state_path
+from rjem_cli.engine.models.prior import ClassGaussianPrior, cached_prior, load_prior
+from rjem_cli.engine.models.tensor_file import read_tensors
+from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start, prior_start, random_image_start
+from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
+from rjem_cli.paths import expand, priors_dir
+
+READ_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first stage of a sampler. `sha256` is the digest of starts that were read from files, which the checkpoint
+    does not determine; `user_pixels` are a user's images, uint8 (N, C, H, W)."""
+
+    sampler: Sampler
+    sha256: str | None = None
+    user_pixels: Tensor | None = None
+
+
+def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
+    """Raises AbsentError or DataError for images that are missing or do not fit, ConfigError for an unknown name."""
+    info = checkpoint.info
+
+    def on_device(pixels: Tensor) -> Tensor:
+        return pixels.to(runtime.home_of(pixels.nbytes))
+
+    if init == "prior":
+        return Start(prior_start(find_prior(info, data).to(runtime.device)))
+    if init == "noise":
+        return Start(noise_start(info.image_shape))
+    if init == "data":
+        images = load_training_images(info, data)
+        return Start(random_image_start(on_device(images.pixels), images.labels))
+    if init == "buffer":
+        pixels = read_buffer(checkpoint)
+        return Start(random_image_start(on_device(pixels)), pixels_digest(pixels))
+    pixels = read_user_images(init, info)
+    return Start(image_start(on_device(pixels), seed), pixels_digest(pixels), pixels)
+
+
+def predict_classes(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
+    """The class that the network predicts for each of these uint8 images (N, C, H, W)."""
+    with torch.no_grad():
+        classes = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in pixels.split(READ_BATCH)]
+    return tuple(torch.cat(classes).tolist())
+
+
+def read_user_images(init: str, info: CheckpointInfo) -> Tensor:
+    """The images of `--init PATH`, uint8 (N, C, H, W)."""
+    if not expand(init).exists() and "/" not in init and "." not in init:
+        raise ConfigError(f"--init {init!r} is not a known start or a file; {did_you_mean(init, STARTS)}")
+    return read_images(init, info.image_shape)
+
+
+def read_buffer(checkpoint: Checkpoint) -> Tensor:
+    """The replay buffer of the training run, uint8 (N, C, H, W), from the file beside the checkpoint. Raises
+    AbsentError."""
+    path = state_path(checkpoint.path)
+    if not path.exists():
+        raise AbsentError(f"the buffer is in {path}, which does not exist; copy it there, or use another --init")
+    tensors, _ = read_tensors(path, checkpoint.info.state_sha256 or "none")
+    buffer = tensors.get("buffer")
+    if buffer is None or tuple(buffer.shape[1:]) != checkpoint.info.image_shape:
+        raise AbsentError(f"{path} has no buffer of images of this size; use another --init")
+    return to_pixels(buffer)
+
+
+def find_prior(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
+    """The prior of a checkpoint's training images: cached, or fitted again. Raises AbsentError if the images are
+    missing, DataError for a cached prior of other images."""
+    prior = cached_prior(info.data_digest)
+    if prior is None:
+        try:
+            return load_prior(load_training_images(info, data), info.data_digest)
+        except AbsentError as error:
+            file = priors_dir() / f"{info.data_digest}.safetensors"
+            raise AbsentError(f"{error}, or copy {file} from the machine it was trained on") from None
+    if prior.image_shape != info.image_shape or len(prior.factors) != len(info.class_names):
+        raise DataError(f"the cached prior for {info.data_name} in {priors_dir()} is of other images; remove it")
+    return prior
+
+
+def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
+    """The images a checkpoint was trained on, verified by their digest. Raises AbsentError."""
+    try:
+        options = replace(info.config, data=data) if data else info.trained_on()
+        images = load_splits(options).train
+    except RjemError as error:
+        raise AbsentError(f"cannot read the checkpoint's training images ({error}); give them with --data") from None
+    if images.digest() != info.data_digest:
+        place = options.data or options.dataset
+        raise AbsentError(f"{place} is not what this checkpoint was trained on; give the training images with --data")
+    return images

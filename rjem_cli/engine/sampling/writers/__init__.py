@@ -1,0 +1,1 @@
+"""Output formats of samples: a folder, .npz, .tar, and a tar stream."""

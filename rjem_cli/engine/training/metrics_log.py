@@ -1,0 +1,116 @@
+"""metrics.jsonl: one line of means since the previous line, and one line for each divergence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rjem_cli.files import append_text, explained, write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+EVENT_KEYS = {"step", "event", "at", "what", "rate_scale"}
+PARTIAL = "partial"  # marks a line that was written because the run stopped between two regular lines
+
+
+class MetricsLog:
+    """Running sums on the device, and the lines made of them. A line that cannot be written stays in `pending` and is
+    written with the next one."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.sums: dict[str, Tensor] = {}
+        self.lines: list[dict[str, Any]] = []
+        self.pending: list[dict[str, Any]] = []
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The values of the last line of metrics."""
+        return next((numbers_in(line) for line in reversed(self.lines) if "event" not in line), {})
+
+    def add(self, scalars: dict[str, Tensor]) -> None:
+        """Scalars of one step, on the device."""
+        for name, value in {**scalars, "count": torch.ones_like(scalars["loss"])}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def means(self) -> dict[str, float]:
+        """Means since the previous line, six digits each; empty before the first step."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)  # the order of a state that was loaded again
+        values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
+        count = values.pop("count")
+        return {name: float(f"{value / count:.6g}") for name, value in values.items()}
+
+    def add_line(self, step: int, values: dict[str, float], partial: bool) -> None:
+        """A `partial` line is dropped if the run continues, and its sums go into the next regular line."""
+        self._append({"step": step, **values, **({PARTIAL: True} if partial else {})})
+        if not partial:
+            self.sums = {}
+
+    def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
+        """Training diverged after step `at` and returned to `step`; without a rate it ended there."""
+        self._append({"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        self.pending.append(line)
+
+    def flush(self) -> None:
+        """Append the pending lines to the file, all or none. Raises RjemError; then they stay pending."""
+        if self.pending:
+            append_text(self.path, to_text(self.pending))
+            self.pending = []
+
+    def cut(self, step: int, keep_events: bool = False) -> None:
+        """Drop the lines of later steps, from the file too, and partial lines of earlier ones. Events are dropped if
+        they happened later, unless `keep_events`. Raises RjemError."""
+        self.lines = [
+            line
+            for line in self.lines
+            if (keep_events or line["at"] <= step if "event" in line else line["step"] <= step and PARTIAL not in line)
+        ]
+        self.pending = []
+        if self.lines or self.path.exists():
+            write_atomically(self.path, to_text(self.lines).encode())
+
+
+def to_text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The valid lines of a metrics file: those with a step, and events with all their keys. Empty if there is no file.
+    Raises RjemError."""
+    if not path.exists():
+        return []
+    with explained("read", path):
+        texts = path.read_text(errors="replace").splitlines()
+    lines = []
+    for text in texts:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and is_step(line.get("step")):
+                lines.append(line)
+    return [line for line in lines if "event" not in line or (line.keys() >= EVENT_KEYS and is_step(line["at"]))]
+
+
+def events_in(lines: list[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
+    """The divergences, up to a step."""
+    return [line for line in lines if "event" in line and (step is None or line["at"] <= step)]
+
+
+def is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def numbers_in(line: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a line."""
+    values = {name: value for name, value in line.items() if name not in ("step", PARTIAL)}
+    numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in numbers.items() if not abs(value) > sys.float_info.max}

@@ -1,1 +1,0 @@
-"""Between the shell and the commands: options, settings, the console."""

@@ -1,1 +1,0 @@
-"""Presets: YAML files with values for `rjem train`."""

@@ -1,0 +1,78 @@
+"""Training can be watched: a table on a terminal, curves after it, and event files for TensorBoard."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from PIL import Image
+
+from rjem_cli.cli.metrics_table import MetricsTable
+from rjem_cli.cli.resume import name_of
+from rjem_cli.cli.training_output import told_load
+from tests.conftest import TINY_FLAGS
+
+
+def test_a_board_shows_each_measure_as_it_is_and_as_it_came_there():
+    board = MetricsTable()
+    for step in range(5):
+        board.add({"energy_data": -float(step), "val_accuracy": step / 4, "unknown": 1.0})
+        board.add({})
+    rows = {name: (now, course) for name, now, course in board.rows()}
+    assert rows == {"accuracy (val)": ("100.0%", "▁▃▅▆█"), "E(x) of data": ("-4", "█▆▅▃▁")}
+
+
+def test_curves_are_left_behind_of_a_run_that_ends_and_of_one_that_is_stopped(rjem, own_home):
+    for name, flags in {"ends": (), "stopped": ("--steps", 10_000, "--max-time", "5s")}.items():
+        outcome = rjem("train", "--run", name, *TINY_FLAGS, *flags)
+        assert outcome.code == 0
+        with Image.open(own_home / "runs" / name / "curves.png") as picture:
+            assert picture.width > 500
+
+
+def test_without_tensorboard_the_remedy_is_said_before_the_run_is_begun(rjem, own_home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    outcome = rjem("train", "--run", "watched", "--tensorboard", *TINY_FLAGS)
+    assert outcome.code == 3 and "pip install tensorboard" in outcome.error_line()
+    assert not (own_home / "runs" / "watched" / "config.yaml").exists()
+
+
+def test_a_run_with_events_goes_on_without_the_package(rjem, own_home, monkeypatch):
+    assert rjem("train", "--run", "seen", *TINY_FLAGS).code == 0
+    (own_home / "runs" / "seen" / "tensorboard").mkdir()
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    outcome = rjem("train", "--resume", "seen", "--steps", 4)
+    assert outcome.code == 0 and "nothing more is written into" in outcome.err
+
+
+def test_event_files_hold_scalars_histograms_and_pictures(rjem, own_home):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    flags = ("--tensorboard", "--sample-every", 2)
+    assert rjem("train", "--run", "watched", *TINY_FLAGS, *flags).code == 0
+    assert rjem("train", "--resume", "watched", "--steps", 6).code == 0  # goes on with them
+    found = accumulators.EventAccumulator(str(own_home / "runs" / "watched" / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("training/energy_data")] == [1, 2, 3, 4, 5, 6]
+    assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])
+    assert found.Histograms("energy/data")[0].histogram_value.num == 16
+    assert {"samples", "grid"} <= set(found.Tags()["images"])
+
+
+@pytest.mark.parametrize(("load", "warns"), [(0.1, False), (1e4, True), (None, False)])
+def test_a_busy_machine_is_named(monkeypatch, load, warns):
+    def measured():
+        if load is None:
+            raise OSError
+        return load, load, load
+
+    monkeypatch.setattr(os, "getloadavg", measured)
+    assert bool(told_load("cpu")) == warns and told_load("cuda") is None
+
+
+def test_a_run_is_named_as_commands_find_it(own_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, other = own_home / "runs" / "my run", tmp_path / "elsewhere"
+    assert name_of(run) == "'my run'" and name_of(other) == str(other)
+    (tmp_path / "my run").mkdir()  # something else here is called so
+    assert name_of(run) == f"'{run}'"

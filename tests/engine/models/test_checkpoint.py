@@ -1,0 +1,169 @@
+import json
+import os
+import pickle
+import random
+
+import pytest
+import safetensors.torch
+import torch
+
+from rjem_cli import files
+from rjem_cli.config import TrainConfig
+from rjem_cli.engine.data.images import ImageSet, Splits
+from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
+from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode
+from rjem_cli.engine.models.wide_resnet import build_model
+from rjem_cli.errors import AbsentError, DataError, RjemError
+
+CONFIG = TrainConfig(depth=10, width=1, adv_eps="8/255")
+INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, own_images=False, step=12)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "step-00000012.safetensors"
+    save_checkpoint(path, build_model(CONFIG, 1, 3), INFO)
+    return path
+
+
+def test_a_checkpoint_carries_its_network_config_and_classes(saved):
+    loaded = load_checkpoint(saved, CPU)
+    assert loaded.info == INFO
+    assert loaded.info.config.adv_eps == pytest.approx(16 / 255)
+    torch.manual_seed(0)
+    expected = build_model(CONFIG, 1, 3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
+
+
+@pytest.mark.parametrize("first_bytes", [b"\x80", b"PK"])
+def test_a_header_that_begins_like_a_pickle_is_still_a_checkpoint(saved, first_bytes):
+    """safetensors begins with its header's length, which can be any number; spaces may pad the header."""
+    content = saved.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    longer = next(n for n in range(length, length + 2**17) if n.to_bytes(8, "little").startswith(first_bytes))
+    padding = b" " * (longer - length)
+    saved.write_bytes(longer.to_bytes(8, "little") + content[8 : 8 + length] + padding + content[8 + length :])
+    assert load_checkpoint(saved, CPU).info == INFO
+
+
+def test_weights_that_are_not_finite_are_refused(saved):
+    tensors = safetensors.torch.load_file(saved)
+    tensors["head.bias"][0] = float("nan")
+    saved.write_bytes(encode(tensors, {"format": FORMAT, "info": INFO.to_dict()})[0])
+    with pytest.raises(DataError, match="not finite"):
+        load_checkpoint(saved, CPU)
+
+
+def test_images_that_no_checkpoint_can_have_are_refused_before_training():
+    pixels = torch.zeros(4, 1, 2, 5000, dtype=torch.uint8)
+    part = ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    with pytest.raises(DataError, match="4096 pixels a side at most"):
+        CheckpointInfo.of(CONFIG, Splits("wide", part, part, part), 0)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(saved, monkeypatch):
+    def refused(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    with pytest.raises(RjemError, match="Permission denied") as error:
+        load_checkpoint(saved, CPU)
+    assert not isinstance(error.value, (DataError, AbsentError))
+
+
+def test_no_file_is_absent(tmp_path):
+    with pytest.raises(AbsentError, match="No such file"):
+        load_checkpoint(tmp_path / "none.safetensors", CPU)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was loaded",))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_never_loaded(tmp_path, kind):
+    path = tmp_path / "model.pt"
+    if kind == "torch":
+        torch.save({"model": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match=r"pickle, which can run any code; rjem never loads those"):
+        load_checkpoint(path, CPU)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_truncated_file_is_named(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"step-00000012.safetensors is not a whole safetensors file"):
+        load_checkpoint(saved, CPU)
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path, CPU)
+
+
+def test_other_safetensors_files_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(DataError, match="not an rjem checkpoint"):
+        load_checkpoint(path, CPU)
+
+
+HEADER = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"info": 3}',
+        HEADER.replace('"depth": 10', '"depth": 16'),
+        HEADER.replace('"depth": 10', '"depth": 6000000004'),
+        HEADER.replace('"width": 1', '"width": 1000000'),
+        HEADER.replace("[1, 8, 8]", "[1, 8, 1000000000]"),
+        HEADER.replace(FORMAT, "rjem-checkpoint-99"),
+    ],
+)
+def test_weights_that_do_not_fit_their_description_are_refused(saved, text):
+    """Even if their sha256 is right, and before they could take memory that the file has not."""
+    saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text))[0])
+    with pytest.raises(DataError, match="does not fit its own description"):
+        load_checkpoint(saved, CPU)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "not json", "{}", '{"sha256": "0", "description": 3}', "[" * 100_000])
+def test_a_description_that_is_none_is_refused(saved, text):
+    safetensors.torch.save_file(safetensors.torch.load_file(saved), saved, {METADATA_KEY: text})
+    for read in (read_info, lambda path: load_checkpoint(path, CPU)):
+        with pytest.raises(DataError, match="description that rjem cannot read"):
+            read(saved)
+
+
+def test_any_flipped_bit_is_found(saved):
+    """In the weights, their names, the config, or the sha256 itself: no checkpoint is used that is not what was
+    saved."""
+    content = saved.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    draws = random.Random(0)
+    places = [draws.randrange(header) for _ in range(60)] + [draws.randrange(header, len(content)) for _ in range(20)]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << draws.randrange(8)
+        saved.write_bytes(flipped)
+        try:
+            load_checkpoint(saved, CPU)
+        except DataError:
+            continue
+        assert content[place : place + 1] == b" ", place  # the header's padding says nothing
+
+
+def test_a_file_that_reads_back_otherwise_never_takes_the_old_ones_place(saved, monkeypatch):
+    content = saved.read_bytes()
+    monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
+    with pytest.raises(RjemError, match="reads back otherwise"):
+        save_checkpoint(saved, build_model(CONFIG, 1, 3), INFO.at(13, 208, None))
+    assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]
