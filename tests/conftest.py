@@ -17,7 +17,7 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # processes that wait leave the cores
 
 import numpy as np
 import pytest
-from rjem_cli.engine.quality import judge
+from rjem_cli.engine.metrics import judge
 
 from rjem_cli.__main__ import main
 from rjem_cli.engine.data.digits import load_digits
