@@ -12,13 +12,13 @@ from rjem_cli.engine.training.averaging import averaged
 def averages(decay: float, values: list[float]) -> list[float]:
     """The average after each update of a single weight that takes these values."""
     weight = nn.Linear(1, 1, bias=False)
-    average, found = averaged(weight, decay), []
+    average, results = averaged(weight, decay), []
     for value in values:
         with torch.no_grad():
             weight.weight.fill_(value)
         average.update_parameters(weight)
-        found.append(next(average.parameters()).item())
-    return found
+        results.append(next(average.parameters()).item())
+    return results
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
@@ -26,8 +26,8 @@ def test_the_average_follows_the_documented_decay(decay):
     values = [float(v) for v in torch.randn(40, generator=torch.Generator().manual_seed(0))]
     expected = [values[0]]  # the first update takes the weights as they are
     for t, value in enumerate(values[1:], start=1):
-        kept = min(decay, (1 + t) / (10 + t))
-        expected.append(kept * expected[-1] + (1 - kept) * value)
+        share = min(decay, (1 + t) / (10 + t))
+        expected.append(share * expected[-1] + (1 - share) * value)
     assert averages(decay, values) == pytest.approx(expected, abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""What calibration and out-of-distribution scores obey."""
+"""Calibration and out-of-distribution scores agree with their definitions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.metrics.calibration import calibration_error, reliability
-from rjem_cli.engine.metrics.ood import auroc, fitted_to, look_at, other_class, synthetic_set
+from rjem_cli.engine.metrics.ood import auroc, compute_outputs, fit_shape, other_class, synthetic_set
 
 CPU = torch.device("cpu")
 
@@ -21,31 +22,31 @@ def images(count: int = 60, channels: int = 3) -> ImageSet:
     return ImageSet(pixels, torch.arange(count) % 3, ("a", "b", "c"))
 
 
-def test_the_calibration_error_is_guos_sum():
+def test_the_calibration_error_is_the_sum_of_guo_et_al():
     generator = torch.Generator().manual_seed(0)
-    confidence, right = torch.rand(500, generator=generator), torch.rand(500, generator=generator) < 0.7
+    confidence, correct = torch.rand(500, generator=generator), torch.rand(500, generator=generator) < 0.7
     expected = 0.0
     for low in range(10):
         inside = (confidence > low / 10) & (confidence <= (low + 1) / 10)
         if inside.any():
-            gap = abs(confidence[inside].double().mean() - right[inside].double().mean())
+            gap = abs(confidence[inside].double().mean() - correct[inside].double().mean())
             expected += inside.sum().item() / 500 * gap.item()
-    bins = reliability(confidence, right, 10)
+    bins = reliability(confidence, correct, 10)
     assert calibration_error(bins) == pytest.approx(expected)
     assert sum(each.images for each in bins) == 500
 
 
-def test_confidence_that_means_what_it_says_has_no_error():
+def test_confidence_that_equals_accuracy_has_no_calibration_error():
     confidence = torch.full((1000,), 0.8)
-    right = torch.arange(1000) < 800
-    assert calibration_error(reliability(confidence, right, 15)) == pytest.approx(0, abs=1e-7)
-    assert calibration_error(reliability(confidence, ~right, 15)) == pytest.approx(0.6)
+    correct = torch.arange(1000) < 800
+    assert calibration_error(reliability(confidence, correct, 15)) == pytest.approx(0, abs=1e-7)
+    assert calibration_error(reliability(confidence, ~correct, 15)) == pytest.approx(0.6)
     assert calibration_error(reliability(torch.ones(10), torch.zeros(10, dtype=torch.bool), 1)) == 1
     empty = reliability(torch.tensor([0.0, 1.0]), torch.tensor([True, True]), 4)  # 0 lies in the first bin
     assert [each.images for each in empty] == [1, 0, 0, 1] and math.isnan(empty[1].accuracy)
 
 
-def test_auroc_is_the_chance_to_rank_rightly_with_ties_as_halves():
+def test_auroc_is_the_share_of_correctly_ranked_pairs_and_ties_count_half():
     inside, outside = torch.tensor([1.0, 2.0, 2.0, 5.0]), torch.tensor([0.0, 2.0, 3.0])
     pairs = [(a > b) + 0.5 * (a == b) for a in inside for b in outside]
     assert auroc(inside, outside) == pytest.approx(float(sum(pairs)) / 12)
@@ -53,38 +54,37 @@ def test_auroc_is_the_chance_to_rank_rightly_with_ties_as_halves():
     assert auroc(outside, inside) == pytest.approx(1 - auroc(inside, outside))
 
 
-def test_looks_are_those_of_a_linear_model():
+def test_outputs_of_a_linear_model_have_their_closed_form():
     """f(x) = Wx: E(x) = -logsumexp Wx, and dE/dx = -W^T p."""
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(3, 8, generator=generator), torch.rand(7, 2, 2, 2, generator=generator)
-    found = look_at(lambda x: x.flatten(1) @ weight.T, x, CPU, BatchSizer(3), report=lambda done: None)
+    outputs = compute_outputs(lambda x: x.flatten(1) @ weight.T, x, CPU, BatchSizer(3), noop)
     logits = x.flatten(1) @ weight.T
-    assert torch.allclose(found.logits, logits, atol=1e-6)
-    assert torch.allclose(found.energy, -logits.logsumexp(1), atol=1e-6)
-    assert torch.allclose(found.gradient_norm, (logits.softmax(1) @ weight).norm(dim=1), atol=1e-5)
-    scores = found.scores()
-    assert torch.equal(scores["log_p"], -found.energy) and torch.equal(scores["gradient"], -found.gradient_norm)
+    assert torch.allclose(outputs.logits, logits, atol=1e-6)
+    assert torch.allclose(outputs.energy, -logits.logsumexp(1), atol=1e-6)
+    assert torch.allclose(outputs.gradient_norm, (logits.softmax(1) @ weight).norm(dim=1), atol=1e-5)
+    scores = outputs.scores()
+    assert torch.equal(scores["log_p"], -outputs.energy) and torch.equal(scores["gradient"], -outputs.gradient_norm)
     assert torch.allclose(scores["max_p"].sigmoid(), logits.softmax(1).amax(1), atol=1e-6)
 
 
-def test_a_sure_model_still_has_an_order():
+def test_a_confident_model_still_ranks_its_images():
     """In float32 both probabilities are 1."""
-    sure = look_at(
-        lambda x: x.flatten(1), torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None], CPU, BatchSizer(2), print
-    )
-    assert sure.logits.softmax(1).amax(1).tolist() == [1, 1] and sure.scores()["max_p"].diff() > 0
+    x = torch.tensor([[40.0, 0.0], [60.0, 0.0]])[:, :, None, None]
+    outputs = compute_outputs(lambda x: x.flatten(1), x, CPU, BatchSizer(2), noop)
+    assert outputs.logits.softmax(1).amax(1).tolist() == [1, 1] and outputs.scores()["max_p"].diff() > 0
 
 
-def test_made_sets():
+def test_synthetic_sets():
     data = images()
     sets = {name: synthetic_set(name, data, seed=3) for name in ("noise", "constant", "shuffled", "interpolations")}
-    for name, made in sets.items():
-        assert made.shape == data.pixels.shape and made.dtype == torch.uint8
-        assert torch.equal(made, synthetic_set(name, data, seed=3)) and not torch.equal(
-            made, synthetic_set(name, data, seed=4)
+    for name, pixels in sets.items():
+        assert pixels.shape == data.pixels.shape and pixels.dtype == torch.uint8
+        assert torch.equal(pixels, synthetic_set(name, data, seed=3)) and not torch.equal(
+            pixels, synthetic_set(name, data, seed=4)
         )
     assert (sets["constant"] == sets["constant"][:, :, :1, :1]).all()
-    # the same colours at other places: pixels move whole
+    # each pixel keeps its three channels and moves
     codes = [
         part.int()[:, 0] * 65536 + part.int()[:, 1] * 256 + part.int()[:, 2] for part in (sets["shuffled"], data.pixels)
     ]
@@ -106,8 +106,8 @@ def test_partners_are_uniform_over_the_other_classes():
     assert len(partners[labels == 1].unique()) > 3000
 
 
-def test_other_images_are_made_to_fit():
+def test_other_images_are_resized_to_the_models_shape():
     grey = images(channels=1).pixels
-    assert fitted_to(grey, (3, 5, 4)).shape == (60, 3, 5, 4) and torch.equal(fitted_to(grey, (1, 5, 4)), grey)
+    assert fit_shape(grey, (3, 5, 4)).shape == (60, 3, 5, 4) and torch.equal(fit_shape(grey, (1, 5, 4)), grey)
     constant = torch.full((2, 3, 64, 48), 130, dtype=torch.uint8)
-    assert (fitted_to(constant, (1, 12, 12)) == 130).all() and fitted_to(constant, (3, 7, 9)).shape == (2, 3, 7, 9)
+    assert (fit_shape(constant, (1, 12, 12)) == 130).all() and fit_shape(constant, (3, 7, 9)).shape == (2, 3, 7, 9)

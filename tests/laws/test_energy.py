@@ -2,9 +2,9 @@
 
 import torch
 
+from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.wide_resnet import WideResNet
-from rjem_cli.engine.sampling.sgld import energy_gradient
 
 logits_BK = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10
 
@@ -25,7 +25,7 @@ def test_the_energy_gradient_agrees_with_finite_differences():
     torch.manual_seed(0)
     model = WideResNet(channels=2, num_classes=3, depth=10, width=1, norm="group").double().eval()
     x = torch.rand(2, 2, 8, 8, dtype=torch.float64) * 2 - 1
-    _, gradient = energy_gradient(lambda x: energy(model(x)), x)
+    gradient = value_and_grad(model, energy, x).gradient
     direction = torch.randn_like(x)
     h = 1e-5
     with torch.no_grad():

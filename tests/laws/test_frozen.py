@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits, freeze
 from rjem_cli.engine.models.wide_resnet import WideResNet
-from rjem_cli.engine.moves import Question, ask
 from rjem_cli.engine.runtime import check_compiler
 from rjem_cli.errors import AbsentError
 
@@ -32,7 +32,7 @@ def test_freezing_changes_neither_the_output_nor_the_model(norm, channels, heigh
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_frozen_network_sees_each_image_alone():
+def test_the_logits_of_an_image_do_not_depend_on_its_batch():
     torch.manual_seed(0)
     model = WideResNet(1, num_classes=4, depth=10, width=1, norm="batch")
     x = torch.rand(6, 1, 8, 8)
@@ -41,7 +41,7 @@ def test_a_frozen_network_sees_each_image_alone():
     torch.testing.assert_close(frozen(x)[2:3], frozen(x[2:3]))
 
 
-def trained_a_little(norm: str) -> WideResNet:
+def trained_briefly(norm: str) -> WideResNet:
     torch.manual_seed(0)
     model = WideResNet(3, num_classes=10, depth=16, width=2, norm=norm)
     for _ in range(3):
@@ -50,8 +50,8 @@ def trained_a_little(norm: str) -> WideResNet:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
-    model = trained_a_little(norm)
+def test_following_a_network_copies_its_current_weights_in_place(norm):
+    model = trained_briefly(norm)
     following = FrozenLogits(model)
     storage = [tensor.data_ptr() for tensor in following.network.state_dict().values()]
     with torch.no_grad():
@@ -63,21 +63,21 @@ def test_what_follows_a_network_is_a_copy_of_it_as_it_is_now(norm):
     assert [tensor.data_ptr() for tensor in following.network.state_dict().values()] == storage  # for compiled chains
 
 
-def test_following_a_network_copies_no_module(monkeypatch):
-    """In each step of a training; a copy of WRN-28-10 takes longer than many a kernel."""
-    model = trained_a_little("batch")
+def test_following_a_network_does_not_copy_modules(monkeypatch):
+    """Training follows the network in each step, and copying the modules of WRN-28-10 is slow."""
+    model = trained_briefly("batch")
     following = FrozenLogits(model)
     monkeypatch.setattr(copy, "deepcopy", None)
     following.follow(model)
 
 
 class OldNorms(nn.Module):
-    """Hooks of PyTorch's own that compute a weight in each pass and keep it as an attribute."""
+    """PyTorch's old hooks, which compute a weight in each pass and store it as an attribute."""
 
     def __init__(self):
         super().__init__()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # newer ways to the same end are parametrizations
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch now recommends parametrizations
             self.first = nn.utils.weight_norm(nn.Linear(12, 12))
             self.second = nn.utils.spectral_norm(nn.Linear(12, 4))
 
@@ -98,44 +98,44 @@ def test_a_network_with_old_norms_is_frozen_too():
 @pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.2), ("none", 0.12)])
 @pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 1), (torch.float16, 1 / 3)])
 def test_in_half_precision_gradients_point_where_those_in_fp32_do(norm, tolerance, dtype, share):
-    """Their difference is a small share of their length, and E(x) is the same to its third digit; fp16 has three more
-    bits."""
-    model = trained_a_little(norm)
+    """Their difference is a small share of their length, and E(x) agrees to its third digit. fp16 has three more bits
+    than bf16."""
+    model = trained_briefly(norm)
     x = torch.rand(8, 3, 32, 32) * 2 - 1
-    (exact,), (rounded,) = (ask(FrozenLogits(model, kind), [Question(x, energy)]) for kind in (torch.float32, dtype))
+    exact, rounded = (value_and_grad(FrozenLogits(model, kind), energy, x) for kind in (torch.float32, dtype))
     tolerance *= share
     assert rounded.gradient.dtype == rounded.value_B.dtype == torch.float32
     assert (rounded.gradient - exact.gradient).norm() <= tolerance * exact.gradient.norm()
     torch.testing.assert_close(rounded.value_B, exact.value_B, rtol=5e-3, atol=5e-3)
 
 
-def test_in_fp16_gradients_do_not_vanish_where_the_network_is_sure():
-    """A cross-entropy of 1e-4 has gradients of 1e-9 in x: fp16 has nothing below 6e-8."""
-    model, sure = trained_a_little("batch"), 12.0
+def test_in_fp16_gradients_do_not_vanish_where_the_network_is_confident():
+    """A cross-entropy of 1e-4 has gradients of 1e-9 in x. The smallest positive number of fp16 is 6e-8."""
+    model, margin = trained_briefly("batch"), 12.0
     x = torch.rand(8, 3, 32, 32) * 2 - 1
     labels = torch.zeros(8, dtype=torch.long)
 
     def loss(logits_BK):
-        return F.cross_entropy(logits_BK + sure * F.one_hot(labels, 10), labels, reduction="none")
+        return F.cross_entropy(logits_BK + margin * F.one_hot(labels, 10), labels, reduction="none")
 
-    (exact,), (rounded,) = (ask(FrozenLogits(model, kind), [Question(x, loss)]) for kind in (torch.float32, torch.half))
+    exact, rounded = (value_and_grad(FrozenLogits(model, kind), loss, x) for kind in (torch.float32, torch.half))
     assert exact.value_B.max() < 1e-3
     assert (rounded.gradient - exact.gradient).norm() <= 0.1 * exact.gradient.norm()
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_activations_in_place_change_no_input(norm):
-    """Least of all without a norm, where a shortcut needs what the activation is given."""
-    model = trained_a_little(norm)
+def test_activations_in_place_do_not_change_their_input(norm):
+    """Without a norm, the shortcut needs the input of the activation."""
+    model = trained_briefly(norm)
     x = torch.rand(2, 3, 32, 32)
-    kept = x.clone()
+    original = x.clone()
     frozen = freeze(model)
-    assert torch.equal(frozen(x), frozen(x)) and torch.equal(x, kept)
+    assert torch.equal(frozen(x), frozen(x)) and torch.equal(x, original)
     hidden = torch.randn(2, 16, 8, 8)
-    kept = hidden.clone()
+    original = hidden.clone()
     model.blocks[0](hidden)
     frozen.blocks[0](hidden)
-    assert torch.equal(hidden, kept)
+    assert torch.equal(hidden, original)
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +148,17 @@ def compiles():
 
 
 @pytest.mark.slow
-def test_compiled_passes_give_what_they_give_uncompiled(compiles):
-    """Also for a network that changed, and for a batch of another size."""
+def test_compiled_passes_equal_uncompiled_ones(compiles):
+    """Also after the network changes, and for another batch size."""
     torch.manual_seed(0)
     model = WideResNet(1, num_classes=4, depth=10, width=1, norm="batch")
     model(torch.randn(16, 1, 12, 12))
     compiled, plain = FrozenLogits(model, compiled=True), FrozenLogits(model)
     for count in (6, 6, 3):
-        question = Question(torch.rand(count, 1, 12, 12) * 2 - 1, energy)
-        (found,), (expected,) = ask(compiled, [question]), ask(plain, [question])
-        torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found.value_B, expected.value_B, rtol=1e-5, atol=1e-5)
+        x = torch.rand(count, 1, 12, 12) * 2 - 1
+        actual, expected = value_and_grad(compiled, energy, x), value_and_grad(plain, energy, x)
+        torch.testing.assert_close(actual.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual.value_B, expected.value_B, rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, chain_noise, philox, standard_normal
+from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, philox, standard_normal, uniform
 
 
 def words(*values: int) -> tuple[torch.Tensor, ...]:
@@ -45,8 +45,16 @@ def test_a_row_depends_on_its_seed_only():
 
 
 def test_seeds_steps_and_streams_all_matter():
-    x = torch.zeros(1, 1, 4, 4)
-    near = chain_noise(torch.tensor([5]))
-    others = [near(1, x), chain_noise(torch.tensor([6]))(0, x), chain_noise(torch.tensor([5 + 2**32]))(0, x)]
-    others.append(standard_normal(torch.tensor([5]), (1, 4, 4), PRIOR_STREAM))
-    assert all(not torch.equal(near(0, x), other) for other in others)
+    def draw(seed=5, stream=CHAIN_STREAM, step=0):
+        return standard_normal(torch.tensor([seed]), (1, 4, 4), stream, step)
+
+    others = [draw(step=1), draw(seed=6), draw(seed=5 + 2**32), draw(stream=PRIOR_STREAM)]
+    assert torch.equal(draw(), draw())
+    assert all(not torch.equal(draw(), other) for other in others)
+
+
+def test_uniform_draws_fill_the_unit_interval_without_zero():
+    draws = uniform(torch.arange(3000), (5, 3), CHAIN_STREAM).double()
+    assert draws.shape == (3000, 5, 3) and draws.min() > 0 and draws.max() <= 1
+    assert draws.mean().item() == pytest.approx(1 / 2, abs=0.005)
+    assert draws.var().item() == pytest.approx(1 / 12, abs=0.002)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rjem_cli.engine.attacks.pgd import l2_norm, pgd, project, random_start
-from rjem_cli.engine.moves import walk
+from rjem_cli.engine.attacks.robustness import AttackPlan, run_restart
 
 torch.manual_seed(1)
 WEIGHT = torch.randn(1, 12)
@@ -24,33 +24,33 @@ def linear(x: torch.Tensor) -> torch.Tensor:
 
 def test_linf_on_a_linear_model_ends_in_the_worst_corner():
     center = torch.zeros(3, *SHAPE)
-    x = walk(linear, pgd(center, LABELS, eps=0.3, steps=10))
+    x = pgd(linear, center, LABELS, eps=0.3, steps=10)
     away = torch.where(LABELS == 0, 1.0, -1.0).view(3, 1, 1, 1)  # class 0 is hurt by a larger w.x
     torch.testing.assert_close(x, 0.3 * away * WEIGHT.sign().view(1, *SHAPE).expand(3, *SHAPE))
 
 
 def test_l2_on_a_linear_model_ends_along_the_weights():
-    x = walk(linear, pgd(torch.zeros(1, *SHAPE), LABELS[:1], eps=0.5, steps=20, norm="l2"))
+    x = pgd(linear, torch.zeros(1, *SHAPE), LABELS[:1], eps=0.5, steps=20, norm="l2")
     torch.testing.assert_close(x.flatten(1), 0.5 * WEIGHT / WEIGHT.norm(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_targeted_attack_is_the_untargeted_one_of_the_other_class():
     center = torch.rand(3, *SHAPE) - 0.5
-    targeted = walk(linear, pgd(center, 1 - LABELS, eps=0.2, steps=5, targeted=True))
-    torch.testing.assert_close(targeted, walk(linear, pgd(center, LABELS, eps=0.2, steps=5)))
+    targeted = pgd(linear, center, 1 - LABELS, eps=0.2, steps=5, targeted=True)
+    torch.testing.assert_close(targeted, pgd(linear, center, LABELS, eps=0.2, steps=5))
 
 
 def test_eps_zero_changes_nothing():
     center = torch.rand(3, *SHAPE) * 2 - 1
-    assert torch.equal(walk(linear, pgd(center, LABELS, eps=0.0, steps=7)), center)
+    assert torch.equal(pgd(linear, center, LABELS, eps=0.0, steps=7), center)
 
 
 def test_steps_have_the_length_of_the_step():
     center = torch.zeros(3, *SHAPE)
     for step_size in (0.01, 0.3):
-        l2 = walk(linear, pgd(center, LABELS, eps=0.5, steps=1, step_size=step_size, norm="l2"))
+        l2 = pgd(linear, center, LABELS, eps=0.5, steps=1, step_size=step_size, norm="l2")
         torch.testing.assert_close(l2_norm(l2).flatten(), torch.full((3,), step_size))
-        linf = walk(linear, pgd(center, LABELS, eps=0.5, steps=1, step_size=step_size))
+        linf = pgd(linear, center, LABELS, eps=0.5, steps=1, step_size=step_size)
         torch.testing.assert_close(linf.abs(), torch.full((3, *SHAPE), step_size))
 
 
@@ -65,7 +65,7 @@ def test_steps_have_the_length_of_the_step():
 )
 def test_the_result_is_in_the_ball_and_in_the_box(eps, steps, step_size, norm, targeted, seed):
     center = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    x = walk(linear, pgd(center, LABELS, eps=eps, steps=steps, step_size=step_size, norm=norm, targeted=targeted))
+    x = pgd(linear, center, LABELS, eps=eps, steps=steps, step_size=step_size, norm=norm, targeted=targeted)
     offset = (x - center).flatten(1)
     size = offset.abs().max() if norm == "linf" else offset.norm(dim=1).max()
     assert size <= eps + 1e-5
@@ -84,7 +84,7 @@ def test_the_attack_raises_the_loss_of_a_network_and_leaves_its_parameters_witho
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 2))
     center = torch.rand(3, *SHAPE) - 0.5
-    x = walk(model, pgd(center, LABELS, eps=0.3, steps=10, norm=norm))
+    x = pgd(model, center, LABELS, eps=0.3, steps=10, norm=norm)
     assert F.cross_entropy(model(x), LABELS) > F.cross_entropy(model(center), LABELS)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -99,3 +99,68 @@ def test_random_starts_fill_the_ball_and_depend_on_seed_and_restart_only(norm):
     assert abs((size < 0.25).float().mean() - 0.25) < 0.03
     torch.testing.assert_close(random_start(center[7:9], seeds[7:9], 0.5, norm), starts[7:9])
     assert not torch.equal(random_start(center, seeds, 0.5, norm, restart=1), starts)
+
+
+NETWORK_SHAPE, CLASSES, COUNT = (2, 5, 5), 6, 60
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(2)
+    layers = nn.Conv2d(2, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(54, CLASSES)
+    return nn.Sequential(*layers).double().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def attacked(network):
+    """(images, starts, their predicted classes); attacks of this size break about half of the images."""
+    images = torch.rand(COUNT, *NETWORK_SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
+    starts = random_start(images, torch.arange(COUNT), 0.1, "linf")
+    return images, starts, network(images).argmax(dim=1)
+
+
+def run_naively(network, plan, eps, start, center, labels):
+    """The best iterate of each image by definition: run every image to the end by hand, without dropping any; then the
+    first success, else the iterate of largest loss."""
+    x, iterates, step_size = start, [], 2.5 * eps / plan.steps
+    for _ in range(plan.steps + 1):
+        x = x.detach().requires_grad_()
+        logits = network(x)
+        loss = F.cross_entropy(logits, labels, reduction="none") * (-1 if plan.targeted else 1)
+        success = (logits.argmax(dim=1) == labels) == plan.targeted
+        iterates.append((x.detach(), success, loss.detach()))
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        x = torch.min(torch.max(x + step_size * gradient.sign(), center - eps), center + eps).clamp(-1, 1)
+    xs, successes, losses = (torch.stack(parts) for parts in zip(*iterates))
+    chosen = torch.where(successes.any(0), successes.int().argmax(0), losses.argmax(0))
+    every = torch.arange(len(center))
+    return xs[chosen, every], successes.any(0), losses[chosen, every]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_best_iterate_is_that_of_a_loop_that_drops_no_image(network, attacked, targeted):
+    images, starts, labels = attacked
+    labels = (labels + 1) % CLASSES if targeted else labels
+    plan = AttackPlan(steps=12, targeted=targeted)
+    result = run_restart(network, plan, 0.1, starts, images, labels)
+    x, success, loss = run_naively(network, plan, 0.1, starts, images, labels)
+    assert 0.1 < success.double().mean() < 0.9
+    assert torch.equal(result.success_B, success)
+    torch.testing.assert_close(result.x, x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.loss_B, loss, check_dtype=False)
+
+
+@pytest.mark.parametrize("method", ["pgd", "apgd"])
+@pytest.mark.parametrize("iterate", ["best", "last"])
+def test_dropping_images_never_changes_the_others(network, attacked, method, iterate):
+    """Each image has the same result in a batch of one, from which no other image is dropped."""
+    images, starts, labels = attacked
+    plan = AttackPlan(steps=12, method=method, iterate=iterate)
+    result = run_restart(network, plan, 0.1, starts, images, labels)
+    assert 0.1 < result.success_B.double().mean() < 0.9
+    for row in range(COUNT):
+        rows = slice(row, row + 1)
+        single = run_restart(network, plan, 0.1, starts[rows], images[rows], labels[rows])
+        assert torch.equal(single.success_B, result.success_B[rows])
+        torch.testing.assert_close(single.x, result.x[rows], rtol=0, atol=1e-12)
+        torch.testing.assert_close(single.loss_B, result.loss_B[rows])

@@ -1,4 +1,4 @@
-"""The buffer restarts the share of chains that it was told to, and keeps what it is given."""
+"""The buffer restarts the configured share of chains and stores their ends at their own indices."""
 
 import pytest
 import torch
@@ -11,29 +11,35 @@ PRIOR = ClassGaussianPrior(torch.full((3, 4), FROM_PRIOR), tuple(torch.zeros(4, 
 
 
 def buffer(size: int, reinit_prob: float) -> ReplayBuffer:
-    return ReplayBuffer(torch.full((size, 1, 2, 2), -1.0), size, PRIOR, reinit_prob)
+    return ReplayBuffer(torch.full((size, 1, 2, 2), -1.0), PRIOR, reinit_prob)
 
 
-def test_the_share_of_restarted_chains_is_as_set():
-    starts, _ = buffer(20_000, 0.05).draw(20_000, torch.Generator().manual_seed(0))
+def test_the_share_of_restarted_chains_is_as_configured():
+    starts, _ = buffer(20_000, 0.05).sample(20_000, torch.Generator().manual_seed(0))
     share = (starts.flatten(1)[:, 0] == FROM_PRIOR).float().mean().item()
     assert share == pytest.approx(0.05, abs=0.006)
 
 
 @pytest.mark.parametrize(("reinit_prob", "expected"), [(0.0, -1.0), (1.0, FROM_PRIOR)])
 def test_no_chain_or_every_chain_restarts(reinit_prob, expected):
-    starts, _ = buffer(64, reinit_prob).draw(64, torch.Generator().manual_seed(0))
+    starts, _ = buffer(64, reinit_prob).sample(64, torch.Generator().manual_seed(0))
     assert (starts == expected).all()
 
 
-def test_chains_go_back_to_their_places():
+def test_the_ends_of_chains_replace_their_starts_and_nothing_else():
     chains = buffer(50, 0.0)
-    starts, held = chains.draw(8, torch.Generator().manual_seed(1))
-    places = held.rows
-    assert len(places.unique()) == 8  # a place drawn twice would keep one of two results
-    stored = torch.rand(starts.shape)
-    chains.store(held, stored)
+    starts, indices = chains.sample(8, torch.Generator().manual_seed(1))
+    assert len(indices.unique()) == 8  # of an index drawn twice, one of two chains would be lost
+    ends = torch.rand(starts.shape)
+    chains.store(indices, ends)
     untouched = torch.ones(50, dtype=torch.bool)
-    untouched[places] = False
-    assert torch.equal(chains.images[places], stored)
+    untouched[indices] = False
+    assert torch.equal(chains.images[indices], ends)
     assert (chains.images[untouched] == -1).all()
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.25, 10), (1.0, 40)])
+def test_a_reset_restarts_its_fraction_of_the_chains(fraction, count):
+    chains = buffer(40, 0.0)
+    chains.reset(fraction, torch.Generator().manual_seed(0))
+    assert (chains.images == FROM_PRIOR).flatten(1).all(dim=1).sum() == count

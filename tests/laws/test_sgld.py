@@ -1,52 +1,57 @@
-"""SGLD has the stationary law that its step and noise imply, and JEM++'s inner loop has a closed form."""
+"""SGLD has the stationary law implied by its step and noise, and JEM++'s inner loop has a closed form."""
 
 import pytest
 import torch
 from torch import nn
 
+from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
-from rjem_cli.engine.moves import walk
-from rjem_cli.engine.sampling.sgld import ChainState, energy_gradient, itself, sgld, sgld_step
+from rjem_cli.engine.sampling.sgld import ChainState, sgld, sgld_step
 
 
 def quadratic(stiffness: float):
     return lambda x: 0.5 * stiffness * x.flatten(1).square().sum(1)
 
 
-def walked(stiffness: float, count: int, **options) -> torch.Tensor:
-    """Where chains from 0 end on a quadratic energy, with noise of their own."""
+def identity(x: torch.Tensor) -> torch.Tensor:
+    """Instead of a network: the energy is a function of x itself."""
+    return x
+
+
+def run_chains(stiffness: float, count: int, **options) -> torch.Tensor:
+    """The ends of `count` chains that start at 0, with independent noise."""
     generator = torch.Generator().manual_seed(0)
-    chain = sgld(
-        itself,
+    return sgld(
+        identity,
         torch.zeros(count, 1, 5, 5),
+        energy_of=quadratic(stiffness),
         noise=lambda step, x: torch.randn(x.shape, generator=generator),
         **options,
     )
-    return walk(quadratic(stiffness), chain)
 
 
 def test_stationary_variance_on_a_quadratic_energy():
     """x' = (1 - a k) x + s n has variance s^2 / (1 - (1 - a k)^2)."""
     step_size, stiffness, noise_std = 0.1, 2.0, 0.05
-    x = walked(stiffness, 2000, sgld_steps=60, step_size=step_size, noise_std=noise_std)
+    x = run_chains(stiffness, 2000, steps=60, step_size=step_size, noise_std=noise_std)
     expected = noise_std**2 / (1 - (1 - step_size * stiffness) ** 2)
     assert x.var().item() == pytest.approx(expected, rel=0.03)
     assert abs(x.mean().item()) < 0.005
 
 
-def test_at_temperature_t_the_stationary_law_is_that_of_the_energy_over_t():
+def test_at_temperature_t_chains_follow_the_energy_divided_by_t():
     variances = []
     for temperature, stiffness in ((4.0, 2.0), (1.0, 0.5)):
-        x = walked(stiffness, 500, sgld_steps=60, step_size=0.2, noise_std=0.05, temperature=temperature)
+        x = run_chains(stiffness, 500, steps=60, step_size=0.2, noise_std=0.05, temperature=temperature)
         variances.append(x.var().item())
     assert variances[0] == pytest.approx(variances[1], rel=1e-4)
 
 
-def test_proper_langevin_samples_the_density_of_its_energy():
+def test_langevin_noise_samples_the_density_of_the_energy():
     """Eq. 1 with a = 2 * step: for E = k x^2 / 2 the variance is 1 / k, up to a factor 1 / (1 - step * k / 2)."""
     step_size, stiffness = 0.02, 40.0
     noise_std = (2 * step_size) ** 0.5
-    x = walked(stiffness, 2000, sgld_steps=80, step_size=step_size, grad_clip=None, noise_std=noise_std)
+    x = run_chains(stiffness, 2000, steps=80, step_size=step_size, grad_clip=None, noise_std=noise_std)
     assert x.var().item() == pytest.approx(1 / stiffness / (1 - step_size * stiffness / 2), rel=0.03)
 
 
@@ -60,7 +65,7 @@ def test_a_chain_that_is_not_clamped_may_leave_the_box():
 def test_without_noise_the_energy_falls_at_every_step():
     seen: list[ChainState] = []
     x = torch.rand(4, 1, 3, 3) * 2 - 1
-    walk(quadratic(1.0), sgld(itself, x, sgld_steps=8, step_size=0.3, observe=seen.append))
+    sgld(identity, x, steps=8, step_size=0.3, energy_of=quadratic(1.0), callback=seen.append)
     energies = torch.stack([state.energy_B for state in seen])
     assert (energies[1:] < energies[:-1]).all()
     assert [state.step for state in seen] == list(range(8))
@@ -74,9 +79,9 @@ def test_chains_stay_in_the_box_and_no_step_is_longer_than_the_clip_allows():
     assert (moved - x).abs().max() <= 0.7 * 0.5 + 1e-6
 
 
-def test_noise_without_a_source_is_refused():
+def test_noise_without_a_noise_function_is_an_error():
     with pytest.raises(ValueError, match="noise"):
-        walk(quadratic(1.0), sgld(itself, torch.zeros(1, 1, 2, 2), sgld_steps=1, step_size=0.1, noise_std=0.1))
+        sgld(identity, torch.zeros(1, 1, 2, 2), steps=1, step_size=0.1, energy_of=quadratic(1.0), noise_std=0.1)
 
 
 def test_the_closed_form_equals_the_literal_proximal_loop():
@@ -86,7 +91,7 @@ def test_the_closed_form_equals_the_literal_proximal_loop():
     rest = nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)).double()
     x = torch.rand(3, 3, 8, 8, dtype=torch.float64) * 2 - 1
     rest(first(x))
-    inner_steps, inner_step_size, clip = 5, 0.2, 0.01  # a clip this low is felt
+    inner_steps, inner_step_size, clip = 5, 0.2, 0.01  # some gradients are larger than the clip
 
     literal, closed = x, x
     for _ in range(4):
@@ -96,7 +101,7 @@ def test_the_closed_form_equals_the_literal_proximal_loop():
             inner = literal.detach().requires_grad_()
             (dx,) = torch.autograd.grad((first(inner) * dz).sum(), inner)
             literal = (inner - inner_step_size * dx.clamp(-clip, clip)).clamp(-1, 1).detach()
-        _, gradient = energy_gradient(lambda x: energy(rest(first(x))), closed)
+        gradient = value_and_grad(lambda x: rest(first(x)), energy, closed).gradient
         closed = sgld_step(closed, gradient, inner_steps * inner_step_size, clip)
     torch.testing.assert_close(closed, literal, rtol=0, atol=1e-12)
     assert (closed - x).abs().max() > 0.01

@@ -53,19 +53,19 @@ def checkpoint_steps(steps: int) -> list[int]:
 
 def apgd_start(x: Tensor, center: Tensor, labels_B: Tensor, eps: float) -> ApgdState:
     """Before anything is evaluated. The first step is 2 * eps long."""
-    nothing_B = torch.full((len(x),), -torch.inf, device=x.device)
+    lowest_B = x.new_full((len(x),), -torch.inf)
     return ApgdState(
         x=x,
         previous=x,
         center=center,
         labels_B=labels_B,
-        step_size=torch.full((len(x), *(1,) * (x.dim() - 1)), 2 * eps, device=x.device),
-        loss_B=nothing_B,
+        step_size=broadcast_rows(x.new_full((len(x),), 2 * eps), x),
+        loss_B=lowest_B,
         best=x,
         best_gradient=torch.zeros_like(x),
-        best_loss_B=nothing_B,
-        rises_B=torch.full_like(nothing_B, -1),  # from nothing to the loss at the start does not count
-        checked_best_B=nothing_B,
+        best_loss_B=lowest_B,
+        rises_B=torch.full_like(lowest_B, -1),  # from nothing to the loss at the start does not count
+        checked_best_B=lowest_B,
         checked_halved_B=torch.ones_like(labels_B, dtype=torch.bool),  # the first step is new at the first checkpoint
     )
 

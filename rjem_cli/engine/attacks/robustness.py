@@ -67,8 +67,8 @@ class BestIterate:
 
     def __init__(self, start: Tensor, labels_B: Tensor, plan: AttackPlan):
         self.plan, self.labels_B = plan, labels_B
-        nothing_B = torch.full((len(start),), -torch.inf, device=start.device)
-        self.best = AttackResult(start.clone(), torch.zeros_like(labels_B, dtype=torch.bool), nothing_B)
+        lowest_B = start.new_full((len(start),), -torch.inf)
+        self.best = AttackResult(start.clone(), torch.zeros_like(labels_B, dtype=torch.bool), lowest_B)
         self.invalid_B = torch.zeros_like(self.best.success_B)  # images with a gradient that is not finite
         self.rows = torch.arange(len(start), device=start.device)  # those still in the batch
 
