@@ -63,10 +63,10 @@ class CacheEntry:
 def entries() -> list[CacheEntry]:
     """All there are, by kind, then by name. Raises RjemError for a home that cannot be read."""
     found: list[CacheEntry] = []
-    if paths.home().exists() and not paths.home().is_dir():
-        raise ConfigError(f"RJEM_HOME {paths.home()} is a file; give a folder")
+    if paths.cache_dir().exists() and not paths.cache_dir().is_dir():
+        raise ConfigError(f"RJEM_HOME {paths.cache_dir()} is a file; give a folder")
     for name, kind in KINDS.items():
-        folder = paths.home() / name
+        folder = paths.cache_dir() / name
         with explained("look at", folder):
             own = list(named(folder, kind.names))
             if kind.in_one and own:
@@ -110,7 +110,7 @@ def entry_names() -> list[str]:
     """For completions, without a look at sizes."""
     names = []
     for name, kind in KINDS.items():
-        own = [place for place in named(paths.home() / name, kind.names) if is_ours(name, place)]
+        own = [place for place in named(paths.cache_dir() / name, kind.names) if is_ours(name, place)]
         names += [name] if own else []
         names += [f"{name}/{place.name}" for place in own if not kind.in_one]
     return names
@@ -125,7 +125,7 @@ def chosen(names: list[str]) -> list[CacheEntry]:
         if not own:
             known = sorted({entry.name for entry in present} | {entry.kind for entry in present})
             hint = did_you_mean(name, known) if known else "it is empty"
-            raise AbsentError(f"{name!r} is not in {paths.home()}; {hint}")
+            raise AbsentError(f"{name!r} is not in {paths.cache_dir()}; {hint}")
         found |= {entry.name: entry for entry in own}
     return list(found.values())
 
@@ -139,7 +139,7 @@ def prunable(seconds: float) -> list[CacheEntry]:
     for entry in present:
         for file in () if entry in old else entry.files:
             if LEFTOVER.fullmatch(file.name):
-                part = entry_of(str(file.relative_to(paths.home())), file, [file])
+                part = entry_of(str(file.relative_to(paths.cache_dir())), file, [file])
                 left += [part] if now - part.changed > LEFTOVER_AGE else []
     return [*old, *left]
 

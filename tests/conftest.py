@@ -17,10 +17,10 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # processes that wait leave the cores
 
 import numpy as np
 import pytest
-from rjem_cli.engine.metrics import judge
 
 from rjem_cli.__main__ import main
 from rjem_cli.engine.data.digits import load_digits
+from rjem_cli.engine.metrics import judge
 
 TINY_FLAGS = (
     "--dataset digits --batch-size 16 --steps 3 --warmup-steps 2 --pgd-steps 2 --sgld-steps 2 --buffer-size 32 "
@@ -99,7 +99,7 @@ def copy_parts(home: Path, target: Path, *parts: str) -> None:
 def trained(made_once: tuple[Path, dict[str, Any]], own_home: Path) -> dict[str, Any]:
     """A run named `tiny`; its summary, with the checkpoint's path."""
     home, summary = made_once
-    copy_parts(home, own_home, "runs", "priors")
+    copy_parts(home, own_home, "runs", "cache/priors")
     file = own_home / "runs" / "tiny" / "summary.json"
     file.write_text(file.read_text().replace(str(home), str(own_home)))
     found: dict[str, Any] = json.loads(json.dumps(summary).replace(str(home), str(own_home)))
@@ -115,4 +115,4 @@ def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def digits_judge(quick_judge: None, made_once: tuple[Path, dict[str, Any]], own_home: Path) -> None:
     """A judge of digits, with cached features of the training images."""
-    copy_parts(made_once[0], own_home, "judges", "features")
+    copy_parts(made_once[0], own_home, "cache/judges", "cache/features")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.cli.attack_output import describe_attack
-from rjem_cli.cli.console import Console, format_duration
+from rjem_cli.cli.console import Console
+from rjem_cli.cli.formatting import format_duration
 from rjem_cli.config.fields import format_short_epsilon
 from rjem_cli.paths import results_file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rjem_cli.cli.sparkline import sparkline
+from rjem_cli.cli.formatting import sparkline
 
 MEASURES = {  # of a line of metrics: what the table calls it
     "cross_entropy": "cross-entropy",

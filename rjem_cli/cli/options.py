@@ -105,7 +105,7 @@ COMMON: dict[str, tuple[Any, Any]] = {  # parameter: its annotation and default;
 
 
 @dataclass(frozen=True)
-class Call(Generic[ConfigT]):
+class CommandCall(Generic[ConfigT]):
     """What a command was asked: values for its knobs, how it should go about it and speak, and with which others."""
 
     config_class: type[ConfigT]
@@ -176,7 +176,7 @@ def with_options(
             common = {name: values.pop(name) for name in COMMON}
             if is_distributed() and not several_processes:
                 raise ConfigError(f"rjem {command.__name__} runs in one process; start it without torchrun")
-            call = Call(config_class, flags, **common)
+            call = CommandCall(config_class, flags, **common)
             try:
                 command(call, **values)
             except RadiusError as error:

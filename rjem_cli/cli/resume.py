@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rjem_cli import paths
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.options import Call
+from rjem_cli.cli.options import CommandCall
 from rjem_cli.config import TrainConfig
 from rjem_cli.config.sources import ConfigSource, preset_for, strongest_value
 from rjem_cli.errors import AbsentError, ConfigError
 
 
-def resolve_run(call: Call[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, Path | None]:
+def resolve_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, Path | None]:
     """(config, run folder, checkpoint to resume from or None). Raises ConfigError, AbsentError or DataError."""
     if resume == "":
         raise ConfigError("--resume '': give a name")
@@ -34,7 +34,7 @@ def resolve_run(call: Call[TrainConfig], resume: str | None) -> tuple[TrainConfi
     return config, run_dir or paths.new_run_dir(name), checkpoint
 
 
-def resumed_run(call: Call[TrainConfig], resume: str) -> Path | None:
+def resumed_run(call: CommandCall[TrainConfig], resume: str) -> Path | None:
     """Folder of the run to resume: the one that `resume` names; for "auto" the one that --run names, else the newest.
     None if "auto" and --run name a new run. Raises AbsentError, and ConfigError for two names."""
     name = strongest_value(call.sources, "run")

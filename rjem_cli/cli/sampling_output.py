@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.sparkline import sparkline
+from rjem_cli.cli.formatting import sparkline
 from rjem_cli.config.fields import format_epsilon
 
 if TYPE_CHECKING:

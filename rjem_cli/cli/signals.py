@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from rjem_cli.cli.console import ProgressBar
+from rjem_cli.cli.progress import ProgressBar
 from rjem_cli.engine.distributed import is_distributed
 from rjem_cli.errors import InterruptedRunError
 

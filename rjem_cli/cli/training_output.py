@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rjem_cli.cli.console import Console, ProgressBar, format_bytes, format_duration
+from rjem_cli.cli.console import Console
+from rjem_cli.cli.formatting import format_bytes, format_duration
 from rjem_cli.cli.metrics_table import MetricsTable
+from rjem_cli.cli.progress import ProgressBar
 from rjem_cli.cli.resume import how_to_resume, name_of
 from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import format_epsilon

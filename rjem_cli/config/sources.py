@@ -20,7 +20,7 @@ from rjem_cli.errors import ConfigError, RadiusError, did_you_mean
 from rjem_cli.paths import expand
 
 ENVIRONMENT_PREFIX = "RJEM_"
-OTHER_VARIABLES = {"RJEM_HOME", "RJEM_OFFLINE"}
+OTHER_VARIABLES = {"RJEM_HOME", "RJEM_CACHE", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins
 
 

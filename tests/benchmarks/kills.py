@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rjem_cli.paths import checkpoints_in, step_of
+from rjem_cli.paths import checkpoints_in, parse_step
 from tests.run_results import result_of
 
 TRAIN = [sys.executable, "-m", "rjem_cli", "train"]
@@ -66,7 +66,7 @@ def main() -> None:
                 landed += 1
                 moments.append(f"{moment:.1f}")
                 found = checkpoints_in(home / "runs/run")
-                places.append(str(step_of(found[-1])) if found else "none")
+                places.append(str(parse_step(found[-1])) if found else "none")
             subprocess.run(command_of(home, options.flags), env={**os.environ, "RJEM_HOME": str(home)}, check=True)
             equal = [a == b for a, b in zip(result_of(home / "runs/run"), expected)]
             same += all(equal)

@@ -52,7 +52,7 @@ def main() -> None:
         landed = 0
         for moment in (draws.uniform(0, 2 * seconds / (options.kills + 1)) for _ in range(options.kills)):
             landed += killed(home, [*COMPARE, *options.flags], moment)
-            kept = len(list(home.glob("comparisons/*.json"))), len(list(home.glob("runs/*/summary.json")))
+            kept = len(list(home.glob("cache/comparisons/*.json"))), len(list(home.glob("runs/*/summary.json")))
             print(f"killed after {moment:.0f} s: {kept[0]} measurements kept, {kept[1]} runs ended", flush=True)
         same = table_of(home, options.flags) == expected
     print(f"{landed} of {options.kills} kills found it alive; the table is {'the same' if same else 'ANOTHER'}")

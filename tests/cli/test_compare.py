@@ -155,7 +155,7 @@ def test_quiet_leaves_the_rows(rjem):
 
 
 def test_dry_run_measures_nothing(rjem, own_home, trained):
-    shutil.rmtree(own_home / "judges")
+    shutil.rmtree(own_home / "cache" / "judges")
     rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
     outcome = rjem("compare", "tiny", own_home / "made.npz", "--mode", "energy,combined", *QUICK, "--dry-run")
     assert outcome.code == 0, outcome.err

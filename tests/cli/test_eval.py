@@ -128,7 +128,7 @@ def test_what_is_kept_is_not_computed_again_and_cannot_stand_for_other_images(
     assert "features of all 2038 images are kept" in again.err and "training" not in again.err
     timeless = [{**json.loads(out.out), "seconds": 0, "time": 0} for out in (first, again)]
     assert timeless[0] == timeless[1]
-    kept = sorted((own_home / "features").glob("*.safetensors"))
+    kept = sorted((own_home / "cache" / "features").glob("*.safetensors"))
     kept[0].write_bytes(kept[0].read_bytes()[:100])
     kept[1].write_bytes(b"")
     mended = {**evaluated(rjem, digit_samples, "--reference", "digits"), "seconds": 0, "time": 0}
@@ -228,7 +228,7 @@ def test_what_cannot_be_meant_is_one_line_before_the_work(
 ):
     outcome = rjem("eval", digit_samples, *(["--reference", "digits"] if "--reference" not in flags else []), *flags)
     assert outcome.code == code and message in outcome.error_line()
-    assert not any((own_home / name).exists() for name in ("results.jsonl", "features", "judges"))
+    assert not any((own_home / name).exists() for name in ("results.jsonl", "cache/features", "cache/judges"))
 
 
 def test_an_empty_name_is_not_the_current_folder(rjem):
@@ -258,7 +258,7 @@ def test_a_judge_to_be_trained_is_announced_and_keeps_nothing_but_itself(rjem, q
     flags = (digit_samples, "--reference", "digits", "--metrics", "prc")
     assert "a judge of this reference is trained first, WRN-10-2, 30 steps" in rjem("eval", *flags, "--dry-run").err
     first = evaluated(rjem, *flags)
-    assert not (own_home / "priors").exists()  # a plain classifier needs none
+    assert not (own_home / "cache" / "priors").exists()  # a plain classifier needs none
     judge = first["protocol"]["features"]["path"]
     handed_over = rjem("eval", *flags, "--features", judge, "--json")
     again = json.loads(handed_over.out)
@@ -316,7 +316,9 @@ def test_a_stop_keeps_what_was_computed(rjem, own_home, digit_samples, tmp_path)
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait() == 130 and "the same command goes on" in rest and "Traceback" not in rest
-    steps = [path.name for path in (own_home / "judges").rglob("step-*0*.safetensors") if "state" not in path.name]
+    steps = [
+        path.name for path in (own_home / "cache" / "judges").rglob("step-*0*.safetensors") if "state" not in path.name
+    ]
     assert max(steps) > "step-00000000.safetensors"
     again = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     began = next(line for line in again.stderr.splitlines() if line.startswith("training the judge"))
@@ -357,7 +359,7 @@ def test_where_results_cannot_go_is_known_before_the_work(rjem, quick_judge, dig
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     assert "holds other files" in rjem("eval", *flags, "--save", tmp_path / "notes", "--overwrite").error_line()
-    assert not (own_home / "judges").exists() and (tmp_path / "notes" / "mine.txt").exists()
+    assert not (own_home / "cache" / "judges").exists() and (tmp_path / "notes" / "mine.txt").exists()
 
 
 @pytest.mark.parametrize("meta", [{"dataset": "digits"}, {"dataset": {"name": 3}}, {"selection": {}}])

@@ -27,7 +27,7 @@ SEEN = {  # by torch-fidelity's own command: (value, tolerance)
 
 @pytest.mark.skipif(FOLDER is None, reason="downloads 270 MB: name a folder for them in RJEM_GOLDEN to run it")
 def test_scores_of_cifar10_are_those_that_others_saw(rjem, monkeypatch, tmp_path):
-    monkeypatch.setenv("RJEM_HOME", str(FOLDER))
+    monkeypatch.setenv("RJEM_CACHE", str(FOLDER))
     monkeypatch.delenv("RJEM_OFFLINE")
     for name, images in zip(("train", "test"), read_downloaded("cifar10")):
         np.savez(tmp_path / f"{name}.npz", arr_0=images.pixels[:FIRST].permute(0, 2, 3, 1).numpy())

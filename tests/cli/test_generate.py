@@ -329,7 +329,7 @@ def test_a_run_by_name_folder_or_file_and_the_newest_by_default(rjem, trained, o
 
 def test_the_prior_is_fitted_again_when_the_cache_is_gone(rjem, trained, own_home, tmp_path):
     assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
-    for entry in (own_home / "priors").glob("*.safetensors"):
+    for entry in (own_home / "cache" / "priors").glob("*.safetensors"):
         entry.unlink()
     assert rjem("generate", "-n", 2, "-o", tmp_path / "b").code == 0
     assert images(tmp_path / "a") == images(tmp_path / "b")
@@ -337,8 +337,8 @@ def test_the_prior_is_fitted_again_when_the_cache_is_gone(rjem, trained, own_hom
 
 def test_a_home_that_cannot_be_written_needs_no_kept_prior(rjem, trained, own_home, tmp_path):
     assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
-    shutil.rmtree(own_home / "priors")
-    (own_home / "priors").write_text("in the way")
+    shutil.rmtree(own_home / "cache" / "priors")
+    (own_home / "cache" / "priors").write_text("in the way")
     outcome = rjem("generate", "-n", 2, "-o", tmp_path / "b")
     assert outcome.code == 0, outcome.err
     assert images(tmp_path / "a") == images(tmp_path / "b")

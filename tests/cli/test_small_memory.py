@@ -71,7 +71,7 @@ def test_a_comparison_draws_in_smaller_blocks(rjem, own_home, trained, small_mem
     assert outcome.code == 0, outcome.err
     assert "memory is too small for 25 images at once; goes on with 12" in outcome.err
     assert rjem("generate", "tiny", "-n", 60, "--block-size", 12, "-o", own_home / "asked.npz").code == 0
-    (drawn,) = (own_home / "comparisons").glob("*.npz")
+    (drawn,) = (own_home / "cache" / "comparisons").glob("*.npz")
     assert read_collection(str(drawn)).digest() == read_collection(str(own_home / "asked.npz")).digest()
 
 

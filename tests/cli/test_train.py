@@ -12,7 +12,7 @@ import yaml
 
 from rjem_cli.__main__ import main
 from rjem_cli.cli.deadline import Deadline
-from rjem_cli.paths import checkpoints_in, find_resumable, new_run_dir, step_of
+from rjem_cli.paths import checkpoints_in, find_resumable, new_run_dir, parse_step
 from tests.conftest import TINY_FLAGS
 
 
@@ -239,7 +239,7 @@ def test_a_signal_saves_though_nobody_listens(own_home):
         process.stderr.close()
         process.send_signal(signal.SIGINT)
     assert process.returncode == 130
-    assert step_of(checkpoints_in(own_home / "runs/long")[-1]) > 0
+    assert parse_step(checkpoints_in(own_home / "runs/long")[-1]) > 0
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rjem_cli.paths import checkpoints_in, step_of
+from rjem_cli.paths import checkpoints_in, parse_step
 from tests.conftest import TINY_FLAGS
 from tests.run_results import result_of
 
@@ -91,7 +91,7 @@ def test_two_trainings_in_one_folder(tmp_path):
     assert train(tmp_path, "--run", "run", *FLAGS).returncode == 0
     command = [*TRAIN, "--resume", "run", "--steps", "100000"]
     with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.DEVNULL) as first:
-        until(lambda: first.poll() is not None or step_of(checkpoints_in(tmp_path / "runs/run")[-1]) > 200)
+        until(lambda: first.poll() is not None or parse_step(checkpoints_in(tmp_path / "runs/run")[-1]) > 200)
         second = train(tmp_path, "--resume", "run", "--steps", "100000")
         assert second.returncode == 1 and "in use by another process" in second.stderr
         assert second.stderr.count("\n") == 1 and first.poll() is None

@@ -54,7 +54,7 @@ def test_it_is_fitted_once_and_a_damaged_cache_entry_is_fitted_again(own_home):
     fitted = load_prior(data, digest)
     cached = cached_prior(digest)
     assert cached is not None and torch.equal(cached.mean_KD, fitted.mean_KD)
-    (own_home / "priors" / f"{digest}.safetensors").write_bytes(b"damaged")
+    (own_home / "cache" / "priors" / f"{digest}.safetensors").write_bytes(b"damaged")
     assert cached_prior(digest) is None
     assert torch.equal(load_prior(data, digest).factors[0], fitted.factors[0])
 

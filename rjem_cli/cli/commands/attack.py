@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rjem_cli.cli.attack_output import describe_attack, show_attack
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.options import Call, CheckpointArgument, with_options
+from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_checkpoint
 from rjem_cli.config import AttackConfig
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @with_options(AttackConfig)
-def attack(call: Call[AttackConfig], checkpoint: CheckpointArgument = None) -> None:
+def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = None) -> None:
     """Attack a checkpoint and measure its robust accuracy, with 95 % intervals, per class and radius.
 
     An image counts as robust if no restart at its radius or a smaller one succeeds.

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from rjem_cli import paths, storage
-from rjem_cli.cli.console import Console, format_age, format_bytes
+from rjem_cli.cli.console import Console
 from rjem_cli.cli.deadline import parse_duration
+from rjem_cli.cli.formatting import format_age, format_bytes
 from rjem_cli.cli.options import AsJson
 from rjem_cli.errors import RjemError
 

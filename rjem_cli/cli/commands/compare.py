@@ -9,7 +9,7 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.options import Call, with_options
+from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.reproduction import run_configs
 from rjem_cli.cli.signals import stop_on_signals, stoppable
 from rjem_cli.config import SUFFIXES, CompareConfig
@@ -26,7 +26,7 @@ KEPT = "stopped; what was trained and measured is kept, and the same command goe
 
 @with_options(CompareConfig)
 def compare(
-    call: Call[CompareConfig],
+    call: CommandCall[CompareConfig],
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
@@ -57,7 +57,7 @@ def compare(
         raise ConfigError("--mode goes with runs and checkpoints; the paper's table says how each model is sampled")
     if config.output and config.form == "table" and not call.as_json:
         raise ConfigError(f"-o {config.output}: give a --format, or a name that ends in {', '.join(SUFFIXES)}")
-    found = {name: paths.find_subject(name) for name in names}
+    found = {name: paths.find_checkpoint_or_images(name) for name in names}
     trainings, plan = announced(config, console) if config.reproduce else ([], [])
 
     from rjem_cli.engine.compare.cached import Work

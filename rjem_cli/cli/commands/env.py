@@ -6,7 +6,8 @@ import os
 from typing import Any
 
 from rjem_cli import paths
-from rjem_cli.cli.console import Console, format_bytes
+from rjem_cli.cli.console import Console
+from rjem_cli.cli.formatting import format_bytes
 from rjem_cli.cli.options import AsJson
 from rjem_cli.config.sources import ENVIRONMENT_PREFIX
 

@@ -16,7 +16,7 @@ from rjem_cli.cli.eval_output import (
     show_checkpoint_scores,
     show_sample_scores,
 )
-from rjem_cli.cli.options import Call, with_options
+from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_checkpoint
 from rjem_cli.cli.signals import interrupted, stop_on_signals, stoppable
 from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
@@ -35,7 +35,7 @@ SubjectArgument = Annotated[
 
 
 @with_options(EvalConfig)
-def evaluate(call: Call[EvalConfig], subjects: SubjectArgument = None) -> None:
+def evaluate(call: CommandCall[EvalConfig], subjects: SubjectArgument = None) -> None:
     """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
     calibration, robust accuracy, out-of-distribution AUROC, energies).
 
@@ -60,7 +60,7 @@ def evaluate(call: Call[EvalConfig], subjects: SubjectArgument = None) -> None:
         evaluate_checkpoint(call, config, checkpoint)
 
 
-def resolve_subjects(call: Call[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, list[str], Path | None]:
+def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, list[str], Path | None]:
     """(config, places of samples, checkpoint): samples or a checkpoint, or with --model neither. Raises ConfigError or
     AbsentError."""
     config = call.resolve()
@@ -69,7 +69,7 @@ def resolve_subjects(call: Call[EvalConfig], subjects: list[str]) -> tuple[EvalC
         return config, [], call.find_network(config, subjects[0] if subjects else None)
     if not subjects:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
-    found = {subject: paths.find_subject(subject) for subject in subjects}
+    found = {subject: paths.find_checkpoint_or_images(subject) for subject in subjects}
     checkpoint = found[subjects[0]]
     if len(found) < len(subjects):
         raise ConfigError(f"{max(subjects, key=subjects.count)} is given twice; give each part once")
@@ -81,7 +81,7 @@ def resolve_subjects(call: Call[EvalConfig], subjects: list[str]) -> tuple[EvalC
     return config, [] if checkpoint else subjects, checkpoint
 
 
-def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
+def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
     from rjem_cli.engine.memory import estimated_bytes
     from rjem_cli.engine.metrics.estimate import estimate_seconds
     from rjem_cli.engine.metrics.results import opened_results
@@ -109,7 +109,7 @@ def evaluate_samples(call: Call[EvalConfig], config: EvalConfig, locations: list
     inputs.requirements.check(found.scores)
 
 
-def evaluate_checkpoint(call: Call[EvalConfig], config: EvalConfig, path: Path | None) -> None:
+def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path: Path | None) -> None:
     from rjem_cli.engine.memory import estimated_bytes
     from rjem_cli.engine.metrics.classifier import evaluate_classifier, prepare_classifier
     from rjem_cli.engine.metrics.classifier_report import describe_classifier_scores, pictures_of

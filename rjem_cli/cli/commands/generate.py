@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rjem_cli import paths
-from rjem_cli.cli.console import pluralize
-from rjem_cli.cli.options import Call, CheckpointArgument, with_options
+from rjem_cli.cli.formatting import pluralize
+from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_checkpoint, describe_classes, describe_plan, warn_about_noise
 from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.config import STREAM, GenerateConfig
@@ -18,7 +18,7 @@ from rjem_cli.errors import ConfigError
 
 
 @with_options(GenerateConfig, several_processes=True)
-def generate(call: Call[GenerateConfig], checkpoint: CheckpointArgument = None) -> None:
+def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument = None) -> None:
     """Generate images of chosen classes. Unset options default to the checkpoint's own.
 
     Sample i depends on seed + i only. Run the same command again to resume; a .npz or .tar starts again. With torchrun,

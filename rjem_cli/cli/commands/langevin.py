@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rjem_cli import paths
-from rjem_cli.cli.console import pluralize
-from rjem_cli.cli.options import Call, CheckpointArgument, with_options
+from rjem_cli.cli.formatting import pluralize
+from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import (
     describe_checkpoint,
     describe_classes,
@@ -25,7 +25,7 @@ SHOWN_INVALID = 10
 
 
 @with_options(LangevinConfig)
-def langevin(call: Call[LangevinConfig], checkpoint: CheckpointArgument = None) -> None:
+def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument = None) -> None:
     """Run Langevin chains and show them: energies of every step, a film strip, a GIF.
 
     Examples:

@@ -11,7 +11,7 @@ from rjem_cli import paths
 from rjem_cli.cli.console import log
 from rjem_cli.cli.deadline import Deadline
 from rjem_cli.cli.metrics_table import MetricsTable
-from rjem_cli.cli.options import Call, with_options
+from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.resume import how_to_resume, resolve_run
 from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.cli.training_output import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @with_options(TrainConfig, several_processes=True)
 def train(
-    call: Call[TrainConfig],
+    call: CommandCall[TrainConfig],
     resume: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +76,7 @@ def train(
 
 
 def train_run(
-    call: Call[TrainConfig], distributed: Distributed, resume: str | None, tensorboard: bool, deadline: Deadline
+    call: CommandCall[TrainConfig], distributed: Distributed, resume: str | None, tensorboard: bool, deadline: Deadline
 ) -> None:
     console = call.console
     config, run_dir, checkpoint = distributed.broadcast(
@@ -85,7 +85,7 @@ def train_run(
     if config.data:
         paths.existing_data(config.data)
     announce(config, run_dir, console)
-    begin = paths.step_of(checkpoint) if checkpoint else 0
+    begin = paths.parse_step(checkpoint) if checkpoint else 0
     if checkpoint:
         console.log(f"resuming at step {begin}")
 

@@ -22,7 +22,7 @@ from rjem_cli.engine.figures import Curve, training_curves
 from rjem_cli.engine.sampling.chain_report import ChainPictures
 from rjem_cli.engine.training.curves import OKABE_ITO, PANELS, points_of
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
-from rjem_cli.paths import run_of
+from rjem_cli.paths import find_run_dir
 
 MARKS = {HOLDS: "holds", FAILS: "fails"}  # CSS classes of verdicts
 
@@ -132,7 +132,7 @@ def families_of(rows: Sequence[Row]) -> list[Family]:
 
 
 def folder_of(origin: Origin) -> Path | None:
-    return run_of(origin.checkpoint) if origin.checkpoint else None
+    return find_run_dir(origin.checkpoint) if origin.checkpoint else None
 
 
 def read_run(folder: Path, origin: Origin) -> Run:

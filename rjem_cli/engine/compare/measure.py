@@ -26,7 +26,7 @@ from rjem_cli.engine.metrics.selection import parse_metrics
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.sampling.request import digest_of
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
-from rjem_cli.paths import run_of, step_of
+from rjem_cli.paths import find_run_dir, parse_step
 
 TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
 EPS, NORM = 0.1, "linf"  # of the robust accuracy: the paper's training attack
@@ -195,6 +195,6 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
 
 def divergences_of(checkpoint: Path) -> dict[str, float]:
     """How often its run diverged up to it; nothing where no metrics tell."""
-    run_dir = run_of(checkpoint)
+    run_dir = find_run_dir(checkpoint)
     lines = read_lines(run_dir / "metrics.jsonl") if run_dir else []
-    return {"divergences": float(len(events_in(lines, step_of(checkpoint))))} if lines else {}
+    return {"divergences": float(len(events_in(lines, parse_step(checkpoint))))} if lines else {}

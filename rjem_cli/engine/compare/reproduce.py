@@ -24,7 +24,7 @@ from rjem_cli.engine.training.progress import TRAINING, TrainingCallbacks, Train
 from rjem_cli.engine.training.run import run_training
 from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.errors import ConfigError, DataError, DivergedError
-from rjem_cli.paths import checkpoints_in, step_of
+from rjem_cli.paths import checkpoints_in, parse_step
 
 FREE = {"run", "data", "test_data", "device", "eval_limit"}  # settings that a run of the table may have otherwise
 SUMMED = ("divergences", "runs_lost")
@@ -68,7 +68,7 @@ def check_images(training: Training, splits: Splits) -> None:
 def is_finished(training: Training) -> bool:
     """Trained to its end, and measured."""
     summary, saved = read_cache(training.run_dir / "summary.json"), training.checkpoints
-    return summary is not None and bool(saved) and summary.get("step") == step_of(saved[-1])
+    return summary is not None and bool(saved) and summary.get("step") == parse_step(saved[-1])
 
 
 def has_diverged(training: Training) -> bool:
@@ -186,7 +186,7 @@ def described_training(training: Training) -> str:
     config, saved, cost = training.config, training.checkpoints, cost_of(training.config)
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     total = f", {cost:,.3f} M passes in all" if cost else ""
-    at = f"at step {step_of(saved[-1])}" if saved else "to do"
+    at = f"at step {parse_step(saved[-1])}" if saved else "to do"
     at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
     return (
         f"{training.run_dir.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "

@@ -26,7 +26,7 @@ from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, channels_last
 from rjem_cli.errors import AbsentError, DataError, RjemError
-from rjem_cli.paths import run_of, trained_in
+from rjem_cli.paths import find_run_dir, trained_checkpoints_in
 
 FORMAT = "rjem-checkpoint-6"
 LARGEST_SIDE = 4096  # pixels
@@ -125,7 +125,7 @@ def strip_paths(config: TrainConfig) -> TrainConfig:
 
 def with_data_paths(info: CheckpointInfo, path: Path) -> CheckpointInfo:
     """With the places of the images as the checkpoint's run, if it lies in one, says; else as they are."""
-    run_dir = run_of(path)
+    run_dir = find_run_dir(path)
     if not info.own_images or run_dir is None or not (run_dir / CONFIG_FILE).is_file():  # a pipe would never end
         return info
     try:
@@ -153,8 +153,8 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
 
 def find_valid_sibling(path: Path) -> str:
     """Which checkpoint of the same run could be used instead, in words."""
-    run_dir = run_of(path)
-    for other in reversed(trained_in(run_dir) if run_dir else []):
+    run_dir = find_run_dir(path)
+    for other in reversed(trained_checkpoints_in(run_dir) if run_dir else []):
         if other.name != path.name:
             with contextlib.suppress(RjemError):
                 return f"; {whole_checkpoint(other, torch.device('cpu')).path} is whole"

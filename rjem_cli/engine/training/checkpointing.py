@@ -16,7 +16,7 @@ from rjem_cli.engine.models.checkpoint import CheckpointInfo, info_of, read_info
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
-from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, step_of
+from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
 STATE_OPTIONS = ("depth", "width", "norm_layer", "optimizer")  # decide the shapes of a state
@@ -53,8 +53,8 @@ def read_intact_state(path: Path) -> dict[str, Tensor]:
     _, description = read_tensors(path)
     tensors, state_description = read_tensors(state_path(path), info_of(path, description).state_sha256 or "none")
     check_format(path, state_description)
-    if int(tensors.get("step", -1)) != step_of(path):
-        raise DataError(f"{state_path(path)} is not the state of step {step_of(path)}")
+    if int(tensors.get("step", -1)) != parse_step(path):
+        raise DataError(f"{state_path(path)} is not the state of step {parse_step(path)}")
     return tensors
 
 

@@ -43,7 +43,7 @@ from rjem_cli.engine.training.summary import summarize
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import AbsentError, DataError, DivergedError, RjemError
 from rjem_cli.files import locked, make_dir, write_atomically
-from rjem_cli.paths import checkpoint_path, checkpoints_dir, checkpoints_in, step_of
+from rjem_cli.paths import checkpoint_path, checkpoints_dir, checkpoints_in, parse_step
 
 VALIDATION_IMAGES = 2000
 PREVIEW_PER_CLASS = 8
@@ -82,7 +82,7 @@ def run_training(
         run = Run(Trainer(config, splits, runtime, run_dir, distributed), callbacks or TrainingCallbacks())
         run.start(resume)
         checkpoint = run.train()
-        stopped = RunResult(checkpoint, False, step_of(checkpoint), run.trainer.steps)
+        stopped = RunResult(checkpoint, False, parse_step(checkpoint), run.trainer.steps)
         if run.trainer.step < run.trainer.steps or run.should_stop():
             return stopped
         try:
@@ -285,7 +285,7 @@ class Run:
                 return
             newest, _ = latest_described(self.run_dir)
             raise RjemError(
-                f"{error}; the newest checkpoint is that of step {step_of(newest)}" if newest else str(error)
+                f"{error}; the newest checkpoint is that of step {parse_step(newest)}" if newest else str(error)
             ) from None
 
     def save(self) -> None:
@@ -323,7 +323,7 @@ class Run:
                 f"{latest_valid(self.run_dir, self.callbacks.warn)}; try a lower --lr{lower}"
             )
         checkpoints = checkpoints_in(self.run_dir)
-        if len(checkpoints) > 1 and step_of(checkpoints[-1]) == self.restored_step:
+        if len(checkpoints) > 1 and parse_step(checkpoints[-1]) == self.restored_step:
             self.write(lambda: quarantine(checkpoints[-1], self.callbacks.warn))
         self.restore()
         self.restored_step, guard.count = trainer.step, count

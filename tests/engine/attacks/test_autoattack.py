@@ -99,7 +99,7 @@ def test_what_is_done_is_kept_and_a_stop_loses_one_part(own_home, monkeypatch):
     (result,), progress = run(linear, [0.5])
     assert len(said) == 1 and said[0].startswith("parts that are done already are taken from")
     assert worked == [5, 5, 2] and progress == [5, 10, 12] and result.hit.all()
-    part = next(own_home.glob("attacks/*/*.safetensors"))
+    part = next(own_home.glob("cache/attacks/*/*.safetensors"))
     part.write_bytes(part.read_bytes()[:100])  # torn by something else: that part runs again
     (again,), _ = run(linear, [0.5])
     assert len(worked) == 4 and torch.equal(again.hit, result.hit)

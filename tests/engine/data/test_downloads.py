@@ -52,7 +52,7 @@ def test_cifar_is_read_from_its_binary_version(name, own_home, monkeypatch):
     content, records = archive_of(name, {**dict.fromkeys(layout.train, 7), layout.test: 3}, ["red fox", "owl", "x"])
     known = layout.archive._replace(size=len(content), sha256=sha256_of(content))
     monkeypatch.setitem(downloads.CIFAR, name, layout._replace(archive=known))
-    place = own_home / "datasets" / name / known.file_name
+    place = own_home / "cache" / "datasets" / name / known.file_name
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
     train, test = read_downloaded(name)

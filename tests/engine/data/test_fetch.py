@@ -46,7 +46,7 @@ def test_files_are_fetched_once_and_a_damaged_file_is_fetched_again(server, own_
         return fetched(server.file, weights_dir())
 
     assert fetch() == fetch() == server.content and server.asked == 1
-    kept = own_home / "weights" / "x.pth"
+    kept = own_home / "cache" / "weights" / "x.pth"
     kept.write_bytes(server.content[:500])
     assert fetch() == server.content == kept.read_bytes() and server.asked == 2
     kept.write_bytes(b"W" + server.content[1:])
@@ -54,7 +54,7 @@ def test_files_are_fetched_once_and_a_damaged_file_is_fetched_again(server, own_
 
 
 def test_a_download_that_cannot_be_kept_is_used_and_said(server, own_home):
-    (own_home / "weights" / "x.pth").mkdir(parents=True)
+    (own_home / "cache" / "weights" / "x.pth").mkdir(parents=True)
     notes = []
     assert fetched(server.file, weights_dir(), tell=notes.append) == server.content
     assert len(notes) == 1 and "cannot write" in notes[0] and "downloaded again next time" in notes[0]
@@ -67,7 +67,7 @@ def test_a_download_that_is_not_the_published_file_is_not_kept(server, own_home,
     server.content = change(server.content)
     with pytest.raises(AbsentError, match="not the published file"):
         fetched(server.file, weights_dir())
-    assert not (own_home / "weights" / "x.pth").exists()
+    assert not (own_home / "cache" / "weights" / "x.pth").exists()
 
 
 def test_without_a_network_the_reason_is_said(monkeypatch, own_home):
