@@ -1,4 +1,4 @@
-"""How checkpoints, samples and chains are described, and the table of watched chains."""
+"""Descriptions of checkpoints, samples and chains, and the table of recorded chains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rjem_cli.config.fields import format_epsilon
 
 if TYPE_CHECKING:
     from rjem_cli.engine.models.checkpoint import Checkpoint
+    from rjem_cli.engine.sampling.generate import SampleSetup
     from rjem_cli.engine.sampling.pipeline import SamplePlan
     from rjem_cli.engine.sampling.request import SampleRequest
 
-SHOWN_CHAINS = 16
-DROWNING_NOISE = 0.3  # standard deviation a step, model units
+MAX_CLASS_NAMES, MAX_CHAINS, MAX_INDICES = 20, 16, 20  # that are listed
+LARGE_NOISE = 0.3  # standard deviation per step, model units
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> str:
@@ -30,7 +31,7 @@ def describe_classes(request: SampleRequest) -> str:
     if not request.plan.conditional:
         return "no class"
     names = [request.class_names[label] for label in dict.fromkeys(request.classes[: request.count])]
-    return ", ".join(names) if len(names) <= 20 else f"{len(names)} classes"
+    return ", ".join(names) if len(names) <= MAX_CLASS_NAMES else f"{len(names)} classes"
 
 
 def describe_plan(plan: SamplePlan, init: str) -> str:
@@ -52,32 +53,35 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
     return " -> ".join(stages)
 
 
-def warn_about_noise(plan: SamplePlan) -> str | None:
-    """A warning where noise drowns the images, which live in a box of width 2."""
-    if not plan.has_chain or plan.noise_std < DROWNING_NOISE:
-        return None
-    return (
-        f"noise of {plan.noise_std:.3g} a step leaves little of an image in [-1, 1]; JEM turns it down, as with "
-        "--noise-std 0.01"
-    )
+def log_setup(setup: SampleSetup, console: Console, *details: str) -> None:
+    """Log the checkpoint, the device and `details`; warn about large noise."""
+    plan = setup.request.plan
+    for text in (describe_checkpoint(setup.checkpoint), f"device: {setup.runtime.describe()}", *details):
+        console.log(text)
+    if plan.has_chain and plan.noise_std >= LARGE_NOISE:
+        console.warn(
+            f"noise of {plan.noise_std:.3g} per step hides most of an image in [-1, 1]; JEM uses less, such as "
+            "--noise-std 0.01"
+        )
 
 
 def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
-    """A row a chain: its class, its energy from start to end, and whether it went astray."""
+    """One row per chain: its class, its energy from start to end, and whether it left the box or is not finite."""
     name, symbol = ("joint_energy", "E(x, y)") if "joint_energy" in chains[0] else ("energy", "E(x)")
     rows = []
-    for chain in chains[:SHOWN_CHAINS]:
-        values = chain[name]
-        ends = " to ".join("-" if value is None else f"{value:.2f}" for value in (values[0], values[-1]))
+    for chain in chains[:MAX_CHAINS]:
+        energies = chain[name]
+        ends = " to ".join("-" if value is None else f"{value:.2f}" for value in (energies[0], energies[-1]))
         state = f"{chain['saturation']:.0%} at the walls"
         if chain["left_box_at"] is not None:
             state = f"left the box at step {chain['left_box_at']}"
         if chain["not_finite_from"] is not None:
             state = f"not finite from step {chain['not_finite_from']}"
-        rows.append((str(chain["chain"]), chain["class"], ends, sparkline(values), state))
+        rows.append((str(chain["chain"]), chain["class"], ends, sparkline(energies), state))
     console.table("Chains", ("chain", "class", symbol, "from start to end", "state"), rows)
-    if len(chains) > SHOWN_CHAINS:
-        console.log(f"{SHOWN_CHAINS} of {len(chains)} chains are shown")
+    if len(chains) > MAX_CHAINS:
+        console.log(f"{MAX_CHAINS} of {len(chains)} chains are shown")
     left = [str(chain["chain"]) for chain in chains if chain["left_box_at"] is not None]
     if left:
-        console.warn(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {', '.join(left[:20])}")
+        indices = f"{', '.join(left[:MAX_INDICES])}{', ...' if len(left) > MAX_INDICES else ''}"
+        console.warn(f"{len(left)} of {len(chains)} chains left the box [-1, 1]: {indices}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rjem_cli.cli.sampling_output import sparkline
+from rjem_cli.cli.formatting import sparkline
 from rjem_cli.files import locked
 
 

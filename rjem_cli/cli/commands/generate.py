@@ -7,22 +7,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rjem_cli import paths
 from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
-from rjem_cli.cli.sampling_output import describe_checkpoint, describe_classes, describe_plan, warn_about_noise
+from rjem_cli.cli.sampling_output import describe_classes, describe_plan, log_setup
 from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.engine.distributed import is_distributed, rank_from_environment, world_size_from_environment
 from rjem_cli.errors import ConfigError
+from rjem_cli.paths import expand
 
 
 @with_options(GenerateConfig, several_processes=True)
 def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument = None) -> None:
     """Generate images of chosen classes. Unset options default to the checkpoint's own.
 
-    Sample i depends on seed + i only. Run the same command again to resume; a .npz or .tar starts again. With torchrun,
-    each process writes one shard.
+    Sample i depends on seed + i only. Run the same command again to resume a folder; a .npz or .tar starts again. With
+    torchrun, each process writes one shard.
 
     Examples:
 
@@ -34,7 +34,8 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
 
       rjem generate my-run -n 1000 -o - | tar t
     """
-    console, config = call.console, shard_for_process(call.resolve())
+    console, asked = call.console, call.resolve()
+    config = asked if not is_distributed() else shard_for_rank(asked, rank_from_environment())
     if config.output == STREAM:
         console.check_stream(call.as_json)
     path = call.find_network(config, checkpoint)
@@ -42,57 +43,68 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
     from rjem_cli.engine.distributed import select_gpu
     from rjem_cli.engine.memory import estimated_bytes
     from rjem_cli.engine.sampling.generate import SampleSetup
-    from rjem_cli.engine.sampling.writers.writer import check_output, write_samples
+    from rjem_cli.engine.sampling.writers import check_output, write_samples
 
     check_output(config.output)
     if is_distributed():
         select_gpu()
     setup = SampleSetup.load(config, path, console.warn)
-    request, runtime = setup.request, setup.runtime
+    request = setup.request
     total = request.last - request.first
-    console.log(describe_checkpoint(setup.checkpoint))
-    console.log(f"device: {runtime.describe()}")
-    console.log(f"{pluralize(total, 'sample')} of {describe_classes(request)} to {config.output}, seed {config.seed}")
-    console.log(f"mode {config.mode}: {describe_plan(request.plan, config.init)}")
-    steps = request.plan.gradient_steps * request.computed
-    console.log(f"{steps} gradient steps in blocks of {request.block_size}")
-    if warning := warn_about_noise(request.plan):
-        console.warn(warning)
+    log_setup(
+        setup,
+        console,
+        f"{pluralize(total, 'sample')} of {describe_classes(request)} to {config.output}, seed {config.seed}",
+        f"mode {config.mode}: {describe_plan(request.plan, config.init)}",
+        f"{request.plan.gradient_steps * request.computed_count} gradient steps in blocks of {request.block_size}",
+    )
     if call.dry_run:
-        console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(runtime.device))
+        console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.runtime.device))
         return
     job, start = setup.load_start(), time.perf_counter()
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
         written = write_samples(job, config, console.binary, lambda done: bar.update("generating", done, total), stop)
     if written.done < total:
-        raise interrupted(stop, f"stopped at {written.done} of {total} samples; {after_stop(config.output)}")
+        raise interrupted(stop, f"stopped at {written.done} of {total} samples; {describe_rest(config.output)}")
     resumed = f", after {written.skipped} that were already there" if written.skipped else ""
     seconds = time.perf_counter() - start
     console.log(f"{pluralize(total - written.skipped, 'sample')} in {seconds:.1f} s{resumed}")
     if config.output != STREAM:
-        output = config.output if paths.expand(config.output).is_file() else f"{config.output.rstrip('/')}/"
-        console.log(f"next: rjem eval {shlex.quote(output)}")
+        console.log(f"next: rjem eval {' '.join(map(shlex.quote, list_outputs(asked)))}")
     if call.as_json:
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:
-        console.result(str(paths.expand(config.output).absolute()))
+        console.result(str(expand(config.output).absolute()))
 
 
-def shard_for_process(config: GenerateConfig) -> GenerateConfig:
-    """With torchrun, this process's shard, in an output of its own: samples-0of4, x-0of4.npz. Raises ConfigError."""
-    if not is_distributed():
-        return config
+def shard_for_rank(config: GenerateConfig, rank: int) -> GenerateConfig:
+    """The shard of a process that torchrun started, in an output of its own: samples-0of4, x-0of4.npz. Raises
+    ConfigError."""
     if config.shard is not None or config.output == STREAM:
-        given = "-o -" if config.output == STREAM else "--shard"
-        raise ConfigError(f"{given} cannot be used with torchrun, where each process writes one shard to a file")
-    rank, world_size, output = rank_from_environment(), world_size_from_environment(), Path(config.output)
-    name = f"{output.stem}-{rank}of{world_size}{output.suffix}"
-    return replace(config, shard=f"{rank}/{world_size}", output=str(output.with_name(name)))
+        flag = "-o -" if config.output == STREAM else "--shard"
+        raise ConfigError(f"{flag} cannot be used with torchrun, where each process writes one shard to a file")
+    output, world_size = Path(config.output), world_size_from_environment()
+    if not output.name:
+        raise ConfigError(f"-o {config.output}: with torchrun, give the name of a new folder or file")
+    shard_output = output.with_name(f"{output.stem}-{rank}of{world_size}{output.suffix}")
+    return replace(config, shard=f"{rank}/{world_size}", output=str(shard_output))
 
 
-def after_stop(output: str) -> str:
+def list_outputs(config: GenerateConfig) -> list[str]:
+    """What all processes write, folders with a slash."""
+    ranks = range(world_size_from_environment()) if is_distributed() else ()
+    outputs = [shard_for_rank(config, rank).output for rank in ranks] or [config.output]
+    return [name if is_archive(name) else f"{name.rstrip('/')}/" for name in outputs]
+
+
+def describe_rest(output: str) -> str:
+    """What remains of an interrupted call, and what to do."""
     if output == STREAM:
         return "the stream is incomplete"
-    if Path(output).suffix.lower() in (".npz", ".tar"):
+    if is_archive(output):
         return f"{output} was not written (a folder can be resumed)"
     return "run the same command again to resume"
+
+
+def is_archive(output: str) -> bool:
+    return Path(output).suffix.lower() in (".npz", ".tar")

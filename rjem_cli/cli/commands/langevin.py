@@ -1,27 +1,16 @@
-"""`rjem langevin`: run chains and look at them."""
+"""`rjem langevin`: run chains and record them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rjem_cli import paths
 from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
-from rjem_cli.cli.sampling_output import (
-    describe_checkpoint,
-    describe_classes,
-    describe_plan,
-    show_chains,
-    warn_about_noise,
-)
+from rjem_cli.cli.sampling_output import MAX_INDICES, describe_classes, describe_plan, log_setup, show_chains
 from rjem_cli.config import STREAM, LangevinConfig
 from rjem_cli.errors import ConfigError, RjemError
-
-if TYPE_CHECKING:
-    from rjem_cli.engine.sampling.chains import Chains
-
-SHOWN_INVALID = 10
 
 
 @with_options(LangevinConfig)
@@ -42,28 +31,26 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
     path = call.find_network(config, checkpoint)
 
     from rjem_cli.engine.memory import estimated_bytes
-    from rjem_cli.engine.sampling.chain_report import chains_folder, write_chains
-    from rjem_cli.engine.sampling.chains import run_chains
+    from rjem_cli.engine.sampling.chains import open_chains_folder, run_chains, write_chains
     from rjem_cli.engine.sampling.generate import SampleSetup
     from rjem_cli.engine.sampling.request import describe_request
 
     setup = SampleSetup.load(config, path, console.warn)
     request, runtime = setup.request, setup.runtime
-    classes = describe_classes(request)
-    console.log(describe_checkpoint(setup.checkpoint))
-    console.log(f"device: {runtime.describe()}")
-    console.log(f"{pluralize(config.count, 'chain')} of {classes} to {config.output}, seed {config.seed}")
-    console.log(describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"))
-    if warning := warn_about_noise(request.plan):
-        console.warn(warning)
+    log_setup(
+        setup,
+        console,
+        f"{pluralize(config.count, 'chain')} of {describe_classes(request)} to {config.output}, seed {config.seed}",
+        describe_plan(request.plan, config.init) + ("" if config.clamp else ", not clamped"),
+    )
     if call.dry_run:
         block = replace(request, block_size=min(request.block_size, config.count), seed=0)
         seconds = call.elapsed() + replace(setup, request=block).estimate_seconds()
         console.estimate(seconds, estimated_bytes(runtime.device), ", and a few seconds for figures")
         return
     job, folder = setup.load_start(), paths.expand(config.output)
-    extra = {"clamp": config.clamp, "record": config.record}
-    with chains_folder(folder, {**job.meta, **extra}, config.overwrite), console.progress_bar() as bar:
+    options = {"clamp": config.clamp, "record": config.record}
+    with open_chains_folder(folder, {**job.meta, **options}, config.overwrite), console.progress_bar() as bar:
         chains = run_chains(
             job,
             record=config.record,
@@ -71,23 +58,23 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
             log=console.warn,
             on_progress=lambda done, total: bar.update("chain steps", done, total),
         )
-        request = replace(job.request, block_size=chains.block_size)
-        meta = describe_request(request, setup.checkpoint, config.init, job.start.sha256, runtime)
-        document = write_chains(folder, chains, request, {**meta, **extra})
+        meta = describe_request(chains.request, setup.checkpoint, config.init, job.start.sha256, runtime)
+        document = write_chains(folder, chains, {**meta, **options})
     if call.as_json:
         console.document(document)
     else:
         show_chains(document["chains"], console)
         console.log(f"see {folder / 'film.png'}, {folder / 'energies.png'} and {folder / 'chains.gif'}")
         console.result(str(folder.absolute()))
-    check_finite_chains(chains)
+    check_finite(document["chains"])
 
 
-def check_finite_chains(chains: Chains) -> None:
-    """Raises RjemError for chains that are not finite."""
+def check_finite(chains: list[dict[str, Any]]) -> None:
+    """Raises RjemError with the chains that are not finite."""
     from rjem_cli.engine.sampling.generate import NOT_FINITE_HINT
 
-    if chains.invalid:
-        names = ", ".join(f"{chain} (step {chains.invalid_at[chain]})" for chain in chains.invalid[:SHOWN_INVALID])
-        more = f" and {len(chains.invalid) - SHOWN_INVALID} more" if len(chains.invalid) > SHOWN_INVALID else ""
-        raise RjemError(f"chains that are not finite: {names}{more}; {NOT_FINITE_HINT}")
+    steps = [(chain["chain"], chain["not_finite_from"]) for chain in chains if chain["not_finite_from"] is not None]
+    if steps:
+        names = ", ".join(f"{chain} (step {step})" for chain, step in steps[:MAX_INDICES])
+        more = f" and {len(steps) - MAX_INDICES} more" if len(steps) > MAX_INDICES else ""
+        raise RjemError(f"{len(steps)} of {len(chains)} chains are not finite: {names}{more}; {NOT_FINITE_HINT}")

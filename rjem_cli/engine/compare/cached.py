@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from rjem_cli import __version__
 from rjem_cli.engine.callbacks import OnProgress
-from rjem_cli.engine.sampling.request import digest_of
+from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.errors import RjemError
 from rjem_cli.files import write_atomically
 from rjem_cli.paths import comparisons_dir
@@ -40,7 +40,7 @@ class Work:
 
 def cache_path(kind: str, decisive: list[Any]) -> Path:
     """Where a measurement is kept, under a name made of all that it depends on."""
-    return comparisons_dir() / f"{kind}-{digest_of({'rjem': __version__, 'of': decisive})[:32]}.json"
+    return comparisons_dir() / f"{kind}-{json_digest({'rjem': __version__, 'of': decisive})[:32]}.json"
 
 
 def cached(path: Path, read: Callable[[dict[str, Any]], Kept], measure: Callable[[], dict[str, Any]]) -> Kept:

@@ -10,8 +10,7 @@ from rjem_cli.config import CompareConfig, LangevinConfig, RuntimeOptions
 from rjem_cli.engine.compare.cached import Work, cache_path, cached
 from rjem_cli.engine.models.checkpoint import load_checkpoint
 from rjem_cli.engine.runtime import start_runtime
-from rjem_cli.engine.sampling.chain_report import ChainPictures, chain_pictures
-from rjem_cli.engine.sampling.chains import run_chains
+from rjem_cli.engine.sampling.chains import ChainPictures, render_chains, run_chains
 from rjem_cli.engine.sampling.generate import SampleSetup
 
 CHAINS, FRAMES = 8, 11
@@ -22,7 +21,7 @@ def draw_chains(config: CompareConfig, name: str, path: Path, work: Work) -> Cha
     runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = LangevinConfig(count=CHAINS, seed=config.sample_seed, data=config.data)
     checkpoint = load_checkpoint(path, runtime.device)
-    job = SampleSetup.of(options, checkpoint, runtime.frozen(checkpoint.model), runtime).load_start()
+    job = SampleSetup.build(options, checkpoint, runtime.frozen(checkpoint.model), runtime).load_start()
 
     def measure() -> dict[str, str]:
         record = max(1, job.request.plan.sgld_steps // FRAMES)
@@ -32,7 +31,7 @@ def draw_chains(config: CompareConfig, name: str, path: Path, work: Work) -> Cha
             clamp=options.clamp,
             on_progress=lambda done, total: work.watch(f"{name}: chains", done, total),
         )
-        pictures = chain_pictures(chains, job.request, options.init)
+        pictures = render_chains(chains, options.init)
         return {kind: base64.b64encode(picture).decode() for kind, picture in pictures._asdict().items()}
 
     def read(document: dict[str, Any]) -> ChainPictures:

@@ -19,7 +19,7 @@ from rjem_cli.engine.compare.rows import COLUMNS, Comparison, Origin, Protocol, 
 from rjem_cli.engine.compare.table1 import FAILS, HOLDS
 from rjem_cli.engine.data.png import contact_sheet, png_bytes
 from rjem_cli.engine.figures import Curve, training_curves
-from rjem_cli.engine.sampling.chain_report import ChainPictures
+from rjem_cli.engine.sampling.chains import ChainPictures
 from rjem_cli.engine.training.curves import OKABE_ITO, PANELS, points_of
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.paths import find_run_dir

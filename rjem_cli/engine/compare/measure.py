@@ -24,7 +24,7 @@ from rjem_cli.engine.metrics.registry import CATALOGUE
 from rjem_cli.engine.metrics.sample_report import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.metrics.selection import parse_metrics
 from rjem_cli.engine.models.checkpoint import Checkpoint
-from rjem_cli.engine.sampling.request import digest_of
+from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.paths import find_run_dir, parse_step
 
@@ -175,7 +175,7 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
         images = {"images": sha256, "count": protocol["images"]}
         attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"], "seed": protocol["seed"]}
         intervals = {"accuracy": document["accuracy_interval_95"], "robust_accuracy": robust["accuracy"]["interval_95"]}
-        details = {**protocol, "indices": digest_of({"of": protocol["indices"]})}
+        details = {**protocol, "indices": json_digest({"of": protocol["indices"]})}
         scores = {
             "accuracy": float(document["accuracy"]),
             "robust_accuracy": float(robust["accuracy"]["value"]),

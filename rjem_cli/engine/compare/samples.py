@@ -14,7 +14,7 @@ from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.generate import SampleJob, SampleSetup
-from rjem_cli.engine.sampling.writers.writer import write_samples
+from rjem_cli.engine.sampling.writers import write_samples
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked
 
@@ -32,7 +32,7 @@ def sample_checkpoint(config: CompareConfig, checkpoint: Checkpoint, mode: str, 
     runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = GenerateConfig(mode=mode, count=config.sample_count, seed=config.sample_seed, data=config.data)
     logits_of = runtime.frozen(checkpoint.model)
-    job = SampleSetup.of(options, checkpoint, logits_of, runtime).fit_memory(work.warn).load_start()
+    job = SampleSetup.build(options, checkpoint, logits_of, runtime).fit_memory(work.warn).load_start()
     file = cache_path("samples", [job.meta["request"], config.sample_count]).with_suffix(".npz")
     with locked(file.with_suffix(""), waiting=lambda: work.watch("waiting for another rjem compare", 0, 1)):
         seconds = None if is_complete(file, job) else draw_samples(job, file, f"drawing samples ({mode})", work)

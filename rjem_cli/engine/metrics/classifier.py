@@ -164,7 +164,7 @@ def prepare_samples(
     """The checkpoint's own samples, as `rjem generate` draws them; None, with a note, if their start is missing."""
     options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
     try:
-        return SampleSetup.of(options, checkpoint, logits_of, runtime).load_start()
+        return SampleSetup.build(options, checkpoint, logits_of, runtime).load_start()
     except RjemError as error:
         notes.append(f"no samples are drawn: {error}")
         return None

@@ -26,7 +26,7 @@ from rjem_cli.engine.metrics.weights import INCEPTION, read_weights
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info
 from rjem_cli.engine.models.wide_resnet import feature_count
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.request import digest_of
+from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.progress import TrainingCallbacks
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir
@@ -115,7 +115,7 @@ def check_fits(choice: FeatureChoice, samples: ImageCollection, reference: Refer
 
 def made_by(meta: dict[str, Any], path: Path) -> bool:
     """Whether rjem's protocol of samples names a checkpoint of the same run."""
-    return meta.get("config_sha256") == digest_of(read_info(path).config.to_dict())
+    return meta.get("config_sha256") == json_digest(read_info(path).config.to_dict())
 
 
 def build(

@@ -1,72 +1,85 @@
-"""Recorded Langevin chains: the energies of every step, the images of some, and the chains that left the box."""
+"""Recorded Langevin chains, and the files that show them: energies of every step, a film strip, a GIF, final images."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer, concatenate
 from rjem_cli.engine.callbacks import Log, noop
+from rjem_cli.engine.data.csv_rows import csv_text
 from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.data.png import INK, PAPER, contact_sheet, png_bytes, side_by_side, write_images
+from rjem_cli.engine.figures import energy_plot
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.sampling.generate import SampleJob
-from rjem_cli.engine.sampling.pipeline import SamplePlan, build_chain
+from rjem_cli.engine.sampling.pipeline import build_chain
+from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.sgld import ChainState
+from rjem_cli.errors import ConfigError
+from rjem_cli.files import claimed_folder, empty_own_folder, write_atomically
 
-FILMED = 64  # chains whose images are recorded
+FILMED_CHAINS = 64  # chains whose images are recorded
 BOX_SLACK = 1e-6
-NEVER = -1
-
-
-class StateStats(NamedTuple):
-    """What is recorded of each state, (B,) each, on the device."""
-
-    energy_B: Tensor
-    joint_energy_B: Tensor
-    saturation_B: Tensor  # share of components at or beyond the walls of the box
-    outside_B: Tensor
-    finite_B: Tensor
+FOLDER_FILES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
+CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
+STRIP_FRAMES, STRIP_CHAINS = 12, 16
+GIF_COLUMNS, GIF_MILLISECONDS, LAST_FRAME_MILLISECONDS = 8, 120, 1500
 
 
 class ChainBatch(NamedTuple):
-    """B chains, on the host: the stats of each state, (B, S + 1) each; frames uint8 (min(B, filmed), F, C, H, W); final
-    uint8 (B, C, H, W)."""
+    """B chains of S steps on the host. stats (B, S + 1, 5): the values of `compute_stats` for each state. frames: uint8
+    (at most FILMED_CHAINS, F, C, H, W). final: uint8 (B, C, H, W)."""
 
-    energy: Tensor
-    joint_energy: Tensor
-    saturation: Tensor
-    outside: Tensor
-    finite: Tensor
+    stats: Tensor
     frames: Tensor
     final: Tensor
 
 
 @dataclass(frozen=True)
 class Chains:
-    """N chains of S steps, in blocks of `block_size`. Arrays (S + 1, N) belong to the states before each step and after
-    the last; `frames` are uint8 (F, at most FILMED, C, H, W), taken after `frame_steps`; `final` uint8 (N, C, H, W).
-    `left_at` and `invalid_at` (N,) are the first state outside of the box, and the first that is not finite, or
-    NEVER."""
+    """N chains of S steps, in blocks of `block_size`.
 
+    energy, joint_energy, saturation: (S + 1, N), of the states before each step and after the last. left_at,
+    invalid_at: for each chain the first state outside the box and the first that is not finite, or None. frames: uint8
+    (F, at most FILMED_CHAINS, C, H, W), recorded at `frame_steps`. final: uint8 (N, C, H, W).
+    """
+
+    request: SampleRequest
     energy: np.ndarray
     joint_energy: np.ndarray
     saturation: np.ndarray
-    left_at: np.ndarray
-    invalid_at: np.ndarray
+    left_at: list[int | None]
+    invalid_at: list[int | None]
     frame_steps: list[int]
     frames: Tensor
     final: Tensor
-    block_size: int
 
     @property
-    def invalid(self) -> list[int]:
-        """Chains that are not finite at the end."""
-        return np.nonzero(self.invalid_at != NEVER)[0].tolist()
+    def rows(self) -> list[tuple[str, int, str, int]]:
+        """(file, label, class, seed) of each chain."""
+        return [self.request.row(index) for index in range(len(self.final))]
+
+
+class ChainPictures(NamedTuple):
+    """PNG bytes: the images of chains over their steps, and their energies."""
+
+    film: bytes
+    energies: bytes
+
+
+# --- run and record ---
 
 
 def run_chains(
@@ -77,45 +90,43 @@ def run_chains(
     log: Log = noop,
     on_progress: Callable[[int, int], None] = noop,
 ) -> Chains:
-    """The job's chains, with an image every `record` steps and of the last. `on_progress` is told how many chain steps
-    are done, and of how many. If memory is too small, all chains are run again in smaller blocks, which `log` reports,
-    unless the block size was given."""
-    given = job.setup.config.block_size
-    if given is not None:
-        return run_blocks(job, job.request.block_size, record, clamp, on_progress)
-    batches = BatchSizer(job.request.block_size, log)
-    return batches.run_largest(lambda size: run_blocks(job, size, record, clamp, on_progress))
+    """Run the job's chains and record an image every `record` steps and of the last. `on_progress` gets the done and
+    the total chain steps. Unless the block size was given, all chains start again in smaller blocks if memory is too
+    small, which `log` reports."""
+
+    def run(block_size: int) -> Chains:
+        return run_blocks(job, replace(job.request, block_size=block_size), record, clamp, on_progress)
+
+    if job.setup.config.block_size is not None:
+        return run(job.request.block_size)
+    return BatchSizer(job.request.block_size, log).run_largest(run)
 
 
 def run_blocks(
-    job: SampleJob, block_size: int, record: int, clamp: bool, on_progress: Callable[[int, int], None]
+    job: SampleJob, request: SampleRequest, record: int, clamp: bool, on_progress: Callable[[int, int], None]
 ) -> Chains:
-    request = replace(job.request, block_size=block_size)
-    steps, first = request.plan.sgld_steps, request.first
+    steps = request.plan.sgld_steps
     frame_steps = sorted({*range(0, steps + 1, record), steps})
+    batches = []
+    for index_B in torch.split(request.indices(), request.block_size):
+        done = int(index_B[0])
 
-    def run(index_B: Tensor) -> ChainBatch:
-        done = int(index_B[0]) - first
+        def on_step(step: int, done: int = done, count: int = len(index_B)) -> None:
+            on_progress(done * steps + (step + 1) * count, steps * request.count)
 
-        def on_step(step: int) -> None:
-            on_progress(done * steps + (step + 1) * len(index_B), steps * (request.last - first))
-
-        return run_block(job, index_B, max(0, FILMED - done), frame_steps, clamp, on_step)
-
-    batch = concatenate([run(index_B) for index_B in request.indices().split(block_size)])
-    energies, joint_energies, saturation, outside, finite = (
-        stats.numpy().T for stats in batch[: len(StateStats._fields)]
-    )
+        batches.append(run_block(job, index_B, max(0, FILMED_CHAINS - done), frame_steps, clamp, on_step))
+    batch = concatenate(batches)
+    energy_SN, joint_energy_SN, saturation_SN, outside_SN, invalid_SN = batch.stats.permute(2, 1, 0).numpy()
     return Chains(
-        energy=energies,
-        joint_energy=joint_energies,
-        saturation=saturation,
-        left_at=first_true(outside),
-        invalid_at=first_true(finite == 0),
+        request=request,
+        energy=energy_SN,
+        joint_energy=joint_energy_SN,
+        saturation=saturation_SN,
+        left_at=find_first_step(outside_SN),
+        invalid_at=find_first_step(invalid_SN),
         frame_steps=frame_steps,
         frames=batch.frames.transpose(0, 1),
         final=batch.final,
-        block_size=block_size,
     )
 
 
@@ -127,17 +138,17 @@ def run_block(
     clamp: bool,
     on_step: Callable[[int], None],
 ) -> ChainBatch:
-    """All chains at once; frames of the first `filmed`. The host waits for the device only when an image is
+    """Run B chains at once and record frames of the first `filmed`. The host waits for the device only when an image is
     recorded."""
     plan, device, logits_of = job.request.plan, job.setup.runtime.device, job.setup.logits_of
-    labels, seeds_B = job.request.labels(index_B), (job.request.seed + index_B).to(device)
-    labels_B = labels.to(device)
-    stats: list[StateStats] = []
-    frames: list[Tensor] = []
+    labels_B, seeds_B = job.request.labels(index_B), (job.request.seed + index_B).to(device)
+    device_labels_B = labels_B.to(device)
+    stats, frames = [], []
 
     def record_state(step: int, x: Tensor, logits_BK: Tensor) -> None:
-        joint_B = joint_energy(logits_BK, labels_B) if plan.conditional else energy(logits_BK)
-        stats.append(compute_stats(x, energy(logits_BK), joint_B))
+        energy_B = energy(logits_BK)
+        joint_B = joint_energy(logits_BK, device_labels_B) if plan.conditional else energy_B
+        stats.append(compute_stats(x, energy_B, joint_B))
         if step in frame_steps:
             frames.append(to_pixels(x[:filmed]).cpu())
 
@@ -145,59 +156,134 @@ def run_block(
         record_state(state.step, state.x, state.logits_BK)
         on_step(state.step)
 
-    x = (job.start.sampler >> build_chain(plan, logits_of, clamp, callback))(labels, seeds_B)
+    x = (job.start.sampler >> build_chain(plan, logits_of, clamp, callback))(labels_B, seeds_B)
     with torch.no_grad():
         record_state(plan.sgld_steps, x, logits_of(x))
-    histories = [torch.stack(values, dim=1).float().cpu() for values in zip(*stats)]
-    return ChainBatch._make([*histories, torch.stack(frames, dim=1), to_pixels(x).cpu()])
+    return ChainBatch(torch.stack(stats, dim=1).cpu(), torch.stack(frames, dim=1), to_pixels(x).cpu())
 
 
-def compute_stats(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> StateStats:
-    size = x.detach().flatten(1).abs()
-    return StateStats(
-        energy_B=energy_B,
-        joint_energy_B=joint_energy_B,
-        saturation_B=(size >= 1).float().mean(dim=1),
-        outside_B=(size > 1 + BOX_SLACK).any(dim=1),
-        finite_B=size.isfinite().all(dim=1) & energy_B.isfinite() & joint_energy_B.isfinite(),
-    )
+def compute_stats(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Tensor:
+    """float (B, 5) for each chain: E(x), E(x, y), the share of components at or beyond the walls of the box, whether
+    one is outside, and whether a value is not finite."""
+    size = x.flatten(1).abs()
+    finite_B = size.isfinite().all(dim=1) & energy_B.isfinite() & joint_energy_B.isfinite()
+    saturation_B, outside_B = (size >= 1).float().mean(dim=1), (size > 1 + BOX_SLACK).any(dim=1)
+    return torch.stack([energy_B, joint_energy_B, saturation_B, outside_B.float(), (~finite_B).float()], dim=1)
 
 
-def first_true(table: np.ndarray) -> np.ndarray:
-    """The first true row of each column, or NEVER."""
-    is_true = table.astype(bool)
-    return np.where(is_true.any(axis=0), is_true.argmax(axis=0), NEVER)
+def find_first_step(flags_SN: np.ndarray) -> list[int | None]:
+    """For each chain the first step with a nonzero flag, or None."""
+    return [int(flags.argmax()) if flags.any() else None for flags in flags_SN.T]
 
 
-def describe_chains(chains: Chains, rows: list[tuple[str, int, str, int]], plan: SamplePlan) -> list[dict[str, Any]]:
+# --- describe and draw ---
+
+
+def describe_chains(chains: Chains) -> list[dict[str, Any]]:
     """One entry per chain, with the energies of every step. Values that are not finite become null: JSON has no NaN."""
-    return [
-        {
+    entries: list[dict[str, Any]] = []
+    for chain, (_, label, class_name, seed) in enumerate(chains.rows):
+        entry = {
             "chain": chain,
             "class": class_name,
             "label": label,
             "seed": seed,
-            "left_box_at": none_for_never(chains.left_at[chain]),
-            "not_finite_from": none_for_never(chains.invalid_at[chain]),
+            "left_box_at": chains.left_at[chain],
+            "not_finite_from": chains.invalid_at[chain],
             "saturation": float(chains.saturation[-1, chain]),
-            "energy": finite_or_none(chains.energy[:, chain]),
-            **({"joint_energy": finite_or_none(chains.joint_energy[:, chain])} if plan.conditional else {}),
+            "energy": round_finite(chains.energy[:, chain]),
         }
-        for chain, (_, label, class_name, seed) in enumerate(rows)
-    ]
+        if chains.request.plan.conditional:
+            entry["joint_energy"] = round_finite(chains.joint_energy[:, chain])
+        entries.append(entry)
+    return entries
 
 
-def none_for_never(step: int) -> int | None:
-    return None if step == NEVER else int(step)
-
-
-def finite_or_none(values: np.ndarray) -> list[float | None]:
+def round_finite(values: np.ndarray) -> list[float | None]:
     return [round(float(value), 6) if np.isfinite(value) else None for value in values]
 
 
-def csv_rows(chains: Chains, plan: SamplePlan) -> Iterator[tuple[object, ...]]:
-    """(step, chain, E(x), E(x, y), saturation), ordered by step, then by chain."""
-    for step in range(len(chains.energy)):
-        for chain in range(chains.energy.shape[1]):
-            joint = f"{chains.joint_energy[step, chain]:.6g}" if plan.conditional else ""
-            yield step, chain, f"{chains.energy[step, chain]:.6g}", joint, f"{chains.saturation[step, chain]:.4f}"
+def format_energies(chains: Chains) -> Iterator[tuple[object, ...]]:
+    """Rows of CSV_COLUMNS, ordered by step, then by chain."""
+    for step, chain in np.ndindex(chains.energy.shape):
+        joint = f"{chains.joint_energy[step, chain]:.6g}" if chains.request.plan.conditional else ""
+        yield step, chain, f"{chains.energy[step, chain]:.6g}", joint, f"{chains.saturation[step, chain]:.4f}"
+
+
+def render_chains(chains: Chains, init: str) -> ChainPictures:
+    """The film strip and the plot of energies; `init` is the start's name for the title."""
+    plan = chains.request.plan
+    title = f"{len(chains.final)} chains from {init}, steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}"
+    names = []
+    for (_, _, class_name, _), last in zip(chains.rows[:STRIP_CHAINS], chains.joint_energy[-1]):
+        names.append(f"{class_name[:10]}  {f'{last:.1f}' if np.isfinite(last) else '-'}")
+    return ChainPictures(
+        film=png_bytes(draw_film_strip(chains.frames, chains.frame_steps, names)),
+        energies=energy_plot(chains.joint_energy, title, "E(x, y)" if plan.conditional else "E(x)"),
+    )
+
+
+def draw_film_strip(frames: Tensor, steps: list[int], names: list[str]) -> Image.Image:
+    """One row per chain after its name, one column per recorded step; frames uint8 (F, N, C, H, W). Columns are evenly
+    spaced except for the last."""
+    stride = -(-(len(frames) - 1) // (STRIP_FRAMES - 1)) or 1
+    indices = sorted({*range(0, len(frames), stride), len(frames) - 1})
+    images = frames[indices][:, :STRIP_CHAINS].transpose(0, 1)
+    sheet = contact_sheet(images.flatten(0, 1), len(indices))
+    font, top = ImageFont.load_default(size=12), 18
+    left = max(int(font.getlength(text)) for text in (*names, "step")) + 8
+    strip = Image.new("RGB", (left + sheet.width, top + sheet.height), PAPER)
+    strip.paste(sheet, (left, top))
+    draw, width, height = ImageDraw.Draw(strip), sheet.width / len(indices), sheet.height / len(names)
+    draw.text((2, 2), "step", fill=INK, font=font)
+    for column, index in enumerate(indices):
+        draw.text((left + column * width + 2, 2), str(steps[index]), fill=INK, font=font)
+    for row, name in enumerate(names):
+        draw.text((2, top + (row + 0.5) * height - 7), name, fill=INK, font=font)
+    return strip
+
+
+def draw_animation(frames: Tensor, steps: list[int]) -> bytes:
+    """A GIF of the frames, uint8 (F, N, C, H, W), each under its step. It rests on the last one."""
+    columns = min(GIF_COLUMNS, frames.shape[1])
+    sheets = [side_by_side([(f"step {step}", contact_sheet(frame, columns))]) for frame, step in zip(frames, steps)]
+    first, *others = [sheet.convert("P", palette=Image.Palette.ADAPTIVE) for sheet in sheets]
+    content = io.BytesIO()
+    durations = [GIF_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
+    first.save(content, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return content.getvalue()
+
+
+# --- write ---
+
+
+@contextlib.contextmanager
+def open_chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """An empty folder that only this process may write. What an interrupted call of the same request wrote is removed.
+    Raises ConfigError if the folder holds anything else."""
+    with claimed_folder(folder, "-o", FOLDER_FILES, "chains.json") as earlier:
+        if earlier is not None:
+            is_unfinished = earlier.get("request") == meta["request"] and not earlier.get("complete")
+            if not overwrite and not is_unfinished:
+                raise ConfigError(f"-o {folder} already holds chains; add --overwrite, or give another folder")
+            empty_own_folder(folder, FOLDER_FILES)
+        write_json(folder, {**meta, "complete": False})
+        yield
+
+
+def write_chains(folder: Path, chains: Chains, meta: dict[str, Any]) -> dict[str, Any]:
+    """Write all files, chains.json last. Returns its content."""
+    document = {**meta, "complete": True, "chains": describe_chains(chains)}
+    pictures = render_chains(chains, meta["init"])
+    write_atomically(folder / "energies.csv", csv_text([CSV_COLUMNS, *format_energies(chains)]))
+    write_atomically(folder / "energies.png", pictures.energies)
+    write_atomically(folder / "film.png", pictures.film)
+    write_atomically(folder / "chains.gif", draw_animation(chains.frames, chains.frame_steps))
+    write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *chains.rows]))
+    write_images(folder, [row[0] for row in chains.rows], chains.final)
+    write_json(folder, document)
+    return document
+
+
+def write_json(folder: Path, document: dict[str, Any]) -> None:
+    write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())

@@ -1,35 +1,38 @@
 """Samples from a checkpoint. Sample i depends on seed + i only.
 
-The network always sees whole blocks of `block_size` images, and the sample with seed s has index s modulo that in its
-block. So a sample has the same bits for any batch size, any shard, and after a resume; what a block computes beyond the
-requested samples is dropped.
+The network always sees complete blocks of `block_size` images, and the sample with seed s has index s % block_size in
+its block. So a sample has the same bits for any batch size, any shard, and after a resume. What a block computes beyond
+the requested samples is dropped.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.data.png import contact_sheet, side_by_side
 from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime, start_runtime
-from rjem_cli.engine.sampling.init import Start, load_start, predict_classes
-from rjem_cli.engine.sampling.pipeline import Sampler, build_sampler
+from rjem_cli.engine.sampling.pipeline import SamplePlan, Sampler, build_sampler, prior_start
 from rjem_cli.engine.sampling.request import SampleConfig, SampleRequest, describe_request, resolve_request
+from rjem_cli.engine.sampling.starts import Start, load_start, predict_classes
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError, RjemError
 
 NOT_FINITE_HINT = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
+PREVIEW_CLASSES = 10  # a preview shows the first ten classes
 
 
 class SampleBatch(NamedTuple):
@@ -51,38 +54,38 @@ class SampleSetup:
 
     @classmethod
     def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> SampleSetup:
-        """`log` is told if blocks must be smaller. Raises ConfigError, AbsentError or DataError."""
+        """`log` gets a line if blocks must be smaller. Raises ConfigError, AbsentError or DataError."""
         runtime = start_runtime(config, reproducible=True)
         checkpoint = load_network(config, path, runtime.device)
-        return cls.of(config, checkpoint, runtime.frozen(checkpoint.model), runtime).fit_memory(log)
+        return cls.build(config, checkpoint, runtime.frozen(checkpoint.model), runtime).fit_memory(log)
 
     @classmethod
-    def of(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> SampleSetup:
+    def build(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> SampleSetup:
         """Raises ConfigError for invalid options."""
         request = resolve_request(config, checkpoint.info, runtime.device.type)
         return cls(config, checkpoint, logits_of, request, runtime)
 
     def fit_memory(self, log: Log = noop) -> SampleSetup:
-        """With blocks that fit into memory, found by one pass of a block. Samples of smaller blocks differ in their
-        last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
+        """The same setup with blocks that fit into memory, found by one pass of a block. Samples of smaller blocks
+        differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
         given = self.config.block_size
-        batches = BatchSizer(self.request.block_size, log if given is None else noop)
-        size = find_batch_size(self.logits_of, self.checkpoint.info.image_shape, batches, self.runtime.device)
+        sizer = BatchSizer(self.request.block_size, log if given is None else noop)
+        size = find_batch_size(self.logits_of, self.checkpoint.info.image_shape, sizer, self.runtime.device)
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
         return replace(self, request=replace(self.request, block_size=size))
 
     def estimate_seconds(self) -> float:
-        """Of all gradient steps, from the time of a few."""
-        size = self.request.block_size
-        seconds = time_pass(self.logits_of, self.checkpoint.info.image_shape, size, self.runtime.device)
-        return math.ceil(self.request.computed / size) * self.request.plan.gradient_steps * seconds
+        """The time of all gradient steps, from the time of a few."""
+        image_shape, size = self.checkpoint.info.image_shape, self.request.block_size
+        seconds = time_pass(self.logits_of, image_shape, size, self.runtime.device)
+        return self.request.block_count * self.request.plan.gradient_steps * seconds
 
     def load_start(self) -> SampleJob:
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
         config, request = self.config, self.request
         start = load_start(config.init, self.checkpoint, config.data, config.seed, self.runtime)
-        if start.user_pixels is not None and config.classes == "all":  # chain i belongs to image i
+        if start.user_pixels is not None and config.classes == "all":  # chain i keeps the class of image i
             classes = predict_classes(self.logits_of, start.user_pixels, self.runtime.device)
             request = replace(request, classes=classes)
         meta = describe_request(request, self.checkpoint, config.init, start.sha256, self.runtime)
@@ -111,7 +114,7 @@ class SampleJob:
         return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
 
     def first_starts(self, count: int) -> Tensor:
-        """What the first `count` samples started from, uint8 (count, C, H, W) on the host."""
+        """The starts of the first `count` samples, uint8 (count, C, H, W) on the host."""
         request, device = self.request, self.setup.runtime.device
         blocks = sample_blocks(self.start.sampler, request, request.first, request.first + count, device)
         return to_pixels(torch.cat(list(blocks))).cpu()
@@ -131,7 +134,7 @@ def sample_blocks(
 def generate(
     sampler: Sampler, request: SampleRequest, *, skip: int, batch_size: int, device: torch.device
 ) -> Iterator[SampleBatch]:
-    """`SampleJob.generate` for any sampler."""
+    """`SampleJob.generate` for any sampler, such as one with stages of your own."""
     first = request.first + skip
     pixels, finite = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.bool)
     for x in sample_blocks(sampler, request, first, request.last, device):
@@ -139,22 +142,52 @@ def generate(
         pixels = torch.cat([pixels, new_pixels]) if len(pixels) else new_pixels
         finite = torch.cat([finite, new_finite]) if len(finite) else new_finite
         while len(pixels) >= batch_size:
-            yield to_host(first, pixels[:batch_size], finite[:batch_size])
+            yield copy_to_host(first, pixels[:batch_size], finite[:batch_size])
             first, pixels, finite = first + batch_size, pixels[batch_size:], finite[batch_size:]
     if len(pixels):
-        yield to_host(first, pixels, finite)
+        yield copy_to_host(first, pixels, finite)
 
 
-def to_host(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
+def copy_to_host(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
+    """Raises RjemError for a sample that is not finite."""
     invalid = (~finite_B).nonzero().flatten().tolist()
     if invalid:
         raise RjemError(f"sample {first + invalid[0]} is not finite; {NOT_FINITE_HINT}")
     return SampleBatch(first, pixels.cpu())
 
 
-def until(should_stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
+def take_until(should_stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
     """The batches, up to and including the one during which `should_stop` became true."""
     for batch in batches:
         yield batch
         if should_stop():
             return
+
+
+def preview(
+    logits_of: Logits,
+    prior: ClassGaussianPrior,
+    plans: Sequence[SamplePlan],
+    per_class: int,
+    seed: int,
+    on_progress: Callable[[int, int], None],
+) -> Image.Image:
+    """A figure with one grid for the prior and one for each plan, all from the same starts, one row per class.
+    `on_progress` gets the done and the total network passes, and may raise to stop."""
+    device, done, total = prior.mean_KD.device, 0, sum(plan.gradient_steps for plan in plans)
+
+    def count_pass(x: Tensor) -> Tensor:
+        nonlocal done
+        on_progress(done, total)
+        done += 1
+        return logits_of(x)
+
+    labels = torch.arange(min(len(prior.mean_KD), PREVIEW_CLASSES)).repeat_interleave(per_class)
+    seeds = (seed + torch.arange(len(labels))).to(device)
+    starts = prior_start(prior)(labels, seeds)
+    grids = [("prior", contact_sheet(to_pixels(starts), per_class))]
+    for plan in plans:
+        samples = build_sampler(plan, Sampler(()), count_pass)(labels, seeds, starts)
+        grids.append((plan.mode, contact_sheet(to_pixels(samples), per_class)))
+    on_progress(total, total)
+    return side_by_side(grids)

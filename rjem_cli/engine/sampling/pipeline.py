@@ -1,4 +1,4 @@
-"""Samplers as compositions of a start and stages that move it: start >> [targeted PGD] >> [contrast] >> [SGLD].
+"""Samplers as compositions: start >> [targeted PGD] >> [contrast] >> [SGLD].
 
     energy    prior >> SGLD                              the paper's Robust JEM-Energy
     attack    prior >> targeted PGD                      the single robust classifier (Santurkar et al. 2019)
@@ -27,7 +27,7 @@ from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, START_STREAM, standard_normal, uniform
-from rjem_cli.engine.sampling.sgld import ChainState, sgld
+from rjem_cli.engine.sampling.sgld import ChainCallback, sgld
 
 Stage = Callable[..., Tensor]  # x (B, C, H, W) or None, labels (B,), seeds (B,) -> x (B, C, H, W) in [-1, 1]
 
@@ -42,7 +42,7 @@ class Sampler:
         return Sampler(self.stages + (other.stages if isinstance(other, Sampler) else (other,)))
 
     def __call__(self, labels_B: Tensor, seeds_B: Tensor, x: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1]. labels_B: int64 (B,), on the host or the device; seeds_B: int64 (B,) on the
+        """Images (B, C, H, W) in [-1, 1]. labels_B: int64 (B,), on the host or the device. seeds_B: int64 (B,) on the
         device, not negative. A sampler without a start needs `x`. Raises ValueError if it has neither."""
         for stage in self.stages:
             x = stage(x, labels_B, seeds_B)
@@ -51,7 +51,7 @@ class Sampler:
         return x
 
 
-# --- starts: stages that take no images; row i depends on labels_B[i] and seeds_B[i] alone ---
+# --- starts: stages that take no images; row i depends on labels_B[i] and seeds_B[i] only ---
 
 
 def prior_start(prior: ClassGaussianPrior) -> Sampler:
@@ -73,8 +73,8 @@ def noise_start(image_shape: tuple[int, int, int]) -> Sampler:
 
 
 def random_image_start(pixels: Tensor, labels_N: Tensor | None = None) -> Sampler:
-    """A random one of these uint8 images (N, C, H, W) of the wanted class; without labels, of all. Raises ValueError
-    for a class between 0 and the largest that has no image."""
+    """A random image of the wanted class among `pixels`, uint8 (N, C, H, W); without labels, any image. Raises
+    ValueError if a class up to the largest label has no image."""
     any_class = labels_N is None
     labels_N = torch.zeros(len(pixels), dtype=torch.long) if labels_N is None else labels_N.cpu()
     order = labels_N.argsort(stable=True).to(pixels.device)
@@ -94,7 +94,7 @@ def random_image_start(pixels: Tensor, labels_N: Tensor | None = None) -> Sample
 
 
 def image_start(pixels: Tensor, first_seed: int) -> Sampler:
-    """These uint8 images (N, C, H, W) in order: chain i starts at image i modulo N."""
+    """The images `pixels`, uint8 (N, C, H, W), in order: chain i starts at image i % N."""
 
     def start(x: Tensor | None, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         return to_model(pixels[(seeds_B - first_seed).to(pixels.device) % len(pixels)]).to(seeds_B.device)
@@ -106,7 +106,7 @@ def image_start(pixels: Tensor, first_seed: int) -> Sampler:
 
 
 def targeted_pgd(logits_of: Logits, *, eps: float, steps: int, norm: str = "linf") -> Sampler:
-    """PGD towards each label, `eps` in model units (Santurkar et al. 2019). `logits_of` must be frozen."""
+    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         targets_B = labels_B.to(x.device, non_blocking=True)
@@ -130,10 +130,10 @@ def langevin(
     temperature: float = 1.0,
     conditional: bool = True,
     clamp: bool = True,
-    callback: Callable[[ChainState], None] | None = None,
+    callback: ChainCallback | None = None,
 ) -> Sampler:
-    """SGLD on E(x, y), or on E(x) if not `conditional`. `step_size` per outer step, model units; the noise of row i
-    depends on its seed and the step only. `logits_of` must be frozen."""
+    """SGLD on E(x, y), or on E(x) if not `conditional`. `step_size` is per outer step, in model units. The noise of row
+    i depends on its seed and the step only. `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         labels_on_device = labels_B.to(x.device, non_blocking=True)
@@ -163,8 +163,8 @@ def langevin(
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What happens to the start of a chain. Sizes in model units; `sgld_step_size` is per outer step. Chains that are
-    not `conditional` follow E(x) and have no class."""
+    """The stages after the start. Sizes are in model units; `sgld_step_size` is per outer step. Chains that are not
+    `conditional` follow E(x) and have no class."""
 
     mode: str
     conditional: bool
@@ -180,7 +180,7 @@ class SamplePlan:
 
     @classmethod
     def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> SamplePlan:
-        """How a model trained with `config` samples by default."""
+        """The default plan of a model trained with `config`."""
         return cls(
             mode=mode,
             conditional=conditional,
@@ -221,7 +221,7 @@ def build_sampler(plan: SamplePlan, start: Sampler, logits_of: Logits) -> Sample
 
 
 def build_chain(
-    plan: SamplePlan, logits_of: Logits, clamp: bool = True, callback: Callable[[ChainState], None] | None = None
+    plan: SamplePlan, logits_of: Logits, clamp: bool = True, callback: ChainCallback | None = None
 ) -> Sampler:
     """The plan's Langevin stage alone."""
     return langevin(

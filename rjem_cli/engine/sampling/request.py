@@ -1,4 +1,4 @@
-"""What to sample: the plan, the classes, the indices; and the protocol that is stored with the samples."""
+"""What to sample: the plan, the classes and the indices; and the protocol that is stored with the samples."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the class `classes[i % len(classes)]`;
-    `block_size` of them go through the network at once."""
+    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the class `classes[i % len(classes)]`.
+    The network sees `block_size` samples at once. `shard` is (index, number of shards)."""
 
     plan: SamplePlan
     classes: tuple[int, ...]
@@ -47,79 +47,84 @@ class SampleRequest:
         return (self.shard[0] + 1) * self.count // self.shard[1]
 
     @property
-    def computed(self) -> int:
-        """Samples that go through the network, in whole blocks."""
-        size, begin, end = self.block_size, self.seed + self.first, self.seed + self.last
-        return (-(-end // size) - begin // size) * size
+    def block_count(self) -> int:
+        """Network passes per step. Blocks are aligned to the seed, so the first and the last one may be needed only in
+        part."""
+        return -(-(self.seed + self.last) // self.block_size) - (self.seed + self.first) // self.block_size
+
+    @property
+    def computed_count(self) -> int:
+        """Samples that go through the network, in complete blocks."""
+        return self.block_count * self.block_size
 
     def indices(self) -> Tensor:
         return torch.arange(self.first, self.last)
 
-    def labels(self, indices: Tensor) -> Tensor:
-        """The classes of starts and of conditional chains, int64 like `indices`."""
-        return torch.tensor(self.classes)[indices % len(self.classes)]
+    def labels(self, index_B: Tensor) -> Tensor:
+        """The classes of starts and of conditional chains, int64 (B,)."""
+        return torch.tensor(self.classes)[index_B % len(self.classes)]
 
     def row(self, index: int) -> tuple[str, int, str, int]:
-        """(file, label, class, seed) of one sample; the label is -1 for samples without a class."""
+        """(file, label, class, seed) of one sample. The label is -1 for samples without a class."""
         label = self.classes[index % len(self.classes)] if self.plan.conditional else -1
         name = self.class_names[label] if self.plan.conditional else UNCONDITIONAL
         return f"{index:06d}.png", label, name, self.seed + index
 
 
-def resolve_plan(options: SampleConfig, trained: TrainConfig) -> SamplePlan:
-    """The checkpoint's own plan, changed by the options that are set. Raises ConfigError."""
-    mode = options.mode if isinstance(options, GenerateConfig) else "energy"
-    conditional = options.classes != UNCONDITIONAL
+def resolve_plan(config: SampleConfig, trained: TrainConfig) -> SamplePlan:
+    """The checkpoint's own plan with the options that are set. Raises ConfigError for options that conflict."""
+    mode = config.mode if isinstance(config, GenerateConfig) else "energy"
+    conditional = config.classes != UNCONDITIONAL
     if not conditional and mode != "energy":
         raise ConfigError(f"--class none has no class to attack towards; --mode {mode} needs classes")
     names = ("sgld_steps", "noise_std", "attack_eps", "attack_steps", "contrast")
-    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    inner_step = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
-    inner_steps = trained.inner_steps if options.inner_steps is None else options.inner_steps
+    given = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    inner_step_size = trained.sgld_step_size if config.sgld_step_size is None else config.sgld_step_size
+    step_size = inner_step_size * (trained.inner_steps if config.inner_steps is None else config.inner_steps)
+    if not math.isfinite(step_size):
+        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller values")
     plan = SamplePlan.from_config(trained, mode, conditional)
-    plan = replace(plan, sgld_step_size=inner_step * inner_steps, temperature=options.temperature, **given)
+    plan = replace(plan, sgld_step_size=step_size, temperature=config.temperature, **given)
     if plan.has_attack:
         check_radius("--attack-eps", plan.attack_eps, plan.norm)
-    if not math.isfinite(plan.sgld_step_size):
-        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller values")
-    if options.langevin_noise:  # Eq. 1 with a / 2 for the step: the noise has variance a
-        plan = replace(plan, noise_std=math.sqrt(2 * plan.sgld_step_size), grad_clip=None)
+    if config.langevin_noise:  # Eq. 1 with a / 2 for the step: the noise has variance a
+        plan = replace(plan, noise_std=math.sqrt(2 * step_size), grad_clip=None)
     return plan
 
 
-def resolve_request(options: SampleConfig, info: CheckpointInfo, device_type: str) -> SampleRequest:
+def resolve_request(config: SampleConfig, info: CheckpointInfo, device_type: str) -> SampleRequest:
     """Raises ConfigError for an invalid class, shard or mode."""
-    shard = parse_shard(options.shard if isinstance(options, GenerateConfig) else None)
-    if shard[1] > options.count:
-        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {options.count} samples cannot be split into {shard[1]}")
+    shard = parse_shard(config.shard if isinstance(config, GenerateConfig) else None)
+    if shard[1] > config.count:
+        raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {config.count} samples cannot be split into {shard[1]}")
     return SampleRequest(
-        resolve_plan(options, info.config),
-        tuple(parse_classes(options.classes, info.class_names)),
-        info.class_names,
-        options.seed,
-        options.count,
-        options.block_size or BLOCK_SIZE[device_type],
-        shard,
+        plan=resolve_plan(config, info.config),
+        classes=tuple(parse_classes(config.classes, info.class_names)),
+        class_names=info.class_names,
+        seed=config.seed,
+        count=config.count,
+        block_size=config.block_size or BLOCK_SIZE[device_type],
+        shard=shard,
     )
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """`2/8` -> (2, 8); None -> (0, 1), everything. Raises ConfigError."""
+    """`2/8` -> (2, 8); None -> (0, 1), all samples. Raises ConfigError."""
     if text is None:
         return 0, 1
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
-    if not found or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
+    if not match or not int(match[1]) < int(match[2]):
         raise ConfigError(f"--shard {text!r}: give i/k with i from 0 to k - 1, such as 0/4")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def describe_request(
     request: SampleRequest, checkpoint: Checkpoint, init: str, init_sha256: str | None, runtime: Runtime
 ) -> dict[str, Any]:
-    """The protocol as plain data. `request` is a digest of everything that decides the bytes of a sample; a call
-    resumes only if it is the same. `init_sha256` is the digest of starts that were read from files."""
+    """The protocol as plain data. `request` is a digest of everything that decides the bytes of a sample; only a call
+    with the same digest resumes. `init_sha256` is the digest of starts that were read from files."""
     info = checkpoint.info
-    index, parts = request.shard
+    index, shards = request.shard
     decisive = {
         "checkpoint_sha256": checkpoint.sha256(),
         "plan": asdict(request.plan),
@@ -129,14 +134,14 @@ def describe_request(
         "seed": request.seed,
         "block_size": request.block_size,
         "device_kind": runtime.arithmetic,
-        **({"shard": f"{index}/{parts}", "count": request.count} if parts > 1 else {}),
+        **({"shard": f"{index}/{shards}", "count": request.count} if shards > 1 else {}),
     }
     return {
         "rjem": __version__,
-        "request": digest_of(decisive),
+        "request": json_digest(decisive),
         **decisive,
         "checkpoint": {"path": str(checkpoint.path), "step": info.step},
-        "config_sha256": digest_of(strip_paths(info.config).to_dict()),
+        "config_sha256": json_digest(strip_paths(info.config).to_dict()),
         "dataset": {
             "name": info.data_name,
             "train_digest": info.data_digest,
@@ -151,5 +156,6 @@ def describe_request(
     }
 
 
-def digest_of(values: dict[str, Any]) -> str:
+def json_digest(values: dict[str, Any]) -> str:
+    """sha256 of the values as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -2,9 +2,9 @@
 
     x <- clamp(x - step * clip(dE/dx, -c, c) + noise)
 
-JEM++ splits a step into m outer and n inner ones and takes the inner gradient through the first layer alone. That
-layer is affine, so the inner gradient is constant, and n inner steps of size h with clip and clamp are exactly one
-step of n * h: `inner_steps` costs nothing.
+JEM++ runs m outer steps of n inner ones and takes the inner gradient through the first layer alone. That layer is
+affine, so the inner gradient is constant, and n inner steps of size h with clip and clamp are exactly one step of
+n * h. So `inner_steps` costs nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal dr
 
 
 class ChainState(NamedTuple):
-    """Before a step: x (B, C, H, W), and its logits (B, K), energy (B,) and dE/dx."""
+    """Before a step: x (B, C, H, W), its logits (B, K), energy (B,) and dE/dx."""
 
     step: int
     x: Tensor
     logits_BK: Tensor
     energy_B: Tensor
     gradient: Tensor
+
+
+ChainCallback = Callable[[ChainState], None]
 
 
 def sgld_step(
@@ -38,10 +41,11 @@ def sgld_step(
     noise: Tensor | None = None,
     clamp: bool = True,
 ) -> Tensor:
-    """One outer step (n inner ones in closed form when step_size = n * h); `clamp` ends it inside the box [-1, 1]."""
-    moved = x - step_size * (gradient if grad_clip is None else gradient.clamp(-grad_clip, grad_clip))
-    moved = moved if noise is None else moved + noise
-    return moved.clamp(-1, 1) if clamp else moved
+    """One outer step, which is n inner ones if step_size = n * h. `clamp` keeps it inside the box [-1, 1]."""
+    x = x - step_size * (gradient if grad_clip is None else gradient.clamp(-grad_clip, grad_clip))
+    if noise is not None:
+        x = x + noise
+    return x.clamp(-1, 1) if clamp else x
 
 
 def sgld(
@@ -56,13 +60,13 @@ def sgld(
     noise: NoiseFunction | None = None,
     temperature: float = 1.0,
     clamp: bool = True,
-    callback: Callable[[ChainState], None] | None = None,
+    callback: ChainCallback | None = None,
 ) -> Tensor:
-    """Run `steps` outer steps from x (B, C, H, W) in [-1, 1] on the energy that `energy_of` takes from the logits.
+    """Run `steps` outer steps from x (B, C, H, W) in [-1, 1]. Returns the last state.
 
-    `step_size` is per outer step, in model units; `noise_std` > 0 needs `noise`. The chain follows E / temperature
-    (small steps, noise_std^2 = 2 * step_size and no clip give the density p(x)^(1 / temperature)). One network pass
-    per step; no host sync of its own. Raises ValueError for noise without its function.
+    `energy_of` maps logits (B, K) to energies (B,). `step_size` is per outer step, in model units. The chain follows
+    E / temperature: small steps, noise_std^2 = 2 * step_size and no clip sample p(x)^(1 / temperature). One network
+    pass per step; no host sync of its own. Raises ValueError for `noise_std` > 0 without `noise`.
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")

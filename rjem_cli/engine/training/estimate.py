@@ -18,8 +18,8 @@ from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.memory import PROCESS_BYTES, peak_bytes, total_bytes
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.generate import PREVIEW_CLASSES
 from rjem_cli.engine.sampling.pipeline import SamplePlan
-from rjem_cli.engine.sampling.preview import LARGEST_CLASS_COUNT
 from rjem_cli.engine.timing import MAX_CALLS, median_seconds, time_pass
 from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.run import PREVIEW_PER_CLASS, VALIDATION_IMAGES
@@ -116,7 +116,7 @@ def estimate_training(config: TrainConfig, shape: DataShape, runtime: Runtime, d
 
 def count_other_passes(config: TrainConfig, shape: DataShape, done: int, steps: int) -> float:
     """Images through the network, forward and backward, outside of training steps and the final table."""
-    samples = PREVIEW_PER_CLASS * min(shape.classes, LARGEST_CLASS_COUNT)
+    samples = PREVIEW_PER_CLASS * min(shape.classes, PREVIEW_CLASSES)
     grids = count_multiples(config.sample_every, done, steps - 1)  # one with all modes comes after the last step
     sampling = grids * SamplePlan.from_config(config, "energy").gradient_steps
     sampling += sum(SamplePlan.from_config(config, mode).gradient_steps for mode in SAMPLE_MODES)

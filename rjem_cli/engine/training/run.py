@@ -23,8 +23,8 @@ from rjem_cli.engine.metrics.accuracy import accuracy, evenly_spaced
 from rjem_cli.engine.models.checkpoint import CONFIG_FILE, all_finite, read_info, strip_paths
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.sampling.generate import preview
 from rjem_cli.engine.sampling.pipeline import SamplePlan
-from rjem_cli.engine.sampling.preview import preview
 from rjem_cli.engine.training.checkpointing import (
     check_same_run,
     latest_described,

@@ -26,7 +26,7 @@ READ_BATCH = 250
 @dataclass(frozen=True)
 class Start:
     """The first stage of a sampler. `sha256` is the digest of starts that were read from files, which the checkpoint
-    does not determine; `user_pixels` are a user's images, uint8 (N, C, H, W)."""
+    does not determine. `user_pixels` are a user's images, uint8 (N, C, H, W)."""
 
     sampler: Sampler
     sha256: str | None = None
@@ -34,43 +34,42 @@ class Start:
 
 
 def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
-    """Raises AbsentError or DataError for images that are missing or do not fit, ConfigError for an unknown name."""
+    """`init` is a name in STARTS or a path. Raises AbsentError or DataError for images that are missing or do not fit,
+    ConfigError for an unknown name."""
     info = checkpoint.info
 
-    def on_device(pixels: Tensor) -> Tensor:
+    def move(pixels: Tensor) -> Tensor:
         return pixels.to(runtime.home_of(pixels.nbytes))
 
-    if init == "prior":
-        return Start(prior_start(find_prior(info, data).to(runtime.device)))
-    if init == "noise":
-        return Start(noise_start(info.image_shape))
-    if init == "data":
-        images = load_training_images(info, data)
-        return Start(random_image_start(on_device(images.pixels), images.labels))
-    if init == "buffer":
-        pixels = read_buffer(checkpoint)
-        return Start(random_image_start(on_device(pixels)), pixels_digest(pixels))
-    pixels = read_user_images(init, info)
-    return Start(image_start(on_device(pixels), seed), pixels_digest(pixels), pixels)
+    match init:
+        case "prior":
+            return Start(prior_start(find_prior(info, data).to(runtime.device)))
+        case "noise":
+            return Start(noise_start(info.image_shape))
+        case "data":
+            images = load_training_images(info, data)
+            return Start(random_image_start(move(images.pixels), images.labels))
+        case "buffer":
+            pixels = read_buffer(checkpoint)
+            return Start(random_image_start(move(pixels)), pixels_digest(pixels))
+    if not expand(init).exists() and "/" not in init and "." not in init:
+        raise ConfigError(f"--init {init!r} is not a known start or a file; {did_you_mean(init, STARTS)}")
+    pixels = read_images(init, info.image_shape)
+    return Start(image_start(move(pixels), seed), pixels_digest(pixels), pixels)
 
 
 def predict_classes(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
-    """The class that the network predicts for each of these uint8 images (N, C, H, W)."""
+    """The class that the network predicts for each image, uint8 (N, C, H, W)."""
     with torch.no_grad():
-        classes = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in pixels.split(READ_BATCH)]
+        classes = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in torch.split(pixels, READ_BATCH)]
     return tuple(torch.cat(classes).tolist())
-
-
-def read_user_images(init: str, info: CheckpointInfo) -> Tensor:
-    """The images of `--init PATH`, uint8 (N, C, H, W)."""
-    if not expand(init).exists() and "/" not in init and "." not in init:
-        raise ConfigError(f"--init {init!r} is not a known start or a file; {did_you_mean(init, STARTS)}")
-    return read_images(init, info.image_shape)
 
 
 def read_buffer(checkpoint: Checkpoint) -> Tensor:
     """The replay buffer of the training run, uint8 (N, C, H, W), from the file beside the checkpoint. Raises
-    AbsentError."""
+    ConfigError for a custom network, AbsentError if there is no buffer."""
+    if checkpoint.is_custom:
+        raise ConfigError("--init buffer needs a checkpoint of rjem; --model has no replay buffer")
     path = state_path(checkpoint.path)
     if not path.exists():
         raise AbsentError(f"the buffer is in {path}, which does not exist; copy it there, or use another --init")
@@ -82,7 +81,7 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
 
 
 def find_prior(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
-    """The prior of a checkpoint's training images: cached, or fitted again. Raises AbsentError if the images are
+    """The prior of a checkpoint's training images, cached or fitted again. Raises AbsentError if the images are
     missing, DataError for a cached prior of other images."""
     prior = cached_prior(info.data_digest)
     if prior is None:
@@ -97,13 +96,14 @@ def find_prior(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
 
 
 def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
-    """The images a checkpoint was trained on, verified by their digest. Raises AbsentError."""
+    """The images a checkpoint was trained on, verified by their digest; `data` overrides where they are. Raises
+    AbsentError."""
     try:
-        options = replace(info.config, data=data) if data else info.trained_on()
-        images = load_splits(options).train
+        config = replace(info.config, data=data) if data else info.trained_on()
+        images = load_splits(config).train
     except RjemError as error:
         raise AbsentError(f"cannot read the checkpoint's training images ({error}); give them with --data") from None
     if images.digest() != info.data_digest:
-        place = options.data or options.dataset
-        raise AbsentError(f"{place} is not what this checkpoint was trained on; give the training images with --data")
+        name = config.data or config.dataset
+        raise AbsentError(f"{name} is not what this checkpoint was trained on; give the training images with --data")
     return images

@@ -1,1 +1,0 @@
-"""Output formats of samples: a folder, .npz, .tar, and a tar stream."""
