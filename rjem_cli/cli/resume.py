@@ -80,7 +80,7 @@ def check_resumable(run_dir: Path, checkpoint: Path, config: TrainConfig) -> Non
 
     info = read_info(checkpoint)
     check_state_options(run_dir.name, info.config, config)
-    if info.own_images and not config.data:
+    if info.user_images and not config.data:
         raise AbsentError(f"no config.yaml of its run says where {info.data_name} is; say it with --data")
 
 

@@ -1,4 +1,4 @@
-"""Where and in what arithmetic the network runs. `auto` gives its choice and the reason."""
+"""Device, precision and compilation. `auto` returns its choice and the reason."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rjem_cli.errors import AbsentError, ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_PAYS_FROM_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
+BF16_MIN_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, a precision, and whether passes are compiled; each with the reason it was chosen."""
+    """A device, a precision, and whether passes are compiled; each with the reason for it."""
 
     device: torch.device
     precision: str
@@ -37,59 +37,54 @@ class Runtime:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
         network: nn.Module = torch.compile(model) if self.compiles else model  # type: ignore[assignment]
 
-        def logits_of(x: Tensor) -> Tensor:
+        def compute_logits(x: Tensor) -> Tensor:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 logits_BK: Tensor = network(x)
             return logits_BK.float()
 
-        return logits_of
+        return compute_logits
 
     def frozen(self, model: nn.Module) -> FrozenLogits:
-        """A copy of `model` as chains and attacks see it."""
+        """`model` for chains and attacks."""
         return FrozenLogits(model, self.dtype, self.compiles)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's passes; tf32 is a way to multiply fp32."""
+        """Of the network's passes; tf32 is a mode of fp32 products."""
         return HALVES.get(self.precision, torch.float32)
 
     @property
     def loss_scale(self) -> float:
-        """What a loss is multiplied by before its backward pass, and its gradients are divided by after it."""
+        """Multiplies a loss before its backward pass; the gradients are divided by it afterwards."""
         return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     def scoring(self) -> Runtime:
-        """As accuracies are measured: in half precision it is another network, and `rjem eval` would not agree."""
+        """For accuracies: in half precision the network would differ from that of `rjem eval`."""
         return replace(self, precision="fp32") if self.precision in HALVES else self
 
     @property
     def arithmetic(self) -> str:
-        """What the last bits of a result depend on."""
+        """What decides the last bits of a result."""
         return f"{self.device.type} {self.precision}{' compiled' if self.compiles else ''}"
 
-    def home_of(self, byte_count: int) -> torch.device:
-        """Where data of this size stays: on the device while it takes at most half of its free memory."""
+    def storage_device(self, byte_count: int) -> torch.device:
+        """Where to store data of this size: on the device if it takes at most half of the free memory."""
         if self.device.type == "cuda" and byte_count > torch.cuda.mem_get_info(self.device)[0] // 2:
             return torch.device("cpu")
         return self.device
 
     def describe(self) -> str:
-        passes = "compiled" if self.compiles else "not compiled"
-        return (
-            f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), "
-            f"{passes} ({self.compile_reason})"
-        )
+        passes = f"{'compiled' if self.compiles else 'not compiled'} ({self.compile_reason})"
+        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), {passes}"
 
 
 def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Runtime:
-    """Choose what is set to auto, and set torch's matmul mode; `reproducible` allows only kernels that give the same
-    bits each time. Raises ConfigError or AbsentError for an unavailable device or precision."""
+    """Resolve `auto` and set torch's matmul mode. `reproducible` allows only kernels that give the same bits each time.
+    Raises ConfigError or AbsentError for an unavailable device or precision."""
     device, device_reason = choose_device(options.device)
     precision, precision_reason = choose_precision(options, device)
     compiles, compile_reason = choose_compile(options.compile, device)
-    allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-    torch.backends.cudnn.allow_tf32 = allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.deterministic = reproducible
     if device.type == "cpu":
         keep_freed_memory()
@@ -97,25 +92,24 @@ def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Run
 
 
 def scoring_runtime(device_name: str) -> Runtime:
-    """fp32, and only kernels that give the same bits each time: a score in another arithmetic is another score."""
+    """fp32 and reproducible kernels: another arithmetic gives another score."""
     options = RuntimeOptions(device=device_name, precision="fp32", compile=False)
-    why = "as all scores are"
-    return replace(start_runtime(options, reproducible=True), precision_reason=why, compile_reason=why)
+    reason = "as for all scores"
+    return replace(start_runtime(options, reproducible=True), precision_reason=reason, compile_reason=reason)
 
 
 def keep_freed_memory() -> None:
-    """Large blocks stay with this process when they are freed. glibc would give them back to the system, which fills
-    each page with zeros when the next pass asks again: a fifth of the time of a pass that keeps its activations."""
+    """Keep large freed blocks in this process. By default glibc returns them to the system, which fills each page with
+    zeros for the next pass: a fifth of the time of a pass that stores its activations."""
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a system without glibc has its own ways
+        with contextlib.suppress(OSError, AttributeError):  # a system without glibc
             glibc = ctypes.CDLL(None)
             glibc.mallopt(M_MMAP_MAX, 0)
             glibc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
-    """(device, reason) for a name that the config has checked. Raises ConfigError or AbsentError for one that is not
-    available."""
+    """(device, reason). `name`: a value of --device. Raises ConfigError or AbsentError for an unavailable device."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} found"
@@ -131,28 +125,28 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         raise AbsentError(f"--device {name}: {torch.cuda.device_count()} CUDA devices are visible; use --device auto")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise AbsentError("--device mps: no Apple GPU is visible; use --device auto")
-    return torch.device(name), "as asked"
+    return torch.device(name), "requested"
 
 
 def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
-    """`auto` takes bf16 only in training, whose networks come out as good (docs/measurements.md): samples and attacks
-    are to be the same on as many machines as can be."""
+    """(precision, reason). `auto` uses bf16 only in training, which gives networks as good as fp32
+    (docs/measurements.md). Samples and attacks should be the same on as many machines as possible."""
     name = options.precision
     if name == "tf32" and device.type != "cuda":
         raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32, bf16 or fp16")
     if name != "auto":
-        return name, "as asked"
+        return name, "requested"
     if device.type == "cuda":
         return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
     if device.type == "cpu" and isinstance(options, TrainConfig) and has_bf16_units():
-        if options.width >= BF16_PAYS_FROM_WIDTH:
+        if options.width >= BF16_MIN_WIDTH:
             return "bf16", "auto: fastest on this CPU for a network of this width"
         return "fp32", "auto: fastest for a network of this width"
     return "fp32", f"auto: {device.type}"
 
 
 def has_bf16_units() -> bool:
-    """Whether the CPU multiplies in bf16; others emulate it, slowly. Told on Linux only."""
+    """Whether the CPU multiplies in bf16; others emulate it slowly. Known on Linux only."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
@@ -160,21 +154,19 @@ def has_bf16_units() -> bool:
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
-def choose_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str]:
-    if wanted is None:
-        if device.type == "cpu":
-            return False, "auto: it starts half a minute later; in long runs --compile may pay"
-        return False, "auto: not measured on this kind of device"
-    if wanted:
+def choose_compile(requested: bool | None, device: torch.device) -> tuple[bool, str]:
+    """(whether to compile, reason). Raises AbsentError if torch.compile does not work here."""
+    if requested is None:
+        return False, "auto: compiling takes half a minute and pays in long runs only"
+    if requested:
         check_compiler(device)
-    return wanted, "as asked"
+    return requested, "requested"
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises AbsentError where torch.compile does not work, now and not in the middle of the work."""
-    x = torch.zeros(2, device=device)
+    """Raises AbsentError if torch.compile does not work, now and not in the middle of the work."""
     try:
-        torch.compile(lambda x: x + 1)(x)
-    except Exception as error:  # whatever it lacks: a C++ compiler, Triton, a Python that it knows
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # anything may be missing: a C++ compiler, Triton, a supported Python
         reason = str(error).strip().partition("\n")[0]
-        raise AbsentError(f"--compile: torch.compile does not work here ({reason[:200]}); leave it out") from None
+        raise AbsentError(f"--compile: torch.compile does not work here ({reason[:200]}); remove --compile") from None

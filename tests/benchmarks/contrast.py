@@ -39,7 +39,7 @@ class Judge:
 
     def __init__(self, run: str):
         checkpoint = load_checkpoint(find_checkpoint(run), CPU)
-        self.splits = load_splits(checkpoint.info.trained_on())
+        self.splits = load_splits(checkpoint.info.training_options())
         self.model = freeze(checkpoint.model)
         self.model.head = torch.nn.Identity()
         self.reference = self.statistics(self.splits.train.pixels)

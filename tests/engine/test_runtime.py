@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from rjem_cli.config import AttackConfig, GenerateConfig, TrainConfig
 from rjem_cli.engine import runtime
 from rjem_cli.engine.runtime import start_runtime
 
-FAULTS_OF_A_PASS = """
+COUNT_PAGE_FAULTS = """
 import resource
 import torch
 from rjem_cli.config import RuntimeOptions
@@ -32,26 +33,33 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
-def test_a_pass_finds_the_memory_of_the_one_before():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be set to keep freed memory")
+def test_a_pass_reuses_the_memory_of_the_one_before():
     """100 MB are 24,000 pages, or 48 large ones."""
-    found = subprocess.run([sys.executable, "-c", FAULTS_OF_A_PASS], capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 40
+    done = subprocess.run([sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_auto_takes_bf16_to_train_wide_networks_where_the_cpu_has_units_for_it(monkeypatch, units):
-    """And nowhere else: samples and scores are the same on as many machines as can be."""
-    monkeypatch.setattr(runtime, "has_bf16_units", lambda: units)
+@pytest.mark.parametrize("has_units", [True, False])
+def test_auto_is_bf16_for_training_wide_networks_on_a_cpu_that_has_units_for_it(monkeypatch, has_units):
+    """Samples, attacks and scores are the same on as many machines as possible."""
+    monkeypatch.setattr(runtime, "has_bf16_units", lambda: has_units)
     configs = [TrainConfig(device="cpu", width=width) for width in (1, 2, 10)]
     configs += [GenerateConfig(device="cpu"), AttackConfig(device="cpu")]
-    started = [start_runtime(config) for config in configs]
-    assert [it.precision for it in started] == ["fp32", *(2 * ["bf16" if units else "fp32"]), "fp32", "fp32"]
-    assert all(it.precision_reason.startswith("auto: ") for it in started)
+    runtimes = [start_runtime(config) for config in configs]
+    wide = "bf16" if has_units else "fp32"
+    assert [runtime.precision for runtime in runtimes] == ["fp32", wide, wide, "fp32", "fp32"]
+    assert all(runtime.precision_reason.startswith("auto: ") for runtime in runtimes)
 
 
-def test_what_is_asked_for_is_taken(monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_given_precision_overrides_auto(monkeypatch, precision):
     monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
-    for asked in ("fp32", "bf16"):
-        started = start_runtime(TrainConfig(device="cpu", width=2, precision=asked))
-        assert (started.precision, started.precision_reason) == (asked, "as asked")
+    started = start_runtime(TrainConfig(device="cpu", width=2, precision=precision))
+    assert (started.precision, started.precision_reason) == (precision, "requested")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_accuracies_are_never_measured_in_half_precision(dtype):
+    started = start_runtime(TrainConfig(device="cpu", precision=dtype))
+    assert started.dtype != torch.float32 and started.scoring().dtype == torch.float32

@@ -50,25 +50,101 @@ def trained_briefly(norm: str) -> WideResNet:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_following_a_network_copies_its_current_weights_in_place(norm):
+def test_a_refreshed_copy_equals_a_new_one(norm):
     model = trained_briefly(norm)
-    following = FrozenLogits(model)
-    storage = [tensor.data_ptr() for tensor in following.network.state_dict().values()]
+    frozen = FrozenLogits(model)
+    storage = [tensor.data_ptr() for tensor in frozen.network.state_dict().values()]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     model(torch.randn(16, 3, 32, 32))
     x = torch.rand(4, 3, 32, 32) * 2 - 1
-    assert torch.equal(following.follow(model)(x), FrozenLogits(model)(x))
-    assert [tensor.data_ptr() for tensor in following.network.state_dict().values()] == storage  # for compiled chains
+    assert torch.equal(frozen.refresh(model)(x), FrozenLogits(model)(x))
+    assert [tensor.data_ptr() for tensor in frozen.network.state_dict().values()] == storage  # for compiled chains
 
 
-def test_following_a_network_does_not_copy_modules(monkeypatch):
-    """Training follows the network in each step, and copying the modules of WRN-28-10 is slow."""
+def test_refreshing_copies_no_module(monkeypatch):
+    """It runs in each training step, and a copy of WRN-28-10 takes longer than many a kernel."""
     model = trained_briefly("batch")
-    following = FrozenLogits(model)
+    frozen = FrozenLogits(model)
     monkeypatch.setattr(copy, "deepcopy", None)
-    following.follow(model)
+    frozen.refresh(model)
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Negated(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight):
+        return -weight
+
+
+class ReadsItsNorm(nn.Module):
+    """Uses the statistics and the weight of its BatchNorm, which must stay a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(x).mean((2, 3)) + self.norm.running_mean - self.norm.weight
+
+
+def with_subclass(model):
+    model.blocks[0].norm2 = DoubledNorm(32)
+
+
+def with_hook(model):
+    model.blocks[0].norm1.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def with_pre_hook(model):
+    model.norm.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+
+
+def with_parametrized_norm(model):
+    nn.utils.parametrize.register_parametrization(model.blocks[1].norm2, "weight", Negated())
+
+
+def with_parametrized_convolution(model):
+    nn.utils.parametrizations.weight_norm(model.blocks[1].conv1)
+
+
+@pytest.mark.parametrize(
+    "change", [with_subclass, with_hook, with_pre_hook, with_parametrized_norm, with_parametrized_convolution]
+)
+def test_only_a_plain_batch_norm_is_folded(change):
+    """Subclasses, hooks and parametrizations compute more than BatchNorm."""
+    model = trained_briefly("batch")
+    change(model)
+    x = torch.rand(2, 3, 12, 12) * 2 - 1
+    expected = model.eval()(x)
+    torch.testing.assert_close(FrozenLogits(model)(x), expected)
+    torch.testing.assert_close(FrozenLogits(model, torch.bfloat16)(x), expected, rtol=0.1, atol=0.1)
+
+
+def test_a_network_may_read_its_own_batch_norm():
+    model = ReadsItsNorm()
+    model(torch.randn(8, 3, 4, 4) + 1)
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(FrozenLogits(model)(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("orthogonal_map", ["matrix_exp", "cayley", "householder"])
+def test_a_network_whose_weights_need_fp32_computes_in_half_precision(orthogonal_map, dtype):
+    """PyTorch has no bf16 kernels for the last two maps."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(12, 12), orthogonal_map=orthogonal_map)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(12, 4))
+    x = torch.rand(3, 12)
+    exact, rounded = (value_and_grad(FrozenLogits(model, kind), energy, x) for kind in (torch.float32, dtype))
+    torch.testing.assert_close(rounded.gradient, exact.gradient, rtol=0.05, atol=0.01)
+    assert rounded.logits_BK.dtype == torch.float32 and layer.weight.dtype == torch.float32
 
 
 class OldNorms(nn.Module):
@@ -90,9 +166,7 @@ def test_a_network_with_old_norms_is_frozen_too():
     model = OldNorms()
     x = torch.rand(3, 12)
     model(x)  # from now on the computed weights are part of a graph
-    frozen = freeze(model)
-    torch.testing.assert_close(frozen(x), model.eval()(x))
-    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    torch.testing.assert_close(value_and_grad(FrozenLogits(model), energy, x).logits_BK, model.eval()(x))
 
 
 @pytest.mark.parametrize(("norm", "tolerance"), [("batch", 0.12), ("group", 0.2), ("none", 0.12)])
@@ -162,5 +236,5 @@ def test_compiled_passes_equal_uncompiled_ones(compiles):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
-        compiled.follow(model)
-        plain.follow(model)
+        compiled.refresh(model)
+        plain.refresh(model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rjem_cli.engine.data.images import ImageSet, to_model
-from rjem_cli.engine.models.prior import JITTER, cached_prior, fit_prior, load_prior
+from rjem_cli.engine.models.prior import JITTER, fit_prior, load_prior, read_cached_prior
 from rjem_cli.engine.noise import PRIOR_STREAM, standard_normal
 from rjem_cli.errors import DataError
 
@@ -18,9 +18,8 @@ def images(per_class: int) -> ImageSet:
     return ImageSet(pixels, torch.arange(2).repeat_interleave(per_class), ("a", "b"))
 
 
-@pytest.mark.parametrize(
-    "per_class", [300, 9, 6]
-)  # more images than dimensions (Cholesky factor), and fewer (data as factor)
+# more images than dimensions (Cholesky factor), and fewer (data as factor)
+@pytest.mark.parametrize("per_class", [300, 9, 6])
 def test_samples_have_the_fitted_mean_and_covariance(per_class):
     data = images(per_class)
     prior = fit_prior(data)
@@ -30,11 +29,11 @@ def test_samples_have_the_fitted_mean_and_covariance(per_class):
     samples = prior.sample(labels, normals).flatten(1).double()
     for label in (0, 1):
         members = to_model(data.pixels[data.labels == label]).flatten(1).double()
-        drawn = samples[labels == label]
-        wanted = torch.cov(members.T) + JITTER * torch.eye(9)
-        spread = wanted.diagonal().max().sqrt()
-        assert (drawn.mean(0) - members.mean(0)).abs().max() < 0.03 * spread
-        assert (torch.cov(drawn.T) - wanted).abs().max() < 0.05 * spread**2
+        sample = samples[labels == label]
+        expected = torch.cov(members.T) + JITTER * torch.eye(9)
+        spread = expected.diagonal().max().sqrt()
+        assert (sample.mean(0) - members.mean(0)).abs().max() < 0.03 * spread
+        assert (torch.cov(sample.T) - expected).abs().max() < 0.05 * spread**2
 
 
 def test_samples_are_in_the_box_and_do_not_depend_on_their_batch():
@@ -47,19 +46,26 @@ def test_samples_are_in_the_box_and_do_not_depend_on_their_batch():
         torch.testing.assert_close(prior.sample(labels[row : row + 1], normals[row : row + 1])[0], together[row])
 
 
-def test_it_is_fitted_once_and_a_damaged_cache_entry_is_fitted_again(own_home):
+def test_a_prior_is_cached_and_a_damaged_cache_entry_is_fitted_again(own_home):
     data = images(50)
     digest = data.digest()
-    assert cached_prior(digest) is None
+    assert read_cached_prior(digest) is None
     fitted = load_prior(data, digest)
-    cached = cached_prior(digest)
+    cached = read_cached_prior(digest)
     assert cached is not None and torch.equal(cached.mean_KD, fitted.mean_KD)
     (own_home / "cache" / "priors" / f"{digest}.safetensors").write_bytes(b"damaged")
-    assert cached_prior(digest) is None
+    assert read_cached_prior(digest) is None
     assert torch.equal(load_prior(data, digest).factors[0], fitted.factors[0])
 
 
 def test_a_class_of_one_image_is_named():
     data = images(1)
-    with pytest.raises(DataError, match="'a' has 1 training images"):
+    with pytest.raises(DataError, match="class 'a' has 1 for training"):
         fit_prior(data)
+
+
+def test_a_cache_that_cannot_be_written_is_not_an_error(own_home):
+    data = images(50)
+    (own_home / "cache").mkdir(parents=True)
+    (own_home / "cache" / "priors").write_text("not a folder")
+    assert torch.equal(load_prior(data, data.digest()).mean_KD, fit_prior(data).mean_KD)

@@ -39,7 +39,7 @@ MANY = settings(
 LETTERS = "abcdefghi"
 MOST_MEMORY = 2**30  # bytes beyond those of the network libraries
 INFO = CheckpointInfo(
-    TrainConfig(depth=10, width=1), ("a", "b"), (1, 8, 8), "tiny", "0" * 64, own_images=False, step=12
+    TrainConfig(depth=10, width=1), ("a", "b"), (1, 8, 8), "tiny", "0" * 64, user_images=False, step=12
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -81,7 +81,7 @@ class AttackJob:
             clean,
             self.radii,
             self.plan.norm,
-            checkpoint_sha256=self.checkpoint.sha256(),
+            checkpoint_sha256=self.checkpoint.sha256,
             runtime=self.runtime,
             batch_size=self.config.batch_size,
             on_progress=on_progress,

@@ -110,7 +110,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
     else:
         attack = describe_plan(job.plan)
     return {
-        "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "step": checkpoint.info.step},
+        "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "attack": attack,
         "radii": list(job.radii),
         "robust_means": "classified correctly and not broken at this or a smaller radius; the box is [-1, 1]",

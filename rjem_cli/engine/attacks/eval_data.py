@@ -52,7 +52,7 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
         elif options.dataset:
             data_options = replace(info.config, dataset=options.dataset, data=None, test_data=None)
         else:
-            data_options = info.trained_on()
+            data_options = info.training_options()
         name, images = load_part(data_options, options.split)
     except RjemError as error:
         if options.dataset or options.data:

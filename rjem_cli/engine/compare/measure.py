@@ -189,7 +189,7 @@ def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tupl
             origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
         )
 
-    decisive = [decided_by(scoring, EvalDataOptions), job.checkpoint.sha256(), sha256]
+    decisive = [decided_by(scoring, EvalDataOptions), job.checkpoint.sha256, sha256]
     return cached(cache_path("tested", decisive), read, measure), job.checkpoint
 
 

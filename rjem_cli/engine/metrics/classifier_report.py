@@ -69,7 +69,7 @@ def describe_protocol(job: ClassifierJob) -> dict[str, Any]:
     """All that the scores depend on."""
     config, checkpoint = job.config, job.checkpoint
     return {
-        "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256(), "step": checkpoint.info.step},
+        "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "data": job.test.source,
         "images": len(job.test.images),
         "of": job.test.total,

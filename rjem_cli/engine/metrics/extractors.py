@@ -143,7 +143,7 @@ def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None
     channels, height, width = info.image_shape
     identity = {
         "network": f"{'judge' if ours else 'own judge'} WRN-{info.config.depth}-{info.config.width}",
-        "weights_sha256": checkpoint.sha256(),
+        "weights_sha256": checkpoint.sha256,
         "resize": f"none, {width}x{height}",
     }
     about = {"path": str(checkpoint.path), "test_accuracy": test_accuracy}

@@ -1,158 +1,141 @@
-"""The network as chains see it: parameters fixed, BatchNorm's running statistics fixed and folded into the weights.
+"""The network that chains and attacks see: fixed parameters and fixed BatchNorm statistics.
 
-With frozen statistics a sample depends on its own seed only, never on its batch-mates. BatchNorm is then an affine
-map per channel: the one behind a convolution becomes part of it, the ones behind a sum become a scale and a shift:
-fewer passes over memory than BatchNorm in eval mode, and the same output.
+With fixed statistics a sample depends on its own seed only, never on the other images of its batch. BatchNorm is then
+an affine map per channel. The one after a convolution becomes part of it, the others a scale and a shift. That takes
+fewer passes over memory than BatchNorm in eval mode and gives the same output.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from rjem_cli.engine.models.wide_resnet import Block
+from rjem_cli.engine.models.wide_resnet import Block, WideResNet
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-# inside of fp16 passes, where gradients below 6e-8 vanish and those beyond 65504 / 1024 overflow: fixed, so that no
-# state but the weights' decides a step (section 3.2, Micikevicius et al. 2018)
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+PLAIN_MODULES = {*BATCH_NORMS, WideResNet, Block, nn.Conv2d, nn.GroupNorm, nn.Identity, nn.Linear, nn.Sequential}
+# Of fp16 passes, where gradients below 6e-8 vanish and those above 65504 / 1024 overflow. It is fixed, so that a step
+# depends on the weights only (section 3.2, Micikevicius et al. 2018).
 GRADIENT_SCALE = 1024.0
 
 
 class ChannelAffine(nn.Module):
-    """x -> scale * x + shift per channel: what BatchNorm with fixed statistics computes."""
+    """x -> scale * x + shift per channel: BatchNorm with fixed statistics."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self, batch_norm: nn.Module):
         super().__init__()
-        scale, shift = affine_of(batch_norm)
-        self.register_buffer("scale", scale[:, None, None])
-        self.register_buffer("shift", shift[:, None, None])
+        for name, tensor in zip(("scale", "shift"), compute_affine(batch_norm)):
+            self.register_buffer(name, tensor[:, None, None])
+
+    def refresh(self, batch_norm: nn.Module) -> None:
+        for buffer, tensor in zip((self.scale, self.shift), compute_affine(batch_norm)):
+            buffer.copy_(tensor[:, None, None])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x_BCHW, self.scale)
 
 
-def affine_of(batch_norm: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift, each (C,), of a BatchNorm that uses its running statistics (section 3.1,
-    Ioffe & Szegedy 2015)."""
+def compute_affine(batch_norm: Any) -> tuple[Tensor, Tensor]:
+    """Scale and shift, each (C,), of a BatchNorm that uses its running statistics (section 3.1, Ioffe & Szegedy
+    2015)."""
     scale = batch_norm.weight.detach() * torch.rsqrt(batch_norm.running_var + batch_norm.eps)
     return scale, batch_norm.bias.detach() - batch_norm.running_mean * scale
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Whether it is a WideResNet that computes only what its layers say. Hooks, subclasses and parametrizations (which
+    are subclasses) may do more."""
+    return type(model) is WideResNet and all(
+        type(module) in PLAIN_MODULES
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        for module in model.modules()
+    )
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """A network with the output of `model.eval()`, for gradients with respect to images.
+
+    A plain WideResNet is copied, and its BatchNorms become part of its convolutions. Any other network may read its
+    own layers, or may not allow a copy: it is returned as it is, in eval mode.
+    """
+    if not is_plain(model):
+        return model.eval()
+    frozen: Any = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(frozen.norm, BATCH_NORMS):
+        frozen.norm = ChannelAffine(frozen.norm)
+        for block in frozen.blocks:
+            block.norm1, block.norm2 = ChannelAffine(block.norm1), nn.Identity()
+    refresh(frozen, model)
+    return frozen  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
-def freeze(model: ModuleT) -> ModuleT:
-    """A copy of `model` whose parameters need no gradient and whose output equals `model.eval()`'s. The model itself is
-    untouched."""
-    frozen = deep_copy(model).eval().requires_grad_(False)
-    for module in list(frozen.modules()):
-        if isinstance(module, Block) and can_fold(module):
-            weight, bias = folded_convolution(module)
-            module.conv1.weight.copy_(weight)
-            module.conv1.bias.copy_(bias)  # type: ignore[union-attr]
-            module.norm2 = nn.Identity()
-    replace_batch_norms(frozen)
-    return frozen
-
-
-def deep_copy(model: ModuleT) -> ModuleT:
-    """Copy a network, also one with the old `weight_norm` or `spectral_norm`. Their hooks store a computed, non-leaf
-    weight, which `deepcopy` refuses. The next forward pass recomputes it."""
-    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    copies = {id(value): value.detach().clone() for value in attributes if not value.is_leaf}
-    return copy.deepcopy(model, copies)
-
-
-@torch.no_grad()
-def refresh(frozen: nn.Module, model: nn.Module) -> None:
-    """Copy the current weights and statistics of `model` into `frozen`, which `freeze(model)` made. Tensors keep their
-    storage, because compiled passes hold references to them."""
-    folding = {
-        f"{name}.conv1": block for name, block in model.named_modules() if isinstance(block, Block) and can_fold(block)
-    }
-    for name, source in model.named_modules():
-        target: Any = frozen.get_submodule(name)
-        if name in folding:
-            weight, bias = folded_convolution(folding[name])
-            target.weight.copy_(weight)
-            target.bias.copy_(bias)
-        elif isinstance(target, ChannelAffine):
-            scale, shift = affine_of(source)
-            target.scale.copy_(scale[:, None, None])
-            target.shift.copy_(shift[:, None, None])
-        else:
-            for key, tensor in (*target.named_parameters(recurse=False), *target.named_buffers(recurse=False)):
-                tensor.copy_(getattr(source, key))
+def refresh(frozen: Any, model: Any) -> None:
+    """Copy the current weights and statistics of a plain WideResNet into `frozen`, which `freeze(model)` made. Tensors
+    keep their storage, because compiled passes hold references to them."""
+    current = model.state_dict()
+    for name, tensor in frozen.state_dict().items():
+        if name in current:
+            tensor.copy_(current[name])
+    if not isinstance(frozen.norm, ChannelAffine):
+        return
+    frozen.norm.refresh(model.norm)
+    for target, block in zip(frozen.blocks, model.blocks):
+        target.norm1.refresh(block.norm1)
+        # not fuse_conv_bn_eval: its formula for the bias differs from ours in the last bit
+        scale, shift = compute_affine(block.norm2)
+        target.conv1.weight.copy_(block.conv1.weight * scale[:, None, None, None])
+        target.conv1.bias.copy_(block.conv1.bias * scale + shift)
 
 
 class ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
+    """The identity, with its gradient multiplied by a factor."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.factor * gradient, None
 
 
 class FrozenLogits:
-    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K). It may compute in bf16 or fp16, and `compiled`; what it
-    is given and gives is fp32, so no chain's state is ever rounded."""
+    """A frozen network as x (B, C, H, W) -> fp32 logits (B, K).
+
+    It may compute in bf16 or fp16, and `compiled`. Images and logits are fp32, so the state of a chain is never
+    rounded. In half precision a copy has half-precision weights; a network that `freeze` does not copy runs in
+    autocast.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
-        self.dtype = dtype
-        self.network = freeze(model).to(dtype)
+        self.dtype, self.network = dtype, freeze(model)
+        self.autocast = self.network is model and dtype is not torch.float32
+        if self.network is not model:
+            self.network.to(dtype)
         self.compute: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
 
-    def follow(self, model: nn.Module) -> FrozenLogits:
-        """Take over the weights and statistics that `model` has now."""
+    def refresh(self, model: nn.Module) -> FrozenLogits:
+        """Copy the current weights and statistics of `model`, a WideResNet."""
         refresh(self.network, model)
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         if self.dtype is not torch.float16:
-            return self.compute(x_BCHW.to(self.dtype)).float()  # type: ignore[no-any-return]
-        x_BCHW = ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE)
-        logits_BK: Tensor = self.compute(x_BCHW.half()).float()
+            return self.forward(x_BCHW)
+        logits_BK = self.forward(ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
         return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
-
-def is_plain_batch_norm(module: nn.Module) -> bool:
-    """Whether the module computes BatchNorm with running statistics and nothing else: a subclass or a hook may do
-    more."""
-    if type(module) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        return False
-    return bool(module.affine) and bool(module.track_running_stats) and not has_hooks(module)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or parametrize.is_parametrized(module)
-
-
-def can_fold(block: Block) -> bool:
-    """Whether norm2(conv1(x)) can be one convolution."""
-    return is_plain_batch_norm(block.norm2) and block.conv1.bias is not None
-
-
-def folded_convolution(block: Block) -> tuple[Tensor, Tensor]:
-    """Weight and bias of norm2(conv1(x)) as one convolution."""
-    scale, shift = affine_of(block.norm2)
-    assert block.conv1.bias is not None
-    return block.conv1.weight * scale[:, None, None, None], block.conv1.bias * scale + shift
-
-
-def replace_batch_norms(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if is_plain_batch_norm(child):
-            setattr(module, name, ChannelAffine(child))
-        else:
-            replace_batch_norms(child)
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if not self.autocast:
+            return self.compute(x_BCHW.to(self.dtype)).float()  # type: ignore[no-any-return]
+        with torch.autocast(x_BCHW.device.type, self.dtype):
+            return self.compute(x_BCHW).float()  # type: ignore[no-any-return]

@@ -1,5 +1,8 @@
-"""Wide residual network (Zagoruyko & Komodakis 2016) in JEM++'s shape: pre-activation, LeakyReLU 0.2, the stride on a
-block's second convolution, a 1x1 shortcut where the shape changes, no dropout. Any image size; 1 or 3 channels."""
+"""Wide residual network (Zagoruyko & Komodakis 2016) in JEM++'s form.
+
+Pre-activation, LeakyReLU 0.2, the stride on a block's second convolution, a 1x1 shortcut where the shape changes, no
+dropout. Images of any size, with 1 or 3 channels.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 from rjem_cli.config import ModelOptions
 
 LEAKY_SLOPE = 0.2
-BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9, which makes the running statistics almost the last batch alone
+BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9: its running statistics are almost those of the last batch
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
@@ -24,10 +27,10 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def activated(x_BCHW: Tensor, own: bool = True) -> Tensor:
-    """The activation, in place of what nothing else needs, as no gradient needs the output of a convolution, a norm or
-    a sum: a third less memory to pass over and to hold. What is not our `own` is left as it is."""
-    return F.leaky_relu(x_BCHW, LEAKY_SLOPE, inplace=own)
+def activate(x_BCHW: Tensor, inplace: bool = True) -> Tensor:
+    """LeakyReLU. In place it takes a third less memory and traffic. That is safe because no gradient needs the output
+    of a convolution, a norm or a sum."""
+    return F.leaky_relu(x_BCHW, LEAKY_SLOPE, inplace=inplace)
 
 
 class Block(nn.Module):
@@ -43,14 +46,14 @@ class Block(nn.Module):
         self.shortcut = nn.Identity() if same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        without_norm = isinstance(self.norm1, nn.Identity)  # then x itself, which the shortcut needs
-        hidden = self.conv1(activated(self.norm1(x_BCHW), own=not without_norm))
-        hidden = self.conv2(activated(self.norm2(hidden)))
+        without_norm = isinstance(self.norm1, nn.Identity)  # then the shortcut needs what is activated
+        hidden: Tensor = self.conv1(activate(self.norm1(x_BCHW), inplace=not without_norm))
+        hidden = self.conv2(activate(self.norm2(hidden)))
         return hidden.add_(self.shortcut(x_BCHW))
 
 
 class WideResNet(nn.Module):
-    """f: images in [-1, 1], shape (B, C, H, W), to logits (B, K)."""
+    """f: images (B, C, H, W) in [-1, 1] to logits (B, K)."""
 
     def __init__(self, channels: int, num_classes: int, depth: int, width: int, norm: str):
         super().__init__()
@@ -59,19 +62,16 @@ class WideResNet(nn.Module):
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         blocks = []
         for stage, (channels_in, channels_out) in enumerate(itertools.pairwise(widths)):
-            for index in range(blocks_per_stage):
-                first = index == 0
-                blocks.append(
-                    Block(channels_in if first else channels_out, channels_out, 2 if first and stage > 0 else 1, norm)
-                )
+            blocks.append(Block(channels_in, channels_out, 2 if stage > 0 else 1, norm))
+            blocks += [Block(channels_out, channels_out, 1, norm) for _ in range(blocks_per_stage - 1)]
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm_layer(norm, widths[-1])
         self.head = nn.Linear(widths[-1], num_classes)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """What the last layer sees, (B, 64 * width)."""
+        """The input of the last layer, (B, 64 * width)."""
         hidden = self.blocks(self.stem(x_BCHW))
-        return activated(self.norm(hidden)).mean(dim=(2, 3))
+        return activate(self.norm(hidden)).mean(dim=(2, 3))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.head(self.features(x_BCHW))
@@ -79,14 +79,14 @@ class WideResNet(nn.Module):
 
 
 def feature_count(options: ModelOptions) -> int:
-    """What `WideResNet.features` gives for an image."""
+    """The size of `WideResNet.features` for one image."""
     return 64 * options.width
 
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
     """A new network on the host, in channels_last layout (faster on CPUs and GPUs alike)."""
-    return channels_last(WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer))
+    return to_channels_last(WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer))
 
 
-def channels_last(model: WideResNet) -> WideResNet:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def to_channels_last(model: WideResNet) -> WideResNet:
+    return model.to(memory_format=torch.channels_last)

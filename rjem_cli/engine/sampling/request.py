@@ -126,7 +126,7 @@ def describe_request(
     info = checkpoint.info
     index, shards = request.shard
     decisive = {
-        "checkpoint_sha256": checkpoint.sha256(),
+        "checkpoint_sha256": checkpoint.sha256,
         "plan": asdict(request.plan),
         "init": init,
         "init_sha256": init_sha256,

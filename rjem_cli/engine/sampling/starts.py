@@ -13,7 +13,7 @@ from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pi
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, state_path
-from rjem_cli.engine.models.prior import ClassGaussianPrior, cached_prior, load_prior
+from rjem_cli.engine.models.prior import ClassGaussianPrior, read_cached_prior, load_prior
 from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start, prior_start, random_image_start
@@ -39,7 +39,7 @@ def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, r
     info = checkpoint.info
 
     def move(pixels: Tensor) -> Tensor:
-        return pixels.to(runtime.home_of(pixels.nbytes))
+        return pixels.to(runtime.storage_device(pixels.nbytes))
 
     match init:
         case "prior":
@@ -83,7 +83,7 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
 def find_prior(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
     """The prior of a checkpoint's training images, cached or fitted again. Raises AbsentError if the images are
     missing, DataError for a cached prior of other images."""
-    prior = cached_prior(info.data_digest)
+    prior = read_cached_prior(info.data_digest)
     if prior is None:
         try:
             return load_prior(load_training_images(info, data), info.data_digest)
@@ -99,7 +99,7 @@ def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
     """The images a checkpoint was trained on, verified by their digest; `data` overrides where they are. Raises
     AbsentError."""
     try:
-        config = replace(info.config, data=data) if data else info.trained_on()
+        config = replace(info.config, data=data) if data else info.training_options()
         images = load_splits(config).train
     except RjemError as error:
         raise AbsentError(f"cannot read the checkpoint's training images ({error}); give them with --data") from None

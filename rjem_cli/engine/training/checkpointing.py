@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import flag_name
 from rjem_cli.engine.callbacks import Log
-from rjem_cli.engine.models.checkpoint import CheckpointInfo, info_of, read_info, save_checkpoint, state_path
+from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
@@ -51,7 +51,7 @@ def read_intact_state(path: Path) -> dict[str, Tensor]:
     """The state of an intact checkpoint. Reads each file once. Raises AbsentError or DataError for a missing or damaged
     file, RjemError for one that cannot be read."""
     _, description = read_tensors(path)
-    tensors, state_description = read_tensors(state_path(path), info_of(path, description).state_sha256 or "none")
+    tensors, state_description = read_tensors(state_path(path), parse_info(path, description).state_sha256 or "none")
     check_format(path, state_description)
     if int(tensors.get("step", -1)) != parse_step(path):
         raise DataError(f"{state_path(path)} is not the state of step {parse_step(path)}")

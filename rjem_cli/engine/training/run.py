@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ class Run:
         trainer = self.trainer
         if trainer.buffer is None:
             return {}
-        frozen = trainer.frozen.follow(trainer.model)
+        frozen = trainer.frozen.refresh(trainer.model)
         _, data_B, gradient = value_and_grad(frozen, energy, to_model(trainer.watched.pixels))
         with torch.no_grad():
             chains_B = energy(frozen(trainer.buffer.images[: trainer.batch_size]))
@@ -304,7 +304,8 @@ class Run:
                 raise Divergence("the statistics of the EMA network are not finite")
             lines = [line for line in self.metrics.lines if line["step"] == trainer.step and "event" not in line]
             val_accuracy = lines[-1].get("val_accuracy") if lines else None
-            save_pair(path, model, trainer.info.at(trainer.step, trainer.images_seen, val_accuracy), state)
+            info = replace(trainer.info, step=trainer.step, images_seen=trainer.images_seen, val_accuracy=val_accuracy)
+            save_pair(path, model, info, state)
             remove_old(self.run_dir, path, self.config.keep_last, self.config.keep_best)
         self.saved_step = trainer.step
 

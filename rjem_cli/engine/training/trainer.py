@@ -82,10 +82,10 @@ class Trainer:
         images or the number of processes."""
         self.config, self.runtime, self.run_dir, self.distributed = config, runtime, run_dir, distributed
         self.splits, self.fit_prior = splits, fit_prior
-        self.info = CheckpointInfo.of(config, splits, step=0)
+        self.info = CheckpointInfo.from_splits(config, splits)
         device, num_classes = runtime.device, len(splits.class_names)
         check_crop(config.crop_pad, self.info.image_shape)
-        self.images = splits.train.to(runtime.home_of(splits.train.pixels.nbytes))
+        self.images = splits.train.to(runtime.storage_device(splits.train.pixels.nbytes))
         self.batch_size = min(config.batch_size, len(self.images))
         check_distributed(config, self.batch_size, runtime, distributed)
         self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and gradient norms
@@ -136,7 +136,7 @@ class Trainer:
         """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence before any
         weight changes."""
         batch = self.next_batch()
-        frozen = self.frozen.follow(self.model)
+        frozen = self.frozen.refresh(self.model)
         x_adv = self.attack(frozen, batch)
         x_q = None if self.buffer is None else self.sample_negatives(frozen, self.buffer)
         inputs = [x_adv] if x_q is None else [x_adv, batch.x_energy, x_q]

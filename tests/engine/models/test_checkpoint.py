@@ -1,8 +1,11 @@
+import hashlib
 import json
 import os
 import pickle
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -16,8 +19,13 @@ from rjem_cli.engine.models.wide_resnet import build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError
 
 CONFIG = TrainConfig(depth=10, width=1, adv_eps="8/255")
-INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, own_images=False, step=12)
+INFO = CheckpointInfo(CONFIG, ("a", "b", "c"), (1, 8, 8), "tiny", "0" * 64, user_images=False, step=12)
 CPU = torch.device("cpu")
+
+
+def header(**changes) -> str:
+    """The description of a checkpoint as JSON."""
+    return json.dumps({"format": FORMAT, "info": INFO.to_dict() | changes})
 
 
 @pytest.fixture
@@ -32,6 +40,7 @@ def test_a_checkpoint_carries_its_network_config_and_classes(saved):
     loaded = load_checkpoint(saved, CPU)
     assert loaded.info == INFO
     assert loaded.info.config.adv_eps == pytest.approx(16 / 255)
+    assert loaded.sha256 == hashlib.sha256(saved.read_bytes()).hexdigest()
     torch.manual_seed(0)
     expected = build_model(CONFIG, 1, 3).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.model.state_dict().items())
@@ -56,24 +65,24 @@ def test_weights_that_are_not_finite_are_refused(saved):
         load_checkpoint(saved, CPU)
 
 
-def test_images_that_no_checkpoint_can_have_are_refused_before_training():
+def test_images_that_are_too_large_for_a_checkpoint_are_refused_before_training():
     pixels = torch.zeros(4, 1, 2, 5000, dtype=torch.uint8)
     part = ImageSet(pixels, torch.tensor([0, 1, 0, 1]), ("a", "b"))
-    with pytest.raises(DataError, match="4096 pixels a side at most"):
-        CheckpointInfo.of(CONFIG, Splits("wide", part, part, part), 0)
+    with pytest.raises(DataError, match="resize them to at most 4096 pixels"):
+        CheckpointInfo.from_splits(CONFIG, Splits("wide", part, part, part))
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(saved, monkeypatch):
-    def refused(*arguments, **options):
+def test_a_file_without_read_permission_is_not_called_damaged(saved, monkeypatch):
+    def refuse(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.open", refused)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(RjemError, match="Permission denied") as error:
         load_checkpoint(saved, CPU)
     assert not isinstance(error.value, (DataError, AbsentError))
 
 
-def test_no_file_is_absent(tmp_path):
+def test_a_missing_file_is_absent(tmp_path):
     with pytest.raises(AbsentError, match="No such file"):
         load_checkpoint(tmp_path / "none.safetensors", CPU)
 
@@ -97,7 +106,7 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path, kind):
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_truncated_file_is_named(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"step-00000012.safetensors is not a whole safetensors file"):
+    with pytest.raises(DataError, match=r"step-00000012.safetensors is not a valid safetensors file"):
         load_checkpoint(saved, CPU)
 
 
@@ -113,7 +122,12 @@ def test_other_safetensors_files_are_refused(tmp_path):
         load_checkpoint(path, CPU)
 
 
-HEADER = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
+def test_an_npz_is_named(tmp_path):
+    path = tmp_path / "samples.safetensors"
+    with path.open("wb") as file:
+        np.savez(file, arr_0=np.zeros(3))
+    with pytest.raises(DataError, match="is an .npz file"):
+        load_checkpoint(path, CPU)
 
 
 @pytest.mark.parametrize(
@@ -121,22 +135,36 @@ HEADER = json.dumps({"format": FORMAT, "info": INFO.to_dict()})
     [
         "{}",
         '{"info": 3}',
-        HEADER.replace('"depth": 10', '"depth": 16'),
-        HEADER.replace('"depth": 10', '"depth": 6000000004'),
-        HEADER.replace('"width": 1', '"width": 1000000'),
-        HEADER.replace("[1, 8, 8]", "[1, 8, 1000000000]"),
-        HEADER.replace(FORMAT, "rjem-checkpoint-99"),
+        header().replace('"depth": 10', '"depth": 16'),
+        header().replace('"depth": 10', '"depth": 6000000004'),
+        header().replace('"width": 1', '"width": 1000000'),
+        header().replace(FORMAT, "rjem-checkpoint-99"),
+        header(image_shape=[1, 8, 10**9]),
+        header(image_shape=[1, 8]),
+        header(image_shape=[2, 8, 8]),
+        header(class_names=[]),
+        header(class_names=["a", "b", 3]),
+        header(class_names=["a", "b", "\ud800"]),
+        header(data_digest="../../x"),
+        header(user_images="no"),
+        header(step=-1),
+        header(step=1.5),
+        header(images_seen=2**64),
+        header(val_accuracy=float("nan")),
+        header(state_sha256="none"),
+        header(unknown=1),
+        header(config=None),
     ],
 )
-def test_weights_that_do_not_fit_their_description_are_refused(saved, text):
-    """Even if their sha256 is right, and before they could take memory that the file has not."""
+def test_weights_that_do_not_match_their_description_are_refused(saved, text):
+    """Even if their sha256 is right, and before they take memory that the file does not have."""
     saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text))[0])
-    with pytest.raises(DataError, match="does not fit its own description"):
+    with pytest.raises(DataError, match="does not match its own description"):
         load_checkpoint(saved, CPU)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "not json", "{}", '{"sha256": "0", "description": 3}', "[" * 100_000])
-def test_a_description_that_is_none_is_refused(saved, text):
+def test_an_invalid_description_is_refused(saved, text):
     safetensors.torch.save_file(safetensors.torch.load_file(saved), saved, {METADATA_KEY: text})
     for read in (read_info, lambda path: load_checkpoint(path, CPU)):
         with pytest.raises(DataError, match="description that rjem cannot read"):
@@ -144,26 +172,26 @@ def test_a_description_that_is_none_is_refused(saved, text):
 
 
 def test_any_flipped_bit_is_found(saved):
-    """In the weights, their names, the config, or the sha256 itself: no checkpoint is used that is not what was
-    saved."""
+    """In the weights, their names, the config, or the sha256 itself."""
     content = saved.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    draws = random.Random(0)
-    places = [draws.randrange(header) for _ in range(60)] + [draws.randrange(header, len(content)) for _ in range(20)]
-    for place in places:
+    header_size = 8 + int.from_bytes(content[:8], "little")
+    generator = random.Random(0)
+    indices = [generator.randrange(header_size) for _ in range(60)]
+    indices += [generator.randrange(header_size, len(content)) for _ in range(20)]
+    for index in indices:
         flipped = bytearray(content)
-        flipped[place] ^= 1 << draws.randrange(8)
+        flipped[index] ^= 1 << generator.randrange(8)
         saved.write_bytes(flipped)
         try:
             load_checkpoint(saved, CPU)
         except DataError:
             continue
-        assert content[place : place + 1] == b" ", place  # the header's padding says nothing
+        assert content[index : index + 1] == b" ", index  # padding of the header
 
 
-def test_a_file_that_reads_back_otherwise_never_takes_the_old_ones_place(saved, monkeypatch):
+def test_a_file_that_reads_back_differently_never_replaces_the_old_one(saved, monkeypatch):
     content = saved.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
     with pytest.raises(RjemError, match="reads back otherwise"):
-        save_checkpoint(saved, build_model(CONFIG, 1, 3), INFO.at(13, 208, None))
+        save_checkpoint(saved, build_model(CONFIG, 1, 3), replace(INFO, step=13))
     assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]
