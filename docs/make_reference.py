@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from rjem_cli.cli.app import app
-from rjem_cli.cli.options import shown_default
+from rjem_cli.cli.options import format_default
 from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import flag_name
 from rjem_cli.config.sources import preset_names, preset_source, resolve, variable_name
@@ -84,7 +84,7 @@ def panels(name: str, command: Any) -> list[str]:
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
             panel = getattr(parameter, "rich_help_panel", None) or "Options"
-            found.setdefault(panel, []).append(row(parameter, shown_default(defaults.get(parameter.name))))
+            found.setdefault(panel, []).append(row(parameter, format_default(defaults.get(parameter.name))))
     return [f"\n**{panel}**\n\n| flag | meaning |\n|---|---|\n{''.join(rows)}" for panel, rows in found.items()]
 
 

@@ -1,4 +1,4 @@
-"""The errors rjem words itself: one line on stderr each, and the exit code that a script can rely on."""
+"""The known errors: each is one line on stderr, and has an exit code that a script can rely on."""
 
 from __future__ import annotations
 
@@ -7,49 +7,47 @@ from collections.abc import Iterable
 
 
 class RjemError(Exception):
-    """A known failure. Its text is one line: what, which value or file, and what to do."""
+    """A known failure. Its text is one line: what is wrong, which value or file, and what to do."""
 
     exit_code = 1
 
 
 class ConfigError(RjemError):
-    """A flag, a YAML key or a combination of them that cannot be meant."""
+    """An invalid flag, YAML key or combination of them."""
 
     exit_code = 2
 
 
-class RadiusError(ConfigError):
-    """A Linf radius, `eps` in model units, that covers the whole box: most likely grey levels without their /255.
-    `text`: the radius as it was written, where that is known."""
+class OptionError(ConfigError):
+    """An invalid value of one option. `text`: the value as the user wrote it, where that is known."""
 
-    def __init__(self, flag: str, eps: float, text: str | None = None):
-        text = text or f"{eps:g}"
-        remedy = "give less than 255/255" if "/" in text else f"did you mean {text}/255?"
-        super().__init__(f"{flag} {text} covers the whole box [-1, 1]; {remedy}")
-        self.flag, self.eps = flag, eps
+    def __init__(self, flag: str, value: object, problem: str, text: str | None = None):
+        super().__init__(flag, value, problem, text)  # the arguments, so that it can be pickled
+        self.flag, self.value, self.problem, self.text = flag, value, problem, text
 
-    def __reduce__(self) -> tuple[type, tuple[str, float], dict[str, object]]:
-        return type(self), (self.flag, self.eps), self.__dict__
+    def __str__(self) -> str:
+        text = "null" if self.value is None else f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        return f"{self.flag} {self.text or text}{self.problem}"
 
 
 class AbsentError(RjemError):
-    """Something needed is not there: a checkpoint, a data set, weights, the network."""
+    """Something needed is absent: a checkpoint, a data set, weights, the internet."""
 
     exit_code = 3
 
 
 class DataError(RjemError):
-    """An input file is there but cannot be used: corrupt, of another size, not what its name says."""
+    """An input file is corrupt, has the wrong size, or is not what its name says."""
 
 
 class RequirementError(RjemError):
-    """A score is there, but does not meet a condition of --require."""
+    """A score does not meet a condition of --require."""
 
     exit_code = 4
 
 
 class DivergedError(RjemError):
-    """Training ran away again and again; its newest checkpoint stays in place."""
+    """Training diverged too often; its newest checkpoint stays in place."""
 
     exit_code = 5
 
@@ -70,16 +68,16 @@ class PeerLostError(RjemError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Known by its words: PyTorch has a class for what its own allocator of a GPU's memory says only."""
-    words = ("out of memory", "allocate memory", "ALLOC_FAILED", "bad_alloc", "could not create a primitive")
-    if isinstance(error, ImportError):  # a library that does not fit either
+    """Recognized by the message: PyTorch has a class only for the errors of its own GPU allocator."""
+    messages = ("out of memory", "allocate memory", "ALLOC_FAILED", "bad_alloc", "could not create a primitive")
+    if isinstance(error, ImportError):  # a library does not fit into memory
         return "failed to map segment" in str(error) or "allocate memory" in str(error)
-    known = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    known = isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
     return known or isinstance(error, MemoryError)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The nearest known names as a sentence, or all of them when none is near and they are few."""
+    """A hint: the nearest known names, else all of them if they are few."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
     if near:

@@ -59,15 +59,19 @@ class Console:
         if self.quiet or self.as_json:
             return
         if not self.on_terminal:
-            named = [index for index, column in enumerate(columns) if column]
-            for row in (columns, *rows):
-                self.result("\t".join(row[index].translate(SEPARATORS) for index in named))
+            self.tab_separated(columns, rows)
         elif self.width() < least_width(columns, rows):
             self.result("\n".join(records(title, columns, rows)))
         else:
             from rich.console import Console as RichConsole
 
             RichConsole(file=sys.stdout).print(rich_table(title, columns, rows))
+
+    def tab_separated(self, columns: Row, rows: Sequence[Row]) -> None:
+        """TSV without the columns that have no name."""
+        named = [index for index, column in enumerate(columns) if column]
+        for row in (columns, *rows):
+            self.result("\t".join(row[index].translate(SEPARATORS) for index in named))
 
     def width(self) -> int:
         """Terminal cells in a line of stdout; unlimited in a pipe."""

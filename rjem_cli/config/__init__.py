@@ -1,82 +1,31 @@
-"""Every knob of rjem, declared once: its meaning, unit, default and range."""
+"""Every option of rjem, declared once: its help text with units, its default and its range."""
 
-from __future__ import annotations
-
-from rjem_cli.config.common import (
-    DATASETS,
-    DEFAULT_PRESETS,
-    EMBEDDED_PRESET,
-    FEATURES,
-    LARGEST_BATCH,
-    LARGEST_LINF,
-    METRICS,
-    OWN_IMAGES_PRESET,
-    SAMPLE_MODES,
-    STARTS,
-    STREAM,
-    SYNTHETIC_SETS,
-    DeviceOptions,
-    NetworkOptions,
-    RuntimeOptions,
-    check_radius,
-)
-from rjem_cli.config.compare import FORMATS, SCALES, SUFFIXES, CompareConfig
-from rjem_cli.config.sampling import ChainOptions, GenerateConfig, LangevinConfig
-from rjem_cli.config.scoring import (
-    AttackConfig,
-    CheckpointScoreOptions,
-    EvalConfig,
-    EvalDataOptions,
-    SampleScoreOptions,
-)
-from rjem_cli.config.training import (
-    AttackTrainingOptions,
-    DataOptions,
-    EnergyOptions,
-    GuardOptions,
-    ModelOptions,
-    OptimizerOptions,
-    RunOptions,
-    SamplingOptions,
-    TrainConfig,
-)
-
-__all__ = [
-    "DATASETS",
-    "DEFAULT_PRESETS",
-    "EMBEDDED_PRESET",
-    "FEATURES",
-    "FORMATS",
-    "LARGEST_BATCH",
-    "LARGEST_LINF",
-    "METRICS",
-    "OWN_IMAGES_PRESET",
-    "SAMPLE_MODES",
-    "SCALES",
-    "STARTS",
-    "STREAM",
-    "SUFFIXES",
-    "SYNTHETIC_SETS",
-    "AttackConfig",
-    "AttackTrainingOptions",
-    "ChainOptions",
-    "CheckpointScoreOptions",
-    "CompareConfig",
-    "DataOptions",
-    "DeviceOptions",
-    "EnergyOptions",
-    "EvalConfig",
-    "EvalDataOptions",
-    "GenerateConfig",
-    "GuardOptions",
-    "LangevinConfig",
-    "ModelOptions",
-    "NetworkOptions",
-    "OptimizerOptions",
-    "RunOptions",
-    "RuntimeOptions",
-    "SampleScoreOptions",
-    "SamplingOptions",
-    "TrainConfig",
-    "check_radius",
-]
+from rjem_cli.config.common import DATASETS as DATASETS
+from rjem_cli.config.common import DEFAULT_PRESETS as DEFAULT_PRESETS
+from rjem_cli.config.common import EMBEDDED_PRESET as EMBEDDED_PRESET
+from rjem_cli.config.common import FEATURES as FEATURES
+from rjem_cli.config.common import METRICS as METRICS
+from rjem_cli.config.common import OWN_IMAGES_PRESET as OWN_IMAGES_PRESET
+from rjem_cli.config.common import SAMPLE_MODES as SAMPLE_MODES
+from rjem_cli.config.common import STARTS as STARTS
+from rjem_cli.config.common import STREAM as STREAM
+from rjem_cli.config.common import SYNTHETIC_SETS as SYNTHETIC_SETS
+from rjem_cli.config.common import NetworkOptions as NetworkOptions
+from rjem_cli.config.common import RuntimeOptions as RuntimeOptions
+from rjem_cli.config.common import check_radius as check_radius
+from rjem_cli.config.sampling import ChainOptions as ChainOptions
+from rjem_cli.config.sampling import GenerateConfig as GenerateConfig
+from rjem_cli.config.sampling import LangevinConfig as LangevinConfig
+from rjem_cli.config.scoring import SCALES as SCALES
+from rjem_cli.config.scoring import SUFFIXES as SUFFIXES
+from rjem_cli.config.scoring import AttackConfig as AttackConfig
+from rjem_cli.config.scoring import CheckpointScoreOptions as CheckpointScoreOptions
+from rjem_cli.config.scoring import CompareConfig as CompareConfig
+from rjem_cli.config.scoring import EvalConfig as EvalConfig
+from rjem_cli.config.scoring import EvalDataOptions as EvalDataOptions
+from rjem_cli.config.scoring import SampleScoreOptions as SampleScoreOptions
+from rjem_cli.config.training import DataOptions as DataOptions
+from rjem_cli.config.training import EnergyOptions as EnergyOptions
+from rjem_cli.config.training import ModelOptions as ModelOptions
+from rjem_cli.config.training import OptimizerOptions as OptimizerOptions
+from rjem_cli.config.training import TrainConfig as TrainConfig

@@ -1,103 +1,199 @@
-"""What a knob is: a dataclass field with a meaning, a default and a range, checked wherever its value came from.
+"""Options: dataclass fields with a help text, a default and a range, checked wherever their value came from.
 
-A field is a flag (`adv_eps` -> `--adv-eps`), a YAML key, an environment variable (`RJEM_ADV_EPS`) and an entry of a
-checkpoint's metadata. The knobs themselves are in config.py.
+The field `adv_eps` is a flag (`--adv-eps`), an environment variable (`RJEM_ADV_EPS`), a YAML key (`adv_eps`) and an
+entry of a checkpoint's metadata. Pydantic could check them too, but takes 0.15 s to import, half of `rjem --help`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import math
-import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from rjem_cli.errors import ConfigError, did_you_mean
+from rjem_cli.errors import ConfigError, OptionError, did_you_mean
 
 PIXEL_PER_MODEL_UNIT = 0.5  # model units span [-1, 1], pixel units [0, 1]
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def option(
     default: Any,
     help: str,
     *,
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
     choices: tuple[str, ...] | None = None,
     epsilon: bool = False,
     replaces: str | None = None,
 ) -> Any:
-    """One declaration of one knob. `minimum` and `maximum` are inclusive, `above` is not; `epsilon` marks a radius such
-    as 8/255; `replaces` names a knob of a weaker layer that this one, once given, sets aside."""
-    limits = {"minimum": minimum, "above": above, "maximum": maximum, "choices": choices}
-    return field(default=default, metadata={"help": help, "epsilon": epsilon, "replaces": replaces, **limits})
-
-
-def flag_name(field_name: str) -> str:
-    """`adv_eps` -> `--adv-eps`; `class` is no name for a field."""
-    if field_name == "classes":
-        return "--class"
-    return "--" + field_name.replace("_", "-")
+    """Declare an option. Its value is at least `ge`, greater than `gt` and at most `le`. `epsilon` marks a radius such
+    as 8/255. `replaces` names an option whose value from a weaker source is dropped once this one is given."""
+    return field(default=default, metadata={name: value for name, value in locals().items() if name != "default"})
 
 
 def parse_epsilon(value: float | str, space: str) -> float:
-    """A radius in model units ([-1, 1]).
-
-    `8/255` always means pixel units, as in RobustBench; a plain number is in `space`, "model" or "pixel".
-    Raises ValueError for anything else.
-    """
-    text = str(value).strip()
-    if "/" in text:
-        numerator, denominator = text.split("/", 1)
-        if float(denominator) == 0:
-            raise ValueError("division by zero")
-        return float(numerator) / float(denominator) / PIXEL_PER_MODEL_UNIT
-    return float(text) / PIXEL_PER_MODEL_UNIT if space == "pixel" else float(text)
-
-
-def parse_epsilons(value: Any, space: str) -> tuple[float, ...]:
-    """Several radii in model units: `2/255,4/255`, a list of such, or one. Raises ValueError."""
-    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    return tuple(parse_epsilon(part, space) for part in parts)
+    """A radius in model units ([-1, 1]). `8/255` is always in pixel units, as in RobustBench; a plain number is in
+    `space`, "model" or "pixel". Raises ValueError."""
+    numerator, slash, denominator = str(value).strip().partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError("division by zero")
+    radius = float(numerator) / float(denominator or 1)
+    return (radius / PIXEL_PER_MODEL_UNIT if slash or space == "pixel" else radius) + 0.0  # no negative zero
 
 
 def format_epsilon(model_units: float, norm: str) -> str:
-    """Both units, always, as the field writes them: linf `0.1 = 12.75/255`, l2 `1 = 0.5 in [0, 1]`."""
+    """A radius in both units: linf `0.1 = 12.75/255`, l2 `1 = 0.5 in [0, 1]`."""
     pixel_units = model_units * PIXEL_PER_MODEL_UNIT
     return f"{model_units:g} = " + (f"{pixel_units * 255:g}/255" if norm == "linf" else f"{pixel_units:g} in [0, 1]")
 
 
 def format_short_epsilon(model_units: float, norm: str) -> str:
-    """As the field calls it: `8/255` where it is a whole number of grey levels, else `0.1` in model units."""
+    """A radius as papers write it: `8/255` if it is a whole number of grey levels, else `0.1` in model units."""
     levels = round(model_units * PIXEL_PER_MODEL_UNIT * 255, 9)
     return f"{levels:g}/255" if norm == "linf" and levels.is_integer() and levels else f"{model_units:g}"
 
 
+def parse_bool(value: Any) -> bool:
+    return BOOLEANS[str(value).strip().lower()]
+
+
+def parse_int(value: Any) -> int:
+    """Also `1e3`. Raises ValueError for a fraction, and for 2**63 or more, which no library takes."""
+    number = float(value)
+    if not number.is_integer() or abs(number) >= 2**63:
+        raise ValueError
+    with contextlib.suppress(ValueError):
+        return int(value)  # exact, where a float is not
+    return int(number)
+
+
+def parse_text(value: Any) -> str:
+    if not isinstance(value, (str, int, float)) or value == "" or "\0" in str(value):
+        raise ValueError
+    return str(value)
+
+
+PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {  # a type, its parser, and what to give
+    bool: (parse_bool, "true or false"),
+    int: (parse_int, "a whole number"),
+    float: (float, "a number"),
+    str: (parse_text, "text"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a config class. `kind` is bool, int, float or str, for lists that of an entry; `group` is the name
+    of the class that declares it; `limits` are the arguments of `option`."""
+
+    name: str
+    default: Any
+    kind: type
+    nullable: bool
+    is_list: bool
+    group: str
+    help: str
+    ge: float | None
+    gt: float | None
+    le: float | None
+    choices: tuple[str, ...] | None
+    epsilon: bool
+    replaces: str | None
+
+    @property
+    def flag(self) -> str:
+        return flag_name(self.name)
+
+    def parse(self, value: Any, eps_space: str = "model") -> Any:
+        """Text, a number or a list in the declared type. Raises OptionError."""
+        if value is None and self.nullable:
+            return None
+        if self.is_list:
+            parts = split_list(value) or [None]
+            return tuple(self.parse_one(part, eps_space) for part in parts)
+        return self.parse_one(value, eps_space)
+
+    def parse_one(self, value: Any, eps_space: str) -> Any:
+        parse, wanted = PARSERS[self.kind]
+        if self.epsilon:
+            parse = functools.partial(parse_epsilon, space=eps_space)
+            wanted = "a number such as 0.1, or pixel units such as 8/255" + ", or several with commas" * self.is_list
+        elif self.choices:
+            wanted = f"one of {', '.join(self.choices)}"
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ConfigError(f"{self.flag}: the number has {value.bit_length()} bits; give a smaller one")
+        try:
+            if isinstance(value, bool) and self.kind is not bool:
+                raise ValueError
+            parsed = parse(value)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            hint = ", or remove it" if value is None else ""
+            raise OptionError(self.flag, value, f": give {wanted}{hint}") from None
+        if problem := self.find_problem(parsed):
+            raise OptionError(self.flag, parsed, problem)
+        return parsed
+
+    def find_problem(self, value: Any) -> str | None:
+        """Why a value of the right type is invalid."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return ": give a finite number"
+        if self.choices and value not in self.choices:
+            return f" is unknown; {did_you_mean(value, self.choices)}"
+        if self.ge is not None and value < self.ge:
+            return f" is too small; give {self.ge} or more"
+        if self.gt is not None and value <= self.gt:
+            return f" is too small; give more than {self.gt:g}"
+        if self.le is not None and value > self.le:
+            return f" is too large; give {self.le} or less"
+        return None
+
+
+def flag_name(option_name: str) -> str:
+    """`adv_eps` -> `--adv-eps`; `class` is a keyword of Python, so that field is named `classes`."""
+    return "--class" if option_name == "classes" else "--" + option_name.replace("_", "-")
+
+
+def split_list(value: Any) -> list[Any]:
+    """The parts of `2/255,4/255` or of a list."""
+    return list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
+
+
+@functools.cache
+def options(config_class: type[Any]) -> tuple[Option, ...]:
+    """The options of a config class, in the order of its fields."""
+    hints = typing.get_type_hints(config_class)
+    groups: dict[str, str] = {}
+    for base in reversed(config_class.__mro__):
+        groups = {**dict.fromkeys(inspect.get_annotations(base), base.__name__), **groups}
+    found = []
+    for each in fields(config_class):
+        union = typing.get_args(hints[each.name])
+        kinds = [hints[each.name]] if type(None) not in union else [kind for kind in union if kind is not type(None)]
+        is_list = typing.get_origin(kinds[0]) is tuple
+        kind = typing.get_args(kinds[0])[0] if is_list else kinds[0]
+        nullable = type(None) in union
+        found.append(Option(each.name, each.default, kind, nullable, is_list, groups[each.name], **each.metadata))
+    return tuple(found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What all groups of knobs share: checks at construction, conversion from and to plain data."""
+    """Base of all groups of options. Values are parsed and checked at construction, which raises ConfigError."""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for option_field in fields(self):
-            value = getattr(self, option_field.name)
-            if option_field.metadata.get("epsilon") and value is not None:
-                value = coerce_epsilon(option_field.name, value, several=is_several(hints[option_field.name]))
-            else:
-                value = coerce(option_field.name, value, hints[option_field.name])
-            object.__setattr__(self, option_field.name, value)
-            for single in value if isinstance(value, tuple) else (value,):
-                check_limits(option_field.name, single, option_field.metadata)
+        for option in options(type(self)):
+            object.__setattr__(self, option.name, option.parse(getattr(self, option.name)))
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: dict[str, Any], source: str = "the config") -> ConfigT:
-        """Build from plain data; an unknown key raises ConfigError that names the nearest known one."""
-        known = {option_field.name for option_field in fields(cls)}
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown key {key!r} in {source}; {did_you_mean(str(key), sorted(known))}")
+        """Build from plain data. Raises ConfigError for an unknown key or an invalid value."""
+        check_keys(cls, values, source)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,101 +203,21 @@ class Config:
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def given_flags(options: Config) -> Iterator[str]:
-    """The words of a command line that sets what is not at its default."""
-    for option_field in fields(options):
-        value, flag = getattr(options, option_field.name), flag_name(option_field.name)
-        if value == option_field.default:
+def check_keys(config_class: type[Config], values: Iterable[str], source: str) -> None:
+    """Raises ConfigError for a key that is no option, with the nearest name."""
+    known = sorted(option.name for option in options(config_class))
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in {source}; {did_you_mean(str(key), known)}")
+
+
+def given_flags(config: Config) -> Iterator[str]:
+    """The words of a command line that gives this config."""
+    for option in options(type(config)):
+        value = getattr(config, option.name)
+        if value == option.default:
             continue
         if isinstance(value, bool):
-            yield flag if value else f"--no-{flag[2:]}"
+            yield option.flag if value else f"--no-{option.flag[2:]}"
         else:
-            yield from (flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-
-
-def accepted_types(hint: Any) -> tuple[type, ...]:
-    """The plain types of an annotation: `int | None` gives (int, NoneType)."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return typing.get_args(hint)
-    return (hint,)
-
-
-def is_several(hint: Any) -> bool:
-    """Whether a field takes a list: `tuple[float, ...] | None`."""
-    return any(typing.get_origin(kind) is tuple for kind in accepted_types(hint))
-
-
-def coerce(name: str, value: Any, hint: Any) -> Any:
-    """Turn text and ints into the declared type. YAML reads `1e-3` as text; this is where it becomes a number."""
-    accepted = accepted_types(hint)
-    if value is None and type(None) in accepted:
-        return None
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ConfigError(f"{flag_name(name)}: the number has {value.bit_length()} bits; give a smaller one")
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{flag_name(name)} {value!r}: give text without a null character")
-    target = next(kind for kind in accepted if kind is not type(None))
-    try:
-        if target is bool:
-            if isinstance(value, bool):
-                return value
-            return {
-                "true": True,
-                "yes": True,
-                "on": True,
-                "1": True,
-                "false": False,
-                "no": False,
-                "off": False,
-                "0": False,
-            }[str(value).strip().lower()]
-        if isinstance(value, bool):
-            raise ValueError
-        if target is int:
-            number = float(value)
-            if number != int(number):
-                raise ValueError
-            return (
-                int(value)
-                if isinstance(value, (int, str)) and str(value).strip().lstrip("+-").isdigit()
-                else int(number)
-            )
-        if target is str and (not isinstance(value, (str, int, float)) or value == ""):
-            raise ValueError
-        return target(value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[target]
-        raise ConfigError(f"{flag_name(name)} {'null' if value is None else repr(value)}: give {wanted}") from None
-
-
-def coerce_epsilon(name: str, value: Any, several: bool) -> float | tuple[float, ...]:
-    """Plain numbers in a config are model units."""
-    try:
-        return parse_epsilons(value, "model") if several else parse_epsilon(value, "model")
-    except ValueError:
-        more = ", or several with commas" if several else ""
-        raise ConfigError(
-            f"{flag_name(name)} {value!r}: give a number such as 0.1, or pixel units such as 8/255{more}"
-        ) from None
-
-
-def exact(value: float) -> str:
-    """Whole numbers with all their digits, so that no bound looks like what it excludes."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def check_limits(name: str, value: Any, limits: typing.Mapping[str, Any]) -> None:
-    """Raise ConfigError unless `value` is finite and inside its declared range or choices."""
-    if value is None:
-        return
-    flag = flag_name(name)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{flag} {value}: give a finite number")
-    if limits.get("choices") and value not in limits["choices"]:
-        raise ConfigError(f"{flag} {value!r} is unknown; {did_you_mean(str(value), limits['choices'])}")
-    if limits.get("minimum") is not None and value < limits["minimum"]:
-        raise ConfigError(f"{flag} {exact(value)} is too small; give {limits['minimum']} or more")
-    if limits.get("above") is not None and value <= limits["above"]:
-        raise ConfigError(f"{flag} {value:g} is too small; give more than {limits['above']:g}")
-    if limits.get("maximum") is not None and value > limits["maximum"]:
-        raise ConfigError(f"{flag} {exact(value)} is too large; give {limits['maximum']} or less")
+            yield from (option.flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))

@@ -1,74 +1,70 @@
-"""The knobs of `rjem attack` and `rjem eval`."""
+"""Options of `rjem attack`, `rjem eval` and `rjem compare`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import NamedTuple
 
 from rjem_cli.config.common import (
     LARGEST_BATCH,
-    LARGEST_RADIUS,
     METRICS,
+    SAMPLE_MODES,
     SYNTHETIC_SETS,
     DeviceOptions,
     NetworkOptions,
     RuntimeOptions,
+    radius,
 )
 from rjem_cli.config.fields import Config, flag_name, option
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalDataOptions(NetworkOptions):
-    """Which images a checkpoint is tested on, and the ball that attacks may use. None means: as it was trained."""
+    """The test images of a checkpoint, and the attack on them. None takes the value that it was trained with."""
 
-    eps: tuple[float, ...] | None = option(
-        None,
-        "Radius, or several with commas; model units, 8/255 pixel units (default: as trained)",
-        minimum=0,
-        maximum=LARGEST_RADIUS,
-        epsilon=True,
+    eps: tuple[float, ...] | None = radius(
+        None, "Radius, or several separated by commas; model units, 8/255 means pixel units (default: as trained)"
     )
     norm: str | None = option(None, "Norm of the ball (default: as trained)", choices=("linf", "l2"))
-    steps: int = option(20, "Steps of one restart", minimum=0)
-    restarts: int = option(1, "Attempts per image; the worst counts", minimum=1)
-    limit: int = option(1000, "Images, spread evenly over the split; 0 means all", minimum=0)
+    steps: int = option(20, "Attack steps per restart", ge=0)
+    restarts: int = option(1, "Attacks per image; the worst counts", ge=1)
+    limit: int = option(1000, "Number of images, spread evenly over the split; 0 means all", ge=0)
     split: str = option("test", "Images to test on", choices=("test", "val", "train", "all"))
     test_data: str | None = option(None, "Test images for --data")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.test_data and not self.data:
-            raise ConfigError("--test-data goes with --data")
+            raise ConfigError("--test-data needs --data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(EvalDataOptions, RuntimeOptions):
-    """How `rjem attack` attacks, and which images."""
-
-    method: str = option("pgd", "pgd, or apgd: steps that adapt (Croce & Hein 2020)", choices=("pgd", "apgd"))
-    step_size: float | None = option(None, "Step of pgd, model units (default: 2.5 * eps / steps)", above=0)
-    loss: str = option("ce", "ce: cross-entropy; margin: best wrong logit less the right one", choices=("ce", "margin"))
+    method: str = option("pgd", "pgd, or apgd with adaptive steps (Croce & Hein 2020)", choices=("pgd", "apgd"))
+    step_size: float | None = option(None, "Step of pgd, model units (default: 2.5 * eps / steps)", gt=0)
+    loss: str = option("ce", "ce: cross-entropy; margin: best wrong logit minus true logit", choices=("ce", "margin"))
     start: str = option(
         "random", "random: anywhere in the ball; image: the first restart from the image", choices=("random", "image")
     )
-    iterate: str = option("best", "best: any iterate counts; last: only the last one", choices=("best", "last"))
-    target: str | None = option(None, "Push every image to this class")
-    targeted: str | None = option(None, "random: push each image to a random wrong class", choices=("random",))
-    standard: bool = option(False, "Run AutoAttack's standard version instead (needs the package pyautoattack)")
-    batch_size: int = option(250, "Images per network pass", minimum=1, maximum=LARGEST_BATCH)
-    save: str | None = option(None, "Folder for attack.json, curve.png and a folder of images a radius")
+    iterate: str = option("best", "best: any iterate may succeed; last: only the last one", choices=("best", "last"))
+    target: str | None = option(None, "Attack every image towards this class")
+    targeted: str | None = option(None, "random: attack each image towards a random wrong class", choices=("random",))
+    standard: bool = option(False, "Run standard AutoAttack instead (needs the package pyautoattack)")
+    batch_size: int = option(250, "Images per network pass", ge=1, le=LARGEST_BATCH)
+    save: str | None = option(None, "Folder for attack.json, curve.png and a folder of images per radius")
     overwrite: bool = option(False, "Replace the results of an earlier call in that folder")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target and self.targeted:
             raise ConfigError("--target and --targeted exclude each other; give one")
-        if self.standard:
-            for name in ("method", "steps", "step_size", "loss", "restarts", "start", "iterate", "target", "targeted"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ConfigError(f"{flag_name(name)} does not go with --standard, which fixes its attacks")
+        for name in ("method", "steps", "step_size", "loss", "restarts", "start", "iterate", "target", "targeted"):
+            if self.standard and getattr(self, name) != getattr(AttackConfig, name):
+                raise ConfigError(f"--standard fixes its own attacks; remove {flag_name(name)}")
         if self.method == "apgd" and self.step_size is not None:
-            raise ConfigError("--step-size does not go with --method apgd, which adapts its steps")
+            raise ConfigError("--method apgd adapts its steps; remove --step-size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,63 +74,124 @@ class SampleScoreOptions(Config):
     reference: str | None = option(
         None,
         "NAME:PART of a built-in data set (cifar10:train, digits:test, ...:all), a folder or archive of images, or "
-        "statistics .npz (default: what the samples' meta.json names; where it names none, cifar10:train for 32x32 "
-        "colour images)",
+        "statistics .npz (default: the data set in the samples' meta.json, else cifar10:train for 32x32 colour images)",
     )
     features: str = option(
         "auto",
-        "inception, dinov2, judge (a plain classifier trained on the reference), or PATH: Inception weights .pth, a "
-        "judge's .safetensors; auto takes inception where it makes sense and can be had, else judge, and says why",
+        "inception, dinov2, judge (a classifier trained on the reference), or PATH: Inception weights .pth, a judge's "
+        ".safetensors; auto takes inception for colour images if it is available, else judge, and logs why",
     )
-    metrics: str = option("all", f"Which scores, with commas: {', '.join(METRICS)}; all takes those that can be had")
+    metrics: str = option("all", f"Scores, separated by commas: {', '.join(METRICS)}; all takes those available")
     protocol: str = option(
         "standard",
         "standard: against training images; jempp: against train and test, as JEM++",
         choices=("standard", "jempp"),
     )
-    num: int | None = option(None, "Score N of the samples, spread evenly", minimum=2)
+    num: int | None = option(None, "Score N of the samples, spread evenly", ge=2)
     allow_few: bool = option(False, "Allow fewer images than features for Frechet distances; the score is labelled")
-    neighbours: int = option(3, "k of precision and recall", minimum=1, maximum=100)
-    coverage_neighbours: int = option(5, "k of density and coverage", minimum=1, maximum=100)
-    is_splits: int = option(10, "Splits of the Inception score", minimum=1)
-    kid_subsets: int = option(100, "Subsets of KID", minimum=1)
-    kid_subset_size: int = option(1000, "Images in a subset of KID; of fewer images, half of them", minimum=2)
+    neighbours: int = option(3, "k of precision and recall", ge=1, le=100)
+    coverage_neighbours: int = option(5, "k of density and coverage", ge=1, le=100)
+    is_splits: int = option(10, "Splits of the Inception score", ge=1)
+    kid_subsets: int = option(100, "Subsets of KID", ge=1)
+    kid_subset_size: int = option(1000, "Images per subset of KID; at most half of the images", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointScoreOptions(EvalDataOptions):
     """How a checkpoint is scored."""
 
-    bins: int = option(15, "Bins of the calibration error and its diagram, of equal width", minimum=1, maximum=1000)
+    bins: int = option(15, "Equal-width bins of the calibration error and its diagram", ge=1, le=1000)
     ood: str = option(
         "auto",
-        f"Out-of-distribution images, with commas: {', '.join(SYNTHETIC_SETS)}, built-in data sets, paths, or none; "
-        "auto takes the made ones, and the data sets that are there already",
+        f"Out-of-distribution images, separated by commas: {', '.join(SYNTHETIC_SETS)}, built-in data sets, paths, or "
+        "none; auto takes the synthetic ones and the data sets that are downloaded",
     )
-    samples: int = option(200, "Samples drawn for the figure of energies; 0 draws none", minimum=0, maximum=100_000)
+    samples: int = option(200, "Samples for the energy figure; 0 draws none", ge=0, le=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, DeviceOptions):
-    """How `rjem eval` scores samples, or a checkpoint. Networks run in fp32: a score in another arithmetic is another
-    score."""
+    """Options of `rjem eval`. Networks run in fp32, because scores depend on the arithmetic."""
 
-    seed: int = option(
-        2020,
-        "Seed of all draws; torch-fidelity's is 2020, of IS's order and KID's subsets",
-        minimum=0,
-        maximum=2**32 - 1,
-    )
+    seed: int = option(2020, "Seed of all random draws (2020 is torch-fidelity's)", ge=0, le=2**32 - 1)
     batch_size: int | None = option(
         None,
-        "Images per network pass (default: of samples 4 on a CPU, else 100, at most 200; of a checkpoint 250)",
-        minimum=1,
-        maximum=LARGEST_BATCH,
+        "Images per network pass (default: 4 samples on a CPU, else 100, at most 200; 250 for a checkpoint)",
+        ge=1,
+        le=LARGEST_BATCH,
     )
-    save: str | None = option(None, "Folder for eval.json and the pictures")
+    save: str | None = option(None, "Folder for eval.json and the figures")
     overwrite: bool = option(False, "Replace the results of an earlier call in that folder")
-    results: str | None = option(None, "File that gets one line of JSON a call (default: results.jsonl in RJEM_HOME)")
+    results: str | None = option(None, "File for one line of JSON per call (default: results.jsonl in RJEM_HOME)")
     require: str | None = option(
-        None,
-        "Conditions such as 'fid<=45,recall>0.3', by the names that --json gives; exit code 4 where one does not hold",
+        None, "Conditions such as 'fid<=45,recall>0.3', on the names in --json; exit with 4 if one is not met"
     )
+
+
+class Scale(NamedTuple):
+    """A preset of --reproduce, and the number of samples per row."""
+
+    preset: str
+    samples: int
+
+
+SCALES = {
+    "quickstart": Scale("quickstart", 1000),
+    "small": Scale("cifar10-small", 10_000),
+    "paper": Scale("rjem", 50_000),
+}
+SAMPLES = 1000
+FORMATS = ("table", "md", "latex", "csv", "json")
+SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}  # the format of -o without --format
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(SampleScoreOptions, EvalDataOptions, DeviceOptions):
+    published: bool = option(False, "Add the six rows of the paper's Table 1, marked as quoted")
+    format: str = option("table", "Format of the table; table is TSV in a pipe", choices=FORMATS)
+    reproduce: str | None = option(
+        None, "Train the models of the paper's table first: JEM++, robust classifier, Robust JEM", choices=("table1",)
+    )
+    scale: str = option("quickstart", "Network, data and budget of --reproduce", choices=tuple(SCALES))
+    train_steps: int | None = option(None, "Training steps of --reproduce (default: set by --scale)", ge=1)
+    seeds: int = option(1, "Seeds of --reproduce; several give mean and spread", ge=1, le=100)
+    mode: str = option(
+        "energy",
+        f"Sampling modes, one row each, separated by commas: {', '.join(SAMPLE_MODES)}; none draws no samples",
+    )
+    eps: tuple[float, ...] | None = radius(
+        None, "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, as in the paper)"
+    )
+    norm: str | None = option(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
+    samples: int | None = option(
+        None, "Samples per run or checkpoint (default: 1000; with --reproduce, set by --scale)", ge=2, le=10**6
+    )
+    seed: int = option(2020, "Seed of the scores, as in rjem eval", ge=0, le=2**32 - 1)
+    sample_seed: int = option(0, "Seed of the samples, as in rjem generate", ge=0, le=2**62)
+    output: str | None = option(None, f"File for the table; its suffix sets the format ({', '.join(SUFFIXES)})")
+    html: str | None = option(None, "File for an HTML page: tables, samples, training curves, chains, protocols")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.modes) - set(SAMPLE_MODES):
+            several = ", ".join(SAMPLE_MODES)
+            raise OptionError("--mode", self.mode, f": {min(unknown)!r} is unknown; give {several}, or none")
+        if self.eps is not None and len(self.eps) != 1:
+            raise ConfigError("--eps: the table has one column of robust accuracy; give one radius")
+        for name in ("scale", "train_steps", "seeds"):
+            if not self.reproduce and getattr(self, name) != getattr(CompareConfig, name):
+                raise ConfigError(f"{flag_name(name)} needs --reproduce; give both, or neither")
+
+    @property
+    def form(self) -> str:
+        """The format of the table that is written."""
+        by_suffix = SUFFIXES.get(PurePath(self.output).suffix.lower(), "table") if self.output else "table"
+        return by_suffix if self.format == "table" else self.format
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return () if self.mode == "none" else tuple(dict.fromkeys(mode.strip() for mode in self.mode.split(",")))
+
+    @property
+    def sample_count(self) -> int:
+        return self.samples or (SCALES[self.scale].samples if self.reproduce else SAMPLES)

@@ -1,22 +1,21 @@
-"""Where each value comes from: flag > environment > YAML file > preset (or the run being resumed) > default."""
+"""Where each value comes from: flag > environment > YAML file > preset (or the resumed run) > default."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import os
-import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Generic
 
 import yaml
 
 from rjem_cli.config import DEFAULT_PRESETS, EMBEDDED_PRESET, OWN_IMAGES_PRESET, TrainConfig
-from rjem_cli.config.fields import Config, ConfigT, flag_name, is_several, parse_epsilon, parse_epsilons
+from rjem_cli.config.fields import Config, ConfigT, check_keys, flag_name, options, parse_epsilon, split_list
 from rjem_cli.config.yaml_files import mapping, read_mapping
-from rjem_cli.errors import ConfigError, RadiusError, did_you_mean
+from rjem_cli.errors import ConfigError, OptionError, did_you_mean
 from rjem_cli.paths import expand
 
 ENVIRONMENT_PREFIX = "RJEM_"
@@ -26,17 +25,20 @@ FLAG, ENVIRONMENT = "flag", "environment"  # origins
 
 @dataclass(frozen=True)
 class ConfigSource:
-    """Values from one place. Plain radii are read in `eps_space`."""
+    """Values from one place, as written. Plain radii are in `eps_space`, "model" or "pixel"."""
 
     origin: str
     values: Mapping[str, Any]
     eps_space: str = "model"
 
-    def name_of_option(self, key: str) -> str:
+    def has(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def label(self, name: str) -> str:
         """`--adv-eps`, `RJEM_ADV_EPS` or `my.yaml: adv_eps`."""
         if self.origin == FLAG:
-            return flag_name(key)
-        return variable_name(key) if self.origin == ENVIRONMENT else f"{self.origin}: {key}"
+            return flag_name(name)
+        return variable_name(name) if self.origin == ENVIRONMENT else f"{self.origin}: {name}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ResolvedConfig(Generic[ConfigT]):
     origins: dict[str, str]
 
     def to_yaml(self) -> str:
-        """One line a knob with its origin as a comment; `-c` reads it back."""
+        """One line per option with its origin as a comment; `-c` reads it back."""
         lines = []
         for name, value in self.config.to_dict().items():
             line = yaml.safe_dump({name: value}, default_flow_style=False, allow_unicode=True, width=10_000).strip()
@@ -55,150 +57,121 @@ class ResolvedConfig(Generic[ConfigT]):
         return "\n".join(lines) + "\n"
 
 
-def merge(config_class: type[Config], sources: list[ConfigSource]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values and their origins from all layers, the weakest first, with radii in model units but otherwise as they were
-    written. Raises ConfigError for a negative radius."""
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    hints = typing.get_type_hints(config_class)
-    radii = {option.name for option in fields(config_class) if option.metadata.get("epsilon")}
-    replaced = {
-        option.name: option.metadata["replaces"] for option in fields(config_class) if option.metadata.get("replaces")
-    }
-    for source in sources:
-        for name, weaker in replaced.items():
-            given = source.values.get(name) is not None and source.values.get(weaker) is None
-            if given and values.pop(weaker, None) is not None:
-                origins[weaker] = f"replaced by {flag_name(name)}"
-        for key, value in source.values.items():
-            if key in radii and value is not None:
-                value = parse_radius(source, key, value, several=is_several(hints[key]))
-            values[key] = value
-            origins[key] = source.origin
-    return values, origins
-
-
-def parse_radius(source: ConfigSource, key: str, value: Any, several: bool) -> Any:
-    """A radius, or several, of a layer; what is none stays as it is, for the config's own check to name it."""
-    try:
-        radii = parse_epsilons(value, source.eps_space)
-        if min(radii) < 0:
-            raise ConfigError(f"{source.name_of_option(key)} {value} is too small; give 0 or more")
-        return radii if several else parse_epsilon(value, source.eps_space)
-    except ValueError:
-        return value
-
-
 def resolve(config_class: type[ConfigT], sources: list[ConfigSource]) -> ResolvedConfig[ConfigT]:
-    """Merge layers, the weakest first, and check the result. Raises ConfigError for unknown keys and invalid values."""
-    values, origins = merge(config_class, sources)
+    """Merge sources, the weakest first, and check the result. Raises ConfigError."""
+    winners, replaced = merge(config_class, sources)
+    values = {name: source.values[name] for name, source in winners.items()}
     try:
-        return ResolvedConfig(config_class.from_dict(values), origins)
-    except ConfigError as error:
-        raise reworded(error, sources) from None
+        for option in options(config_class):
+            if option.epsilon and option.name in winners:
+                values[option.name] = option.parse(values[option.name], winners[option.name].eps_space)
+        config = config_class.from_dict(values)
+    except OptionError as error:
+        raise locate(error, sources) from None
+    return ResolvedConfig(config, {**replaced, **{name: source.origin for name, source in winners.items()}})
+
+
+def merge(config_class: type[Config], sources: list[ConfigSource]) -> tuple[dict[str, ConfigSource], dict[str, str]]:
+    """The strongest source of each value, and a note for each option whose value another option replaced. Raises
+    ConfigError for unknown keys, and for two flags that replace each other."""
+    winners: dict[str, ConfigSource] = {}
+    replaced: dict[str, str] = {}
+    for source in sources:
+        check_keys(config_class, source.values, source.origin)
+        for option in options(config_class):
+            if option.replaces is None or not source.has(option.name):
+                continue
+            if source.origin == FLAG and source.has(option.replaces):
+                raise ConfigError(f"{option.flag} and {flag_name(option.replaces)} exclude each other; give one")
+            weaker = None if source.has(option.replaces) else winners.pop(option.replaces, None)
+            if weaker is not None and weaker.has(option.replaces):
+                replaced[option.replaces] = f"replaced by {option.flag}"
+        winners |= dict.fromkeys(source.values, source)
+    return winners, replaced
+
+
+def locate(error: OptionError, sources: list[ConfigSource]) -> OptionError:
+    """The error with the flag, variable or file key that the value came from, and with a number as it was written."""
+    for source in reversed(sources):
+        for name in source.values:
+            if flag_name(name) != error.flag:
+                continue
+            for part in split_list(source.values[name]):
+                with contextlib.suppress(ValueError):
+                    if parse_epsilon(part, source.eps_space) == error.value:
+                        return OptionError(source.label(name), error.value, error.problem, str(part).strip())
+            return OptionError(source.label(name), error.value, error.problem, error.text)
+    return error
 
 
 def command_sources(
     config_class: type[ConfigT], flags: Mapping[str, Any], config_file: str | None, eps_space: str
 ) -> list[ConfigSource]:
-    """The layers of one command line, the weakest first: file, environment, flags. Reads the file, which may be a pipe,
-    once. Raises AbsentError or ConfigError."""
+    """The sources of one command line, the weakest first: file, environment, flags. Reads the file once: it may be a
+    pipe. Raises AbsentError or ConfigError."""
     if eps_space not in ("model", "pixel"):
         raise ConfigError(f"--eps-space {eps_space!r} is unknown; give model or pixel")
-    sources = [] if config_file is None else [file_source(config_file)]
-    return [*sources, environment_source(config_class, eps_space), ConfigSource(FLAG, flags, eps_space)]
+    if config_file == "":
+        raise ConfigError("-c '': give a YAML file")
+    file = [] if config_file is None else [file_source(config_file)]
+    return [*file, environment_source(config_class, eps_space), ConfigSource(FLAG, flags, eps_space)]
 
 
-def strongest_value(sources: list[ConfigSource], key: str) -> Any:
-    """The strongest layer's value of `key`, as written; None if no layer has it."""
-    return next((source.values[key] for source in reversed(sources) if source.values.get(key) is not None), None)
-
-
-def reworded(error: ConfigError, sources: list[ConfigSource]) -> ConfigError:
-    """The error, naming the flag, variable or file key that the value came from, and quoting a radius as written."""
-    quoted = quote_radius(error, sources) if isinstance(error, RadiusError) else error
-    new = ConfigError(name_source(str(quoted), sources))
-    return new
-
-
-def quote_radius(error: RadiusError, sources: list[ConfigSource]) -> RadiusError:
-    """The error with the text of its radius in the strongest layer that has it."""
-    for source in reversed(sources):
-        texts = [str(value) for key, value in source.values.items() if flag_name(key) == error.flag]
-        for part in (part.strip() for text in texts for part in text.split(",")):
-            with contextlib.suppress(ValueError):
-                if parse_epsilon(part, source.eps_space) == error.eps:
-                    return RadiusError(error.flag, error.eps, part)
-    return error
-
-
-def name_source(message: str, sources: list[ConfigSource]) -> str:
-    """The value that the message is about, as it is called where it came from."""
-    for source in reversed(sources):
-        for key in map(str, source.values):
-            if f"unknown key {key!r} " in message:
-                return f"{source.origin}: {message}"
-            rest = message.removeprefix(flag_name(key))
-            if rest != message and rest[:1] in (" ", ":"):
-                return source.name_of_option(key) + rest
-    return message
-
-
-def variable_name(knob_name: str) -> str:
-    """`--adv-eps` -> `RJEM_ADV_EPS`."""
-    return ENVIRONMENT_PREFIX + flag_name(knob_name)[2:].upper().replace("-", "_")
-
-
-def environment_source(config_class: type[ConfigT], eps_space: str) -> ConfigSource:
-    """RJEM_ADV_EPS and its like; RJEM_HOME and RJEM_OFFLINE are not knobs."""
-    names = {variable_name(option.name): option.name for option in fields(config_class)}
-    return ConfigSource(
-        ENVIRONMENT, {names[key]: value for key, value in os.environ.items() if key in names}, eps_space
-    )
-
-
-def unknown_variables(known: Iterable[type[Config]]) -> Iterator[str]:
-    """What to say of RJEM_ names that are none of these groups': a slip of the pen would else go unseen."""
-    names = {variable_name(option.name) for group in known for option in fields(group)} | OTHER_VARIABLES
-    for name in sorted(os.environ):
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-            yield f"no command reads {name}" + (f"; did you mean {near[0]}?" if near else "")
+def strongest_value(sources: list[ConfigSource], name: str) -> Any:
+    """The strongest source's value, as written; None if no source has one."""
+    return next((source.values[name] for source in reversed(sources) if source.has(name)), None)
 
 
 def file_source(path: str) -> ConfigSource:
-    """A YAML mapping. Raises AbsentError or ConfigError with the file's name."""
-    if not path:
-        raise ConfigError("-c '': give a YAML file")
+    """The values of a YAML file. Raises AbsentError or ConfigError with the file's name."""
     return ConfigSource(path, read_mapping(expand(path)))
 
 
+def variable_name(option_name: str) -> str:
+    """`adv_eps` -> `RJEM_ADV_EPS`."""
+    return ENVIRONMENT_PREFIX + flag_name(option_name)[2:].upper().replace("-", "_")
+
+
+def environment_source(config_class: type[ConfigT], eps_space: str) -> ConfigSource:
+    """The values of RJEM_ADV_EPS and the like. An empty variable counts as unset."""
+    variables = {option.name: os.environ.get(variable_name(option.name)) for option in options(config_class)}
+    return ConfigSource(ENVIRONMENT, {name: value for name, value in variables.items() if value}, eps_space)
+
+
+def unknown_variables(config_classes: Iterable[type[Config]]) -> Iterator[str]:
+    """A warning for each RJEM_ variable that no command reads."""
+    known = {variable_name(option.name) for group in config_classes for option in options(group)} | OTHER_VARIABLES
+    for name in sorted(os.environ):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            yield f"no command reads {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def preset_names() -> list[str]:
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in resources.files("rjem_cli.config.presets").iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
-def preset_for(sources: list[ConfigSource]) -> tuple[ConfigSource, str]:
-    """The preset that a command line names, or else the default for its data; and in words, what it is the default
-    for."""
-    values, _ = merge(TrainConfig, sources)
-    if values.get("preset") is not None:
-        try:
-            return preset_source(str(values["preset"])), ""
-        except ConfigError as error:
-            raise reworded(error, sources) from None
-    if values.get("data") is not None:
-        return preset_source(OWN_IMAGES_PRESET), "--data"
-    dataset = str(values.get("dataset", "embedded data"))
-    return preset_source(DEFAULT_PRESETS.get(dataset, EMBEDDED_PRESET)), dataset
+    presets = resources.files("rjem_cli.config.presets").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in presets if entry.name.endswith(".yaml"))
 
 
 def preset_source(name: str) -> ConfigSource:
-    """The values of a preset, and its name. Raises ConfigError for an unknown one."""
+    """The values of a preset, with its name. Raises OptionError for an unknown one."""
     if name not in preset_names():
-        raise ConfigError(f"--preset {name!r} is unknown; {did_you_mean(name, preset_names())}")
+        raise OptionError("--preset", name, f" is unknown; {did_you_mean(name, preset_names())}")
     text = resources.files("rjem_cli.config.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return ConfigSource(f"preset {name}", {"preset": name, **mapping(text, f"preset {name}")})
+
+
+def preset_for(sources: list[ConfigSource]) -> tuple[ConfigSource, str]:
+    """The preset that the sources name, with ""; else the default preset for their data, with the name of that data.
+    Raises ConfigError."""
+    winners, _ = merge(TrainConfig, sources)
+    preset, data, dataset = (
+        winners[name].values[name] if name in winners else None for name in ("preset", "data", "dataset")
+    )
+    if preset is not None:
+        try:
+            return preset_source(str(preset)), ""
+        except OptionError as error:
+            raise locate(error, sources) from None
+    if data is not None:
+        return preset_source(OWN_IMAGES_PRESET), "--data"
+    return preset_source(DEFAULT_PRESETS.get(str(dataset), EMBEDDED_PRESET)), str(dataset or "embedded data")

@@ -1,4 +1,4 @@
-"""YAML as keys with plain values: presets, config files, and the config that a run keeps."""
+"""YAML files with keys and plain values: presets, config files, and the config of a run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import yaml
 from rjem_cli.errors import AbsentError, ConfigError
 
 NULL = "tag:yaml.org,2002:null"
-LARGEST = 2**16  # bytes, some twenty times what all knobs with their origins need
+LARGEST = 2**16  # bytes, some twenty times the size of a full config
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Values stay the text that was written, but for null: what it means, the knob's declared type says. YAML 1.1 would
-    read `1e-3` as text, `no` as false, `010` as eight and `1:30` as ninety."""
+    """Loads every value as the text that was written, except null: the option's type gives it its meaning. YAML 1.1
+    would read `1e-3` as text, `no` as false, `010` as eight and `1:30` as ninety."""
 
 
 PlainLoader.yaml_implicit_resolvers = {
-    first: kept
+    first: nulls
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [(tag, pattern) for tag, pattern in resolvers if tag == NULL])
+    if (nulls := [(tag, pattern) for tag, pattern in resolvers if tag == NULL])
 }
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Raises AbsentError for no file, ConfigError, with its name, for one that is not keys and values."""
+    """Raises AbsentError for no file, ConfigError for one without keys and values."""
     try:
-        with path.open("rb") as file:  # a pipe too, `-c <(...)`
+        with path.open("rb") as file:  # also a pipe, `-c <(...)`
             content = file.read(LARGEST + 1)
         text = content.decode()
     except FileNotFoundError:
-        raise AbsentError(f"config file {path} is not there") from None
+        raise AbsentError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
     if len(content) > LARGEST:
@@ -41,29 +41,29 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def mapping(text: str, source: str) -> dict[str, Any]:
-    """Keys and values. Raises ConfigError, with the source's name, for anything else."""
+    """Parse keys and values. Raises ConfigError, with the source's name, for anything else."""
     try:
         check_plain(yaml.compose(text, PlainLoader), source)
         values: dict[str, Any] = yaml.load(text, PlainLoader) or {}
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{source} is not YAML ({reason})") from None
+        raise ConfigError(f"{source} is not valid YAML ({reason})") from None
     return values
 
 
 def check_plain(node: yaml.Node | None, source: str) -> None:
-    """Keys, each with a value or a list of values: what nests can grow without end by aliases and merges, once it is
-    built. Raises ConfigError."""
+    """Raises ConfigError unless each key has a plain value or a list of them. Nested values could grow without limit by
+    aliases and merges once they are built."""
     if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == NULL):
         return
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{source} must hold keys and values, such as adv_eps: 0.1")
     seen: set[str] = set()
     for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen:
-            raise ConfigError(f"{source}: {key.value} is there twice; leave one")
-        seen.add(str(key.value))
+        name = str(key.value) if isinstance(key, yaml.ScalarNode) else "a key"
+        if name in seen:
+            raise ConfigError(f"{source}: key {name} is given twice; remove one")
+        seen.add(name)
         parts = (key, *(value.value if isinstance(value, yaml.SequenceNode) else (value,)))
         if not all(isinstance(part, yaml.ScalarNode) for part in parts):
-            name = key.value if isinstance(key, yaml.ScalarNode) else "a key"
             raise ConfigError(f"{source}: {name} must be a plain value")

@@ -4,19 +4,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rjem_cli.config import DATASETS, DEFAULT_PRESETS, OWN_IMAGES_PRESET, CompareConfig, TrainConfig
+from rjem_cli.config import (
+    DATASETS,
+    DEFAULT_PRESETS,
+    OWN_IMAGES_PRESET,
+    CompareConfig,
+    EvalConfig,
+    TrainConfig,
+    check_radius,
+)
 from rjem_cli.config.fields import flag_name, format_epsilon, given_flags, parse_epsilon
 from rjem_cli.config.sources import (
     ConfigSource,
+    environment_source,
+    locate,
     preset_for,
     preset_names,
     preset_source,
     resolve,
-    reworded,
     unknown_variables,
 )
 from rjem_cli.config.yaml_files import mapping
-from rjem_cli.errors import ConfigError, RadiusError
+from rjem_cli.errors import ConfigError, OptionError
 
 
 def test_fractions_are_pixel_units_and_plain_numbers_are_in_the_named_space():
@@ -51,11 +60,11 @@ def test_text_becomes_the_declared_type():
         ({"dataset": "cifar11"}, "--dataset 'cifar11' is unknown; did you mean cifar10"),
         ({"depth": 12}, "--depth 12: a WRN's depth is 6k \\+ 4; give 10 or 16"),
         ({"px_weight": 0, "ce_weight": 0}, "leave nothing to train"),
-        ({"test_data": "x"}, "--test-data goes with --data"),
+        ({"test_data": "x"}, "--test-data needs --data"),
         ({"seed": "1e400"}, "--seed '1e400': give a whole number"),
     ],
 )
-def test_bad_values_name_the_flag_the_value_and_the_remedy(values, message):
+def test_an_invalid_value_is_reported_with_its_flag_and_the_remedy(values, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**values)
 
@@ -78,7 +87,7 @@ def test_any_value_is_accepted_or_named_in_one_error(values):
         assert str(error).startswith("--")
 
 
-def test_stronger_layers_win_and_each_value_knows_its_origin():
+def test_the_strongest_source_wins_and_each_value_knows_its_origin():
     sources = [
         ConfigSource("preset p", {"lr": 0.2, "steps": 5}),
         ConfigSource("f.yaml", {"steps": 6}),
@@ -96,26 +105,51 @@ def test_the_pixel_space_of_flags_leaves_preset_radii_alone():
     assert (resolved.config.attack_eps, resolved.config.adv_eps) == (0.5, 0.2)
 
 
-def test_an_error_calls_a_value_as_it_is_called_where_it_came_from():
-    with pytest.raises(ConfigError, match="^bad.yaml: lr -1 is too small"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"lr": -1})])
-    with pytest.raises(ConfigError, match="^bad.yaml: lr null: give a number"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"lr": None})])
-    with pytest.raises(ConfigError, match="^RJEM_ADV_EPS 'x': give a number"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"adv_eps": 1}), ConfigSource("environment", {"adv_eps": "x"})])
-    with pytest.raises(ConfigError, match="^bad.yaml: device 'gpu' is unknown"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"device": "gpu"})])
-    with pytest.raises(ConfigError, match="^bad.yaml: unknown key 'lrr'"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"lrr": 1})])
-    with pytest.raises(ConfigError, match="^--lr"):
-        resolve(TrainConfig, [ConfigSource("bad.yaml", {"lr": -1}), ConfigSource("flag", {"lr": -2})])
+def test_an_error_names_a_value_as_the_source_that_it_came_from_does():
+    for sources, message in (
+        ([ConfigSource("bad.yaml", {"lr": -1})], "^bad.yaml: lr -1 is too small"),
+        ([ConfigSource("bad.yaml", {"lr": None})], "^bad.yaml: lr null: give a number, or remove it"),
+        ([ConfigSource("bad.yaml", {"device": "gpu"})], "^bad.yaml: device 'gpu' is unknown"),
+        ([ConfigSource("bad.yaml", {"lrr": 1})], "^unknown key 'lrr' in bad.yaml; did you mean lr"),
+        ([ConfigSource("bad.yaml", {"depth": 12})], "^bad.yaml: depth 12: a WRN's depth is"),
+        (
+            [ConfigSource("bad.yaml", {"adv_eps": 1}), ConfigSource("environment", {"adv_eps": "x"})],
+            "^RJEM_ADV_EPS 'x': give a number",
+        ),
+        ([ConfigSource("bad.yaml", {"lr": -1}), ConfigSource("flag", {"lr": -2})], "^--lr -2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resolve(TrainConfig, sources)
+
+
+def test_only_the_value_that_is_used_is_checked():
+    sources = [ConfigSource("f.yaml", {"adv_eps": "-1", "lr": "fast"}), ConfigSource("flag", {"adv_eps": 0, "lr": 1})]
+    assert resolve(TrainConfig, sources).config.adv_eps == 0
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_an_empty_data_set_is_an_error_in_a_file_and_unset_in_a_variable(monkeypatch, value):
+    with pytest.raises(ConfigError, match="^f.yaml: dataset (null|''): give one of shifted-digits, digits"):
+        resolve(TrainConfig, [ConfigSource("f.yaml", {"dataset": value})])
+    monkeypatch.setenv("RJEM_DATASET", "")
+    assert "dataset" not in environment_source(TrainConfig, "model").values
+
+
+@pytest.mark.parametrize("flags", [{"dataset": "digits", "data": "photos"}, {"steps": "5", "epochs": "2"}])
+def test_two_flags_that_replace_each_other_are_an_error_but_not_two_keys_of_a_printed_config(flags):
+    with pytest.raises(ConfigError, match="^--.* and --.* exclude each other; give one$"):
+        resolve(TrainConfig, [preset_source("quickstart"), ConfigSource("flag", flags)])
+    printed = resolve(TrainConfig, [preset_source("quickstart")]).to_yaml()
+    values = mapping(printed, "printed.yaml")
+    assert values["steps"] is not None and values["epochs"] is not None
+    assert resolve(TrainConfig, [ConfigSource("printed.yaml", values)]).config.steps == int(values["steps"])
 
 
 def test_variables_that_no_command_reads_are_named(monkeypatch):
     for name in ("RJEM_ADV_EP", "RJEM_ADV_EPS", "RJEM_HOME", "RJEM_XYZZY"):
         monkeypatch.setenv(name, "1")
-    said = [note for note in unknown_variables([TrainConfig]) if "ADV" in note or "HOME" in note or "XYZZY" in note]
-    assert said == [
+    monkeypatch.setenv("RJEM_CACHE", "1")
+    assert list(unknown_variables([TrainConfig])) == [
         "no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?",
         "no command reads RJEM_XYZZY",
     ]
@@ -134,7 +168,7 @@ def test_every_data_set_has_a_default_preset():
 
 
 @pytest.mark.parametrize(
-    ("layers", "preset", "default_for"),
+    ("sources", "preset", "default_for"),
     [
         ([], "quickstart", "embedded data"),
         ([ConfigSource("environment", {"dataset": "cifar10"})], "cifar10-small", "cifar10"),
@@ -151,7 +185,7 @@ def test_every_data_set_has_a_default_preset():
         ([ConfigSource("f.yaml", {"preset": "rjem"}), ConfigSource("flag", {"dataset": "digits"})], "rjem", ""),
     ],
 )
-def test_the_strongest_layer_decides_on_the_preset(sources, preset, default_for):
+def test_the_strongest_source_decides_on_the_preset(sources, preset, default_for):
     found, why = preset_for(sources)
     assert (found.values["preset"], why) == (preset, default_for)
     config = resolve(TrainConfig, [found, *sources]).config
@@ -170,15 +204,20 @@ def test_a_replaced_option_says_so():
     assert "replaced" not in resolve(TrainConfig, [preset_source("rjem"), sources[1]]).to_yaml()  # it has no steps
 
 
+BOX = r" covers the whole box \[-1, 1\]; give at most 255/255, such as 8/255$"
+SMALL = " is too small; give 0 or more$"
+
+
 @pytest.mark.parametrize(
     ("text", "space", "message"),
     [
-        ("8", "pixel", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
-        ("8", "model", r"^--adv-eps 8 covers the whole box \[-1, 1\]; did you mean 8/255\?$"),
-        ("40", "pixel", r"^--adv-eps 40 covers the whole box \[-1, 1\]; did you mean 40/255\?$"),
-        ("510/255", "pixel", r"^--adv-eps 510/255 covers the whole box \[-1, 1\]; give less than 255/255$"),
-        ("-1", "pixel", "^--adv-eps -1 is too small; give 0 or more$"),
-        ("-8/255", "model", "^--adv-eps -8/255 is too small; give 0 or more$"),
+        ("8", "pixel", f"^--adv-eps 8{BOX}"),
+        ("8", "model", f"^--adv-eps 8{BOX}"),
+        ("300", "pixel", f"^--adv-eps 300{BOX}"),
+        ("510/255", "pixel", f"^--adv-eps 510/255{BOX}"),
+        ("-1", "pixel", f"^--adv-eps -1{SMALL}"),
+        (" -8/255", "model", f"^--adv-eps -8/255{SMALL}"),
+        ("3000000", "pixel", "^--adv-eps 3000000 is too large"),
     ],
 )
 def test_an_invalid_radius_is_quoted_as_written(text, space, message):
@@ -187,12 +226,31 @@ def test_an_invalid_radius_is_quoted_as_written(text, space, message):
     assert resolve(TrainConfig, [ConfigSource("flag", {"adv_eps": "8", "norm": "l2"}, "pixel")]).config.adv_eps == 16
 
 
-def test_a_reworded_error_is_still_known_to_be_reported():
-    error = RadiusError("--eps", 16.0)
-    error.told = True
+@pytest.mark.parametrize("values", ["2/255,-8/255,-9", ["2/255", "-8/255"]])
+def test_an_invalid_radius_of_several_is_quoted_as_written(values):
+    with pytest.raises(ConfigError, match=f"^a.yaml: eps -8/255{SMALL}"):
+        resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": values})])
+    with pytest.raises(ConfigError, match="^a.yaml: eps 'x': give a number such as 0.1, .*, or several with commas$"):
+        resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": ["2/255", "x"]})])
+    with pytest.raises(ConfigError, match="^a.yaml: eps null: give a number"):
+        resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": []})])
+
+
+def test_the_largest_radius_that_an_error_suggests_is_accepted():
+    check_radius("--eps", parse_epsilon("255/255", "model"), "linf")
+
+
+def test_a_radius_of_minus_zero_is_zero():
+    (eps,) = resolve(EvalConfig, [ConfigSource("flag", {"eps": "-0"}, "pixel")]).config.eps
+    assert format_epsilon(eps, "linf") == "0 = 0/255"
+
+
+def test_an_error_of_an_option_survives_pickling_and_finds_its_source():
+    error = OptionError("--eps", 16.0, " is wrong")
+    error.reported = True
     copy = pickle.loads(pickle.dumps(error))
-    new = reworded(copy, [ConfigSource("environment", {"eps": "8"}, "pixel")])
-    assert copy.told and new.told and str(new) == "RJEM_EPS 8 covers the whole box [-1, 1]; did you mean 8/255?"
+    assert copy.reported and str(copy) == "--eps 16 is wrong"
+    assert str(locate(copy, [ConfigSource("environment", {"eps": "8"}, "pixel")])) == "RJEM_EPS 8 is wrong"
 
 
 @pytest.mark.parametrize("name", preset_names())

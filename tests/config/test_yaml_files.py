@@ -1,4 +1,4 @@
-"""What is written in YAML is what a flag of the same text would mean."""
+"""A value in YAML means what a flag with the same text means."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def test_what_is_printed_is_read_back():
     assert TrainConfig.from_dict(mapping(ResolvedConfig(config, {}).to_yaml(), "a file")) == config
 
 
-def test_a_key_that_is_there_twice_is_named():
-    with pytest.raises(ConfigError, match="a file: lr is there twice"):
+def test_a_key_that_is_given_twice_is_an_error():
+    with pytest.raises(ConfigError, match="a file: key lr is given twice"):
         mapping("lr: 1\nlr: 2", "a file")

@@ -1,11 +1,9 @@
-"""One declaration for each knob: a field of the config is a flag and a documented one."""
-
-from dataclasses import fields
+"""Each option is declared once: a field of a config class is a documented flag."""
 
 import pytest
 
-from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, LangevinConfig, TrainConfig
-from rjem_cli.config.fields import flag_name
+from rjem_cli.config import AttackConfig, CompareConfig, EvalConfig, GenerateConfig, LangevinConfig, TrainConfig
+from rjem_cli.config.fields import options
 
 
 @pytest.mark.parametrize(
@@ -16,13 +14,14 @@ from rjem_cli.config.fields import flag_name
         ("langevin", LangevinConfig),
         ("generate", GenerateConfig),
         ("eval", EvalConfig),
+        ("compare", CompareConfig),
     ],
 )
-def test_every_knob_is_a_flag_with_a_meaning(rjem_help, command, config_class):
+def test_every_option_is_a_documented_flag(rjem_help, command, config_class):
     text = rjem_help(command)
-    for option in fields(config_class):
-        assert f"  {flag_name(option.name)} " in text.replace(",", " ").replace("-n ", "  ")
-        assert option.metadata["help"][:20] in " ".join(text.split())
+    for option in options(config_class):
+        assert f"  {option.flag} " in text.replace(",", " ").replace("-n ", "  ")
+        assert option.help[:20] in " ".join(text.split())
 
 
 @pytest.fixture

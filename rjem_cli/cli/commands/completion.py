@@ -30,7 +30,7 @@ def completion(
 def completion_script(shell: str) -> str:
     """Typer's script; the zsh one also works as an fpath file, where the first TAB must call the function it
     defines."""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     if shell not in SHELLS:
         raise ConfigError(f"shell {shell!r} is unknown; {did_you_mean(shell, SHELLS)}")

@@ -65,7 +65,7 @@ def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tupl
     AbsentError."""
     config = call.resolve()
     if config.model is not None:
-        call.refuse(SampleScoreOptions, config.model)
+        call.reject(SampleScoreOptions, f"applies to samples only, but {config.model} is a network")
         return config, [], call.find_network(config, subjects[0] if subjects else None)
     if not subjects:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
@@ -77,7 +77,10 @@ def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tupl
         raise ConfigError(
             f"{other} is a checkpoint; several arguments are parts of one set of samples (see rjem compare)"
         )
-    call.refuse(SampleScoreOptions if checkpoint else CheckpointScoreOptions, subjects[0])
+    if checkpoint:
+        call.reject(SampleScoreOptions, f"applies to samples only, but {subjects[0]} is a checkpoint")
+    else:
+        call.reject(CheckpointScoreOptions, f"applies to checkpoints only, but {subjects[0]} holds samples")
     return config, [] if checkpoint else subjects, checkpoint
 
 
