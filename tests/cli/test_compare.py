@@ -1,4 +1,4 @@
-"""`rjem compare` on tiny runs and samples: rows, forms, what is kept, and bad input."""
+"""`rjem compare` on tiny runs and samples: rows, formats, caches, and bad input."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import sys
 import numpy as np
 import pytest
 
-from rjem_cli.cli import reproduction
 from rjem_cli.config.sources import ConfigSource
-from rjem_cli.engine.compare import draw, measure, reproduce
+from rjem_cli.engine.compare import measure, reproduce, samples
 from rjem_cli.engine.data.digits import load_digits
 from rjem_cli.engine.data.png import to_image
 from rjem_cli.engine.runtime import Runtime
@@ -30,7 +29,7 @@ QUICK = ("--samples", 60, "--limit", 20, "--steps", 1, "--is-splits", 2, "--feat
 
 @pytest.fixture(autouse=True)
 def judged(digits_judge):
-    """The judge of digits is there already; others are trained in no time."""
+    """A cached judge of digits; other judges are trained for a few steps."""
 
 
 def compared(rjem, *arguments):
@@ -39,14 +38,14 @@ def compared(rjem, *arguments):
     return json.loads(outcome.out)
 
 
-def test_the_papers_table_alone(rjem):
+def test_published_rows_alone_make_a_table(rjem):
     outcome = rjem("compare", "--published")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0] == "model\tIS\tFID" and lines[-1] == "Robust JEM [quoted]\t9.28\t47.92" and len(lines) == 7
 
 
-def test_runs_and_samples_are_rows_and_what_was_measured_is_kept(rjem, own_home, trained, monkeypatch):
+def test_runs_and_samples_are_rows_and_measurements_are_cached(rjem, own_home, trained, monkeypatch):
     rjem("train", "--run", "other", *TINY_FLAGS, "--pgd-steps", 0)
     rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
     arguments = ("tiny", "other", own_home / "made.npz", "--published", "--mode", "energy,attack", *QUICK)
@@ -67,31 +66,31 @@ def test_runs_and_samples_are_rows_and_what_was_measured_is_kept(rjem, own_home,
     def refused(*arguments, **options):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(draw, "write_samples", refused)
-    for module in (measure.sample_scores, measure.checkpoint_scores):
-        monkeypatch.setattr(module, "evaluate", refused)
+    monkeypatch.setattr(samples, "write_samples", refused)
+    monkeypatch.setattr(measure.sample_scores, "evaluate", refused)
+    monkeypatch.setattr(measure.classifier, "evaluate_classifier", refused)
     assert compared(rjem, *arguments) == found
 
 
-def test_tests_are_kept_where_only_samples_are_scored_otherwise(rjem, own_home, trained, monkeypatch):
-    """And samples where only tests are of another kind."""
-    evaluate = {module: module.evaluate for module in (measure.sample_scores, measure.checkpoint_scores)}
+def test_an_option_for_samples_does_not_test_checkpoints_again_nor_the_reverse(rjem, own_home, trained, monkeypatch):
     calls = []
 
-    def pluralize(module):
-        def call(*arguments, **options):
-            calls.append(module)
-            return evaluate[module](*arguments, **options)
+    def count(module, function):
+        original = getattr(module, function)
 
-        return call
+        def counted(*arguments, **options):
+            calls.append(function)
+            return original(*arguments, **options)
 
-    for module in evaluate:
-        monkeypatch.setattr(module, "evaluate", pluralize(module))
+        monkeypatch.setattr(module, function, counted)
+
+    count(measure.sample_scores, "evaluate")
+    count(measure.classifier, "evaluate_classifier")
     for changed, measured in [
-        ((), [measure.sample_scores, measure.checkpoint_scores]),
-        (("--num", 40), [measure.sample_scores]),
-        (("--metrics", "fid"), [measure.sample_scores]),
-        (("--limit", 30), [measure.checkpoint_scores]),
+        ((), ["evaluate", "evaluate_classifier"]),
+        (("--num", 40), ["evaluate"]),
+        (("--metrics", "fid"), ["evaluate"]),
+        (("--limit", 30), ["evaluate_classifier"]),
     ]:
         calls.clear()
         compared(rjem, "tiny", *QUICK, *changed)
@@ -108,7 +107,7 @@ def test_samples_of_other_counts_are_not_ranked(rjem, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["md", "latex", "csv", "json"])
-def test_each_form_goes_to_stdout_or_a_file(rjem, tmp_path, form):
+def test_each_format_goes_to_stdout_or_a_file(rjem, tmp_path, form):
     shown = rjem("compare", "--published", "--format", form)
     assert shown.code == 0 and "9.28" in shown.out
     written = rjem("compare", "--published", "--format", form, "-o", tmp_path / "table")
@@ -120,15 +119,14 @@ def test_each_form_goes_to_stdout_or_a_file(rjem, tmp_path, form):
 @pytest.mark.parametrize(
     ("ending", "form"), [(".md", "md"), (".TEX", "latex"), (".csv", "csv"), (".json", "json"), (".txt", "md")]
 )
-def test_a_table_has_the_form_that_its_files_name_ends_in(rjem, tmp_path, ending, form):
-    """But for a --format, which is said in so many words."""
+def test_the_file_name_decides_the_format_unless_it_is_given(rjem, tmp_path, ending, form):
     file = tmp_path / f"table{ending}"
-    said = ("--format", form) if ending == ".txt" else ()
-    assert rjem("compare", "--published", *said, "-o", file).code == 0
+    flags = ("--format", form) if ending == ".txt" else ()
+    assert rjem("compare", "--published", *flags, "-o", file).code == 0
     assert file.read_text() == rjem("compare", "--published", "--format", form).out
 
 
-def test_a_page_of_runs_and_samples(rjem, own_home, trained, tmp_path):
+def test_a_report_of_runs_and_samples(rjem, own_home, trained, tmp_path):
     rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
     arguments = (
         "compare",
@@ -143,13 +141,13 @@ def test_a_page_of_runs_and_samples(rjem, own_home, trained, tmp_path):
     page = (tmp_path / "new" / "report.html").read_text()
     for heading in ("Scores", "Samples", "Training", "Chains", "Protocols", "Settings of the runs"):
         assert f"<h2>{heading}</h2>" in page
-    assert page.count("<img ") == 3 + 4 + 2  # sheets, curves, film and energies
+    assert page.count("<img ") == 3 + 4 + 2  # grids, curves, film and energies
     assert f"rjem compare tiny {own_home}/made.npz --" in page and " --published " in page
-    again = rjem(*arguments)  # the chains are kept as well
+    again = rjem(*arguments)  # the chains are cached too
     assert "chains:" not in again.err and (tmp_path / "new" / "report.html").read_text() == page
 
 
-def test_quiet_leaves_the_rows(rjem):
+def test_quiet_prints_the_rows_alone(rjem):
     outcome = rjem("compare", "--published", "-q")
     assert outcome.err == "" and outcome.out == rjem("compare", "--published").out
 
@@ -159,10 +157,11 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
     rjem("generate", "tiny", "-n", 60, "-o", own_home / "made.npz")
     outcome = rjem("compare", "tiny", own_home / "made.npz", "--mode", "energy,combined", *QUICK, "--dry-run")
     assert outcome.code == 0, outcome.err
-    run, samples = outcome.err.splitlines()[-2:]
+    run, scored = outcome.err.splitlines()[-2:]
     assert "step-00000003.safetensors, tested on images of digits, 60 samples" in run
     assert run.endswith("mode energy, 2 passes each; mode combined, 4 passes each")
-    assert "60 samples against digits" in samples and "features by judge" in samples and "is trained first" in samples
+    assert "60 samples against digits" in scored and "features by judge" in scored
+    assert "trains and caches a judge first" in scored
     assert not comparisons_dir().exists()
 
 
@@ -170,15 +169,16 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
     ("arguments", "code", "message"),
     [
         ([], 2, "nothing to compare"),
-        (["nobody"], 3, "nobody is not there"),
+        (["nobody"], 3, "no images, checkpoint or run named 'nobody'"),
         (["--published", "--mode", "magic"], 2, "--mode 'magic'"),
         (["--published", "--eps", "0.1,0.2"], 2, "give one radius"),
         (["--published", "--seeds", "3"], 2, "--seeds goes with --reproduce"),
-        (["--reproduce", "table1", "--mode", "attack"], 2, "--mode goes with runs"),
+        (["--reproduce", "table1", "--mode", "attack"], 2, "--mode only applies to runs"),
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
-        (["--published", "-o", "table.txt"], 2, "-o table.txt: give a --format, or a name that ends in .md"),
+        (["--published", "-o", "table.txt"], 2, "-o table.txt: give --format, or a name that ends in .md"),
         (["--published", "--html", "."], 2, "--html . is a folder"),
         (["tiny", "--metrics", "magic"], 2, "magic"),
+        (["tiny", "--model", "m:f", "--dataset", "digits"], 2, "--model m:f: compare tests checkpoints only"),
         (["tiny", "--reference", "nowhere/"], 3, "--reference nowhere/"),
         (["--published", "--html", "-"], 2, "--html -: give a file's name"),
         (["--published", "--html", "/proc/none/report.html"], 1, "/proc/none"),
@@ -197,7 +197,7 @@ def reproduced(rjem, *arguments):
 
 @pytest.fixture
 def quick_presets(monkeypatch):
-    """The quickstart's models with steps that cost nothing."""
+    """The quickstart's models with very few steps."""
     few = {
         "dataset": "digits",
         "pgd_steps": 1,
@@ -206,9 +206,9 @@ def quick_presets(monkeypatch):
         "attack_steps": 1,
         "buffer_size": 64,
     }
-    source = reproduction.preset_source
+    source = reproduce.preset_source
     monkeypatch.setattr(
-        reproduction, "preset_layer", lambda name: ConfigSource(f"preset {name}", {**source(name).values, **few})
+        reproduce, "preset_source", lambda name: ConfigSource(f"preset {name}", {**source(name).values, **few})
     )
 
 
@@ -224,24 +224,24 @@ def test_the_papers_table_is_reproduced_with_seeds(rjem, own_home, quick_presets
     assert all(row["spreads"]["fd_judge"] > 0 and row["seeds"] == 2 == len(row["origins"]) for row in own)
     assert [row["scores"]["gradient_steps"] for row in own] == [1, 1, 1, 2]
     assert [each["claim"].split(": ")[0] for each in document["orderings"]] == ["IS-judge"] * 6 + ["FD-judge"] * 6
-    assert all("2 seeds" in each["why"] for each in document["orderings"])
+    assert all("2 seeds" in each["reason"] for each in document["orderings"])
     assert reproduced(rjem, "--dry-run").err.count("done") == 6
     again = reproduced(rjem, "--published", "--json")
     assert json.loads(again.out) == document and ": 0 of 2" not in again.err
 
 
-def test_a_plan_says_what_is_downloaded_first(rjem, own_home):
+def test_a_plan_names_the_downloads_and_their_size(rjem, own_home):
     plan = rjem("compare", "--reproduce", "table1", "--scale", "small", "--dry-run")
-    assert plan.code == 0 and plan.err.splitlines()[0].endswith("cifar10 is downloaded first, 170 MB")
+    assert plan.code == 0 and plan.err.splitlines()[0].endswith("downloads cifar10 first, 170 MB")
     assert plan.err.count("; to do") == 3 and "3 trainings, " in plan.err
     plan = rjem("compare", "--reproduce", "table1", "--dry-run", "--json")
-    assert "downloaded" not in plan.err and json.loads(plan.out)["plan"] == plan.err.splitlines()
+    assert "downloads" not in plan.err and json.loads(plan.out)["plan"] == plan.err.splitlines()
 
 
-def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):
+def test_a_stopped_reproduction_resumes_to_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):
     whole = json.loads(reproduced(rjem, "--json").out)
     monkeypatch.setenv("RJEM_HOME", str(tmp_path / "other-home"))
-    for name in ("run_training", "run_rows"):
+    for name in ("run_training", "measure_checkpoint"):
         calls = itertools.count()
         step = getattr(reproduce, name)
 
@@ -255,7 +255,7 @@ def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home
     resumed = json.loads(reproduced(rjem, "--json").out)
 
     def without_time(document):
-        """Nor what else is of one home: its judge's place, and how long it took."""
+        """Without durations and the path of the judge, which depend on the home."""
         rows = [
             {
                 "name": row["name"],
@@ -271,7 +271,7 @@ def test_a_reproduction_that_was_stopped_ends_with_the_same_table(rjem, own_home
     assert without_time(resumed) == without_time(whole)
 
 
-def test_a_model_that_diverges_is_counted_and_not_trained_again(rjem, own_home, quick_presets, monkeypatch, tmp_path):
+def test_a_lost_run_is_counted_and_not_trained_again(rjem, own_home, quick_presets, monkeypatch, tmp_path):
     take = Trainer.train_step
 
     def train_step(trainer):
@@ -282,44 +282,44 @@ def test_a_model_that_diverges_is_counted_and_not_trained_again(rjem, own_home, 
     monkeypatch.setattr(Trainer, "train_step", train_step)
     found = json.loads(reproduced(rjem, "--json").out)
     jempp = found["rows"][0]
-    assert "JEM++ is of the 1 of 2 seeds that did not diverge" in jempp["notes"]
-    assert "table1-quickstart-2-steps-jempp-1 diverged beyond recovery" in jempp["notes"]
+    assert "JEM++: 1 of 2 seeds, because the others diverged" in jempp["notes"]
+    assert "table1-quickstart-2-steps-jempp-1 diverged for good" in jempp["notes"]
     assert jempp["scores"]["divergences"] == 4 and jempp["scores"]["runs_lost"] == 1 and jempp["scores"]["fd_judge"] > 0
     assert jempp["seeds"] == 1 and len(jempp["origins"]) == 2
-    assert all("1 and 2 seeds" in each["why"] for each in found["orderings"] if "JEM++" in each["claim"])
+    assert all("1 and 2 seeds" in each["reason"] for each in found["orderings"] if "JEM++" in each["claim"])
     monkeypatch.setattr(reproduce, "run_training", None)
     again = reproduced(rjem, "--json", "--html", tmp_path / "page.html")
     assert again.code == 0, again.err
     assert json.loads(again.out) == found
-    assert "there were 4." in (tmp_path / "page.html").read_text()
+    assert "Divergences (crosses): 4." in (tmp_path / "page.html").read_text()
     assert "jempp-1: " in (plan := reproduced(rjem, "--dry-run").err) and "; diverged" in plan
 
 
-def test_a_table_is_of_runs_of_its_own_settings_and_images(rjem, own_home, quick_presets, tmp_path):
+def test_a_run_with_other_settings_or_images_is_not_taken_over(rjem, own_home, quick_presets, tmp_path):
     assert reproduced(rjem, "--seeds", 1).code == 0
     run = own_home / "runs" / "table1-quickstart-2-steps-rjem-0"
     assert rjem("train", "--resume", run.name, "--steps", 4).code == 0
     for more in ((), ("--dry-run",)):
         outcome = reproduced(rjem, "--seeds", 1, *more)
-        assert outcome.code == 2 and f"steps 4, this table's has 2; remove {run}" in outcome.error_line()
-    for place, seed in (("one", 0), ("two", 1)):
-        write_pets(tmp_path / place / "pets", seed)
-        made = ("--data", tmp_path / place / "pets", "--seeds", 1, "--reference", "digits:train")
+        assert outcome.code == 2 and f"steps 4, but this table needs 2; remove {run}" in outcome.error_line()
+    for folder, seed in (("one", 0), ("two", 1)):
+        write_pets(tmp_path / folder / "pets", seed)
+        made = ("--data", tmp_path / folder / "pets", "--seeds", 1, "--reference", "digits:train")
         outcome = reproduced(rjem, *made)
-        assert outcome.code == (0 if place == "one" else 1), outcome.err
-    assert "was trained on other images than pets is now" in outcome.error_line()
+        assert outcome.code == (0 if folder == "one" else 1), outcome.err
+    assert "was trained on other images than pets has now" in outcome.error_line()
 
 
 def write_pets(folder, seed):
     """Class folders of digits."""
     digits = load_digits()
-    for place in range(seed, 400 + seed):
-        name = folder / str(int(digits.labels[place])) / f"{place}.png"
+    for index in range(seed, 400 + seed):
+        name = folder / str(int(digits.labels[index])) / f"{index}.png"
         name.parent.mkdir(parents=True, exist_ok=True)
-        to_image(digits.pixels[place]).save(name)
+        to_image(digits.pixels[index]).save(name)
 
 
-def test_a_changed_network_means_new_scores(rjem, own_home, trained, tmp_path):
+def test_a_changed_judge_gives_new_scores(rjem, own_home, trained, tmp_path):
     rjem("generate", "tiny", "-n", 60, "-o", tmp_path / "made.npz")
     judge_file = tmp_path / "judge.safetensors"
     shutil.copy(trained_judge(rjem, own_home), judge_file)
@@ -333,7 +333,7 @@ def test_a_changed_network_means_new_scores(rjem, own_home, trained, tmp_path):
     assert after["protocols"]["fd_judge"] != before["protocols"]["fd_judge"]
 
 
-def test_selected_samples_are_not_ranked_beside_others(rjem, own_home, trained, tmp_path):
+def test_selected_samples_are_not_ranked_with_others(rjem, own_home, trained, tmp_path):
     """EVALUATION: numbers with top-k selection are not those of samples."""
     for name in ("all", "best"):
         rjem("generate", "tiny", "-n", 60, "-o", tmp_path / name)
@@ -344,19 +344,19 @@ def test_selected_samples_are_not_ranked_beside_others(rjem, own_home, trained, 
     assert not any("fd_judge" in row["best"] for row in found["rows"])
 
 
-def test_kept_seconds_keep_their_device(rjem, own_home, trained, monkeypatch):
+def test_cached_seconds_keep_their_device(rjem, own_home, trained, monkeypatch):
     first = compared(rjem, "tiny", *QUICK)["rows"][0]
     device = first["protocols"]["seconds_per_1000"]["device"]
     monkeypatch.setattr(Runtime, "describe", lambda self: "another device")
     assert compared(rjem, "tiny", *QUICK)["rows"][0]["protocols"]["seconds_per_1000"]["device"] == device
     for timing in comparisons_dir().glob("samples-*.json"):
-        timing.unlink()  # as a kill just before it leaves it: samples without a time
+        timing.unlink()  # as after a kill between samples and time
     timed = compared(rjem, "tiny", *QUICK)["rows"][0]
     assert timed["scores"]["seconds_per_1000"] > 0
     assert timed["protocols"]["seconds_per_1000"]["device"] == "another device"
 
 
-def test_kept_results_that_are_damaged_are_measured_again(rjem, own_home, trained):
+def test_damaged_caches_are_measured_again(rjem, own_home, trained):
     sound = compared(rjem, "tiny", *QUICK)["rows"][0]["scores"]
     for content in ("{}", '{"accuracy": "x"}', '{"seconds_per_1000": -1}', "[1]", "NaN", "1e999", ""):
         for path in comparisons_dir().iterdir():
@@ -368,11 +368,11 @@ def test_kept_results_that_are_damaged_are_measured_again(rjem, own_home, traine
         assert again.keys() | {"seconds_per_1000"} == sound.keys()
 
 
-def test_no_link_nor_device_is_replaced(rjem, tmp_path):
+def test_links_and_devices_are_not_replaced(rjem, tmp_path):
     (tmp_path / "link.html").symlink_to(tmp_path / "report.html")
     os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path / "link.html", tmp_path / "pipe"):
-        outcome = rjem("compare", "--published", "--html", place)
+    for path in (tmp_path / "link.html", tmp_path / "pipe"):
+        outcome = rjem("compare", "--published", "--html", path)
         assert outcome.code == 2 and "is a link or a device" in outcome.error_line()
     assert (tmp_path / "link.html").is_symlink()
     outcome = rjem("compare", "--published", "--format", "md", "-o", tmp_path / "a", "--html", tmp_path / "a")
@@ -380,7 +380,6 @@ def test_no_link_nor_device_is_replaced(rjem, tmp_path):
 
 
 def test_an_untrained_checkpoint_is_a_row(rjem, own_home, trained):
-    """Of its test images it may know none."""
     path = own_home / "runs" / "tiny" / "checkpoints" / "step-00000000.safetensors"
     for limit in (1, 2, 3):
         outcome = rjem("compare", path, "--mode", "none", "--limit", limit, "--steps", 1, "--json")
@@ -389,8 +388,8 @@ def test_an_untrained_checkpoint_is_a_row(rjem, own_home, trained):
 
 
 @pytest.mark.slow
-def test_two_calls_at_once_draw_once(rjem, own_home, trained):
-    """The second waits, and takes what the first drew."""
+def test_two_calls_at_once_share_their_samples(rjem, own_home, trained):
+    """The second waits for the samples of the first."""
     command = [sys.executable, "-m", "rjem_cli", "compare", "tiny", "--json", "--mode", "energy", "--samples", "60"]
     command += ["--limit", "20", "--steps", "1", "--features", str(trained_judge(rjem, own_home)), "--allow-few"]
     command += ["--is-splits", "2"]
@@ -401,12 +400,29 @@ def test_two_calls_at_once_draw_once(rjem, own_home, trained):
     assert one == other
 
 
+def test_an_unfinished_run_has_a_note_and_a_finished_one_has_none(rjem, own_home, trained):
+    checkpoints = own_home / "runs" / "tiny" / "checkpoints"
+    test = ("--mode", "none", "--limit", 20, "--steps", 1)
+    assert not any("unfinished" in note for note in compared(rjem, "tiny", *test)["notes"])
+    (checkpoints / "step-00000003.safetensors").unlink()
+    document = compared(rjem, checkpoints / "step-00000000.safetensors", *test)
+    assert document["rows"][0]["notes"] == ["training is unfinished: step 0 of 3"]
+    assert "training is unfinished: step 0 of 3" in document["notes"]
+
+
+def test_a_renamed_checkpoint_is_a_row(rjem, own_home, trained):
+    checkpoints = own_home / "runs" / "tiny" / "checkpoints"
+    best = shutil.copy(checkpoints / "step-00000003.safetensors", checkpoints / "best.safetensors")
+    row = compared(rjem, best, "--mode", "none", "--limit", 20, "--steps", 1)["rows"][0]
+    assert row["scores"]["divergences"] == 0 and row["notes"] == []
+
+
 def trained_judge(rjem, own_home):
     rjem("train", "--run", "judge", *TINY_FLAGS, "--seed", 1)
     return own_home / "runs" / "judge" / "checkpoints" / "step-00000003.safetensors"
 
 
-def test_a_hostile_metrics_file_makes_a_page(rjem, own_home, trained, tmp_path):
+def test_a_damaged_metrics_file_still_makes_a_report(rjem, own_home, trained, tmp_path):
     lines = [
         {"step": 1, "event": "divergence", "at": None, "what": "x", "rate_scale": 1},
         {"step": 1, "event": "divergence", "at": [], "what": "x", "rate_scale": 1},

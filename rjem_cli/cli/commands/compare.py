@@ -1,5 +1,4 @@
-"""`rjem compare`: runs, checkpoints and samples of any maker, a row each, beside the paper's; and the paper's table
-again."""
+"""`rjem compare`: runs, checkpoints, samples and published results in one table; and the paper's table reproduced."""
 
 from __future__ import annotations
 
@@ -10,18 +9,16 @@ import typer
 from rjem_cli import paths
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.options import CommandCall, with_options
-from rjem_cli.cli.reproduction import run_configs
-from rjem_cli.cli.signals import stop_on_signals, stoppable
+from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.config import SUFFIXES, CompareConfig
 from rjem_cli.config.fields import given_flags
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import check_file_place, write_atomically
 
 if TYPE_CHECKING:
-    from rjem_cli.engine.compare.reproduce import Training
     from rjem_cli.engine.compare.rows import Comparison
 
-KEPT = "stopped; what was trained and measured is kept, and the same command goes on"
+STOPPED = "stopped; finished trainings and measurements are cached, run the same command again to resume"
 
 
 @with_options(CompareConfig)
@@ -31,15 +28,16 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="A B C",
-            help="Runs, checkpoints, and samples of any maker (folder, .npz, .tar, .zip, digits:test).",
+            help="Runs, checkpoints, and samples from any source (folder, .npz, .tar, .zip, digits:test).",
             autocompletion=paths.run_names,
         ),
     ] = None,
 ) -> None:
-    """Compare runs, checkpoints and samples: scores, accuracy, cost; the best of each column is marked where protocols
-    agree. Runs and checkpoints are tested, and draw their samples first; what was measured once is kept.
+    """Compare runs, checkpoints and samples in one table of quality, accuracy and cost.
 
-    With --reproduce table1 the paper's three models are trained first, with one network, seed and budget.
+    Runs and checkpoints are tested and sampled; samples are scored. Measurements are cached. The best score of a column
+    is marked if its rows share a protocol. With --reproduce table1 the paper's three models are trained first, with the
+    same network, seeds and budget.
 
     Examples:
 
@@ -51,76 +49,78 @@ def compare(
     """
     console, config = call.console, call.resolve()
     names = list(dict.fromkeys(subjects or []))
-    if not (names or config.published or config.reproduce):
-        raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
-    if config.reproduce and not names and config.mode != CompareConfig.mode:
-        raise ConfigError("--mode goes with runs and checkpoints; the paper's table says how each model is sampled")
-    if config.output and config.form == "table" and not call.as_json:
-        raise ConfigError(f"-o {config.output}: give a --format, or a name that ends in {', '.join(SUFFIXES)}")
-    found = {name: paths.find_checkpoint_or_images(name) for name in names}
-    trainings, plan = announced(config, console) if config.reproduce else ([], [])
+    check_options(config, names, call.as_json)
+    checkpoints = {name: paths.find_checkpoint_or_images(name) for name in names}
 
-    from rjem_cli.engine.compare.cached import Work
-    from rjem_cli.engine.compare.comparison import compared, page, planned
+    from rjem_cli.engine.compare.cache import CompareCallbacks
+    from rjem_cli.engine.compare.comparison import build_report, describe_plan, run_comparison
+    from rjem_cli.engine.compare.reproduce import build_trainings, describe_trainings
+    from rjem_cli.engine.training.progress import Stopped
 
+    trainings = build_trainings(config) if config.reproduce else []
+    plan = describe_trainings(trainings, config.sample_count) if trainings else []
+    for line in plan:
+        console.log(line)
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
-        work = Work(console.log, console.warn, stoppable(bar, stop, KEPT), bar.update, stop, console.binary_input)
+        callbacks = CompareCallbacks(console.log, console.warn, bar.update, stop, console.binary_input)
         if call.dry_run:
-            for line in (lines := planned(config, found, work)):
+            lines = describe_plan(config, checkpoints, callbacks)
+            for line in lines:
                 console.log(line)
             if call.as_json:
-                console.document({"plan": [*plan, *lines]})
+                console.document({"plan": plan + lines})
             return
-        check_places(config)
-        comparison = compared(config, found, trainings, work)
-        html = (
-            page(config, comparison, ["rjem", "compare", *names, *given_flags(config)], work) if config.html else None
-        )
-    show(comparison, config, call.as_json, console)
-    if config.html and html:
-        write_atomically(paths.expand(config.html), html.encode())
-        console.log(f"page: {paths.expand(config.html).absolute()}")
+        check_files(config)
+        try:
+            comparison = run_comparison(config, checkpoints, trainings, callbacks)
+            command = ["rjem", "compare", *names, *given_flags(config)]
+            report = build_report(config, comparison, command, callbacks) if config.html else ""
+        except Stopped:
+            raise interrupted(stop, STOPPED) from None
+    show_table(comparison, config, call.as_json, console)
+    if config.html:
+        path = paths.expand(config.html)
+        write_atomically(path, report.encode())
+        console.log(f"report: {path.absolute()}")
 
 
-def check_places(config: CompareConfig) -> None:
-    """That what is asked for can be written once it is there."""
-    given = [(flag, paths.expand(file)) for flag, file in (("-o", config.output), ("--html", config.html)) if file]
-    for flag, path in given:
+def check_options(config: CompareConfig, names: list[str], as_json: bool) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if not (names or config.published or config.reproduce):
+        raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
+    if config.model:
+        raise ConfigError(f"--model {config.model}: compare tests checkpoints only; give samples of your network")
+    if config.reproduce and not names and config.mode != CompareConfig.mode:
+        raise ConfigError("--mode only applies to runs and checkpoints; --reproduce table1 samples as the paper does")
+    if config.output and config.form == "table" and not as_json:
+        raise ConfigError(f"-o {config.output}: give --format, or a name that ends in {', '.join(SUFFIXES)}")
+
+
+def check_files(config: CompareConfig) -> None:
+    """Raises ConfigError or RjemError for output files that cannot be written."""
+    files = [(flag, paths.expand(file)) for flag, file in (("-o", config.output), ("--html", config.html)) if file]
+    for flag, path in files:
         check_file_place(flag, path)
-    if len({path.resolve() for _, path in given}) < len(given):
-        raise ConfigError(f"-o and --html both name {given[0][1]}; give two files")
+    if len({path.resolve() for _, path in files}) < len(files):
+        raise ConfigError(f"-o and --html both name {files[0][1]}; give two files")
 
 
-def announced(config: CompareConfig, console: Console) -> tuple[list[Training], list[str]]:
-    """The runs of a reproduction, and what is said of them: the length of each and where it stands."""
-    from rjem_cli.engine.compare.reproduce import Training, described
+def show_table(comparison: Comparison, config: CompareConfig, as_json: bool, console: Console) -> None:
+    """A table on a terminal, TSV in a pipe or with --quiet, or the format that was given."""
+    from rjem_cli.engine.compare.formats import STAR, WRITERS, format_starred_cells, split_columns
+    from rjem_cli.engine.compare.notes import all_notes
 
-    runs = run_configs(config)
-    trainings = [Training(model, resolved, paths.runs_dir() / name) for name, model, resolved in runs]
-    lines = list(described(trainings, config.sample_count))
-    for line in lines:
-        console.log(line)
-    return trainings, lines
-
-
-def show(comparison: Comparison, config: CompareConfig, as_json: bool, console: Console) -> None:
-    """Tables on a terminal, TSV on a pipe and with --quiet, or the form that was asked for."""
-    from rjem_cli.engine.compare import formats as forms
-
-    written = forms.WRITTEN.get("json" if as_json else config.form)
-    if written is None:
-        if console.quiet or not console.on_terminal:
-            console.tab_separated(*forms.plain_cells(comparison.rows))
-        else:
-            for some, columns in forms.pieces(comparison.rows, console.width()):
-                console.table("", *forms.cells(some, columns, lambda value: f"{value} {forms.STAR}"))
-            if any(forms.best_of(comparison.rows, column) for column in forms.columns_of(comparison.rows)):
-                console.log(f"{forms.STAR} the best of its column, and what lies within the deviations")
-        for note in forms.notes_of(comparison):
-            console.log(f"note: {note}")
+    form = "json" if as_json else config.form
+    if form == "table" and console.on_terminal and not console.quiet:
+        for rows, columns in split_columns(comparison.rows, console.width()):
+            console.table("", *format_starred_cells(rows, columns))
+        console.log(f"{STAR} best of its column, and scores within the deviations of the best")
     elif config.output:
         path = paths.expand(config.output)
-        write_atomically(path, written(comparison).encode())
+        write_atomically(path, WRITERS[form](comparison).encode())
         console.result(str(path.absolute()))
     else:
-        console.result(written(comparison).rstrip("\n"))
+        console.result(WRITERS[form](comparison).rstrip("\n"))
+    if form == "table":
+        for note in all_notes(comparison):
+            console.log(f"note: {note}")

@@ -1,1 +1,1 @@
-"""Comparisons: measured and quoted scores in one table, and the paper's table reproduced."""
+"""Comparisons: rows of scores, measured or published, in one table; and the paper's Table 1 reproduced."""

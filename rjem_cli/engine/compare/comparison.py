@@ -1,4 +1,4 @@
-"""One call of `rjem compare`: every row, and the page of them."""
+"""`rjem compare`, from its subjects to a table of rows and an HTML report."""
 
 from __future__ import annotations
 
@@ -6,78 +6,80 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rjem_cli.config import STREAM, CompareConfig
-from rjem_cli.engine.compare.cached import Work
-from rjem_cli.engine.compare.chain_figures import draw_chains
-from rjem_cli.engine.compare.html_report import page_of
-from rjem_cli.engine.compare.measure import check_scoring, read_samples, run_rows, sample_row
-from rjem_cli.engine.compare.reproduce import Training, reproduced
-from rjem_cli.engine.compare.rows import Comparison, published_rows
-from rjem_cli.engine.compare.table1 import orderings
-from rjem_cli.engine.metrics.samples import Inputs
+from rjem_cli.engine.compare.cache import CompareCallbacks
+from rjem_cli.engine.compare.html_report import html_report
+from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, read_samples, score_samples
+from rjem_cli.engine.compare.notes import check_orderings
+from rjem_cli.engine.compare.reproduce import Training, reproduce_table1
+from rjem_cli.engine.compare.rows import Comparison, read_published_rows
+from rjem_cli.engine.compare.samples import chain_figures
 from rjem_cli.engine.models.checkpoint import read_info
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.errors import AbsentError
 
+Subjects = Mapping[str, Path | None]  # by name: a checkpoint, or None for samples
 
-def compared(
-    config: CompareConfig, subjects: Mapping[str, Path | None], trainings: Sequence[Training], work: Work
+
+def run_comparison(
+    config: CompareConfig, subjects: Subjects, trainings: Sequence[Training], callbacks: CompareCallbacks
 ) -> Comparison:
-    """Rows of the paper's table, made again where there are `trainings`; of each subject, a checkpoint or (None)
-    samples; and the paper's own. Raises as `rjem train`, `generate` and `eval` do."""
+    """The rows of the reproduced Table 1 (if there are `trainings`), of each subject, and of the paper. Raises as `rjem
+    train`, `rjem generate` and `rjem eval` do."""
     check_scoring(config)
-    inputs = {name: read_samples(config, name, work) for name, path in subjects.items() if path is None}
-    own = reproduced(config, trainings, work) if trainings else []
-    rows = list(own)
+    inputs = {name: read_samples(config, name, callbacks) for name, path in subjects.items() if path is None}
+    reproduced = reproduce_table1(config, trainings, callbacks) if trainings else []
+    rows = list(reproduced)
     for name, path in subjects.items():
-        rows += run_rows(config, name, path, work) if path else [sample_row(name, inputs[name], work)]
-    rows += published_rows() if config.published else []
-    return Comparison(rows, tuple(orderings(own)) if own else ())
+        if path:
+            rows += measure_checkpoint(config, name, path, callbacks)
+        else:
+            rows.append(score_samples(name, inputs[name], callbacks))
+    rows += read_published_rows() if config.published else []
+    return Comparison(rows, tuple(check_orderings(reproduced)) if reproduced else ())
 
 
-def planned(config: CompareConfig, subjects: Mapping[str, Path | None], work: Work) -> list[str]:
-    """A line a subject: what would be drawn, tested and scored. Reads samples, all but a stream, as `compared` would.
-    Raises as that does."""
+def describe_plan(config: CompareConfig, subjects: Subjects, callbacks: CompareCallbacks) -> list[str]:
+    """One line per subject: what would be sampled, tested and scored. Reads samples, but not standard input. Raises as
+    `run_comparison` does."""
     check_scoring(config)
     lines = []
     for name, path in subjects.items():
         if path is not None:
-            lines.append(f"{name}: {described_run(config, path)}")
+            lines.append(f"{name}: {describe_checkpoint(config, path)}")
         elif name == STREAM:
             lines.append(f"{name}: samples on standard input")
         else:
-            lines.append(f"{name}: {described_samples(read_samples(config, name, work))}")
+            lines.append(f"{name}: {describe_samples(config, name, callbacks)}")
     return lines
 
 
-def described_samples(inputs: Inputs) -> str:
+def describe_samples(config: CompareConfig, name: str, callbacks: CompareCallbacks) -> str:
+    inputs = read_samples(config, name, callbacks)
     case, steps = inputs.case, inputs.judge_steps
-    judge = f"; a judge is trained first, {steps}, and then kept" if steps else ""
+    judge = f"; trains and caches a judge first: {steps}" if steps else ""
     features = f"features by {case.choice.kind} ({case.choice.reason}){judge}"
     return f"{len(case.samples)} samples against {case.reference.name}; {', '.join(inputs.plan.metrics)}; {features}"
 
 
-def described_run(config: CompareConfig, path: Path) -> str:
+def describe_checkpoint(config: CompareConfig, path: Path) -> str:
     info = read_info(path)
-    each = [
-        f"mode {mode}, {SamplePlan.from_config(info.config, mode).gradient_steps} passes each" for mode in config.modes
-    ]
-    sampled = f", {config.sample_count} samples: {'; '.join(each)}" if each else ", no samples"
-    return f"checkpoint {path}, tested on images of {config.dataset or config.data or info.data_name}{sampled}"
+    plans = [(mode, SamplePlan.from_config(info.config, mode).gradient_steps) for mode in config.modes]
+    modes = "; ".join(f"mode {mode}, {steps} passes each" for mode, steps in plans)
+    samples = f"{config.sample_count} samples: {modes}" if modes else "no samples"
+    return f"checkpoint {path}, tested on images of {config.dataset or config.data or info.data_name}, {samples}"
 
 
-def page(config: CompareConfig, comparison: Comparison, command: Sequence[str], work: Work) -> str:
-    """The comparison as HTML, with watched chains of the checkpoints, of the first seed, whose samples were made by
-    chains."""
-    sampled = {
-        origin.checkpoint: origin.name
-        for row in comparison.rows
-        for origin in [origin for origin in row.origins if origin.samples][:1]
-        if origin.checkpoint and origin.mode in ("energy", "combined")
-    }
+def build_report(
+    config: CompareConfig, comparison: Comparison, command: Sequence[str], callbacks: CompareCallbacks
+) -> str:
+    """The comparison as an HTML page, with recorded chains of each checkpoint that was sampled by chains (of several
+    seeds, the first)."""
+    sampled = [next((origin for origin in row.origins if origin.samples), None) for row in comparison.rows]
+    chained = [origin for origin in sampled if origin and origin.mode in ("energy", "combined")]
     chains = {}
-    for path, name in sampled.items():
+    for path, name in {origin.checkpoint: origin.name for origin in chained if origin.checkpoint}.items():
         try:
-            chains[name] = draw_chains(config, name, path, work)
-        except AbsentError as error:  # a run that goes on drops its old checkpoints
-            work.warn(f"no chains of {name}: {error}")
-    return page_of(comparison, command, chains)
+            chains[name] = chain_figures(config, name, path, callbacks)
+        except AbsentError as error:  # a run in progress removes its old checkpoints
+            callbacks.warn(f"no chains of {name}: {error}")
+    return html_report(comparison, command, chains)

@@ -1,9 +1,8 @@
-"""A comparison as one HTML page that holds all it shows: no script, and nothing to be fetched."""
+"""A comparison as one self-contained HTML page: no script, nothing to download."""
 
 from __future__ import annotations
 
 import base64
-import colorsys
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,184 +11,124 @@ from pathlib import Path
 from typing import Any
 
 from rjem_cli import __version__
-from rjem_cli.engine.compare.formats import name_text, value_text
-from rjem_cli.engine.compare.image_grid import Sheet
-from rjem_cli.engine.compare.notes import limits_of, tally_of
-from rjem_cli.engine.compare.rows import COLUMNS, Comparison, Origin, Protocol, Row, columns_of, flattened, marks_of
-from rjem_cli.engine.compare.table1 import FAILS, HOLDS
+from rjem_cli.engine.compare.formats import format_name, format_value
+from rjem_cli.engine.compare.notes import FAILS, HOLDS, count_verdicts, row_notes
+from rjem_cli.engine.compare.rows import COLUMNS, Comparison, ImageGrid, Row, find_best, flatten, present_columns
 from rjem_cli.engine.data.png import contact_sheet, png_bytes
-from rjem_cli.engine.figures import Curve, training_curves
+from rjem_cli.engine.figures import palette, training_curves
 from rjem_cli.engine.sampling.chains import ChainPictures
-from rjem_cli.engine.training.curves import OKABE_ITO, PANELS, points_of
+from rjem_cli.engine.training.curves import Lines, build_panels
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.paths import find_run_dir
 
-MARKS = {HOLDS: "holds", FAILS: "fails"}  # CSS classes of verdicts
+VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails"}  # in CSS; others are "open"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What metrics.jsonl and a checkpoint's own config tell of it."""
+    """A run's lines of metrics.jsonl, and the options of its checkpoint."""
 
-    name: str
-    lines: list[dict[str, Any]]
+    folder: Path
+    lines: Lines
     settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
 
 @dataclass(frozen=True)
-class Family:
-    """Runs of one model, a seed each, drawn in one colour."""
+class RunGroup:
+    """The runs behind a row, one per seed, drawn in one colour."""
 
-    name: str
-    color: str
     runs: list[Run]
+    color: str
 
     @property
-    def events(self) -> list[tuple[int, str]]:
-        return [(line["at"], self.color) for run in self.runs for line in events_in(run.lines)]
+    def name(self) -> str:
+        """`digits-{0,1,2}` for digits-0, digits-1 and digits-2."""
+        names = [run.name for run in self.runs]
+        heads = {name.rpartition("-")[0] for name in names}
+        if len(names) == 1 or len(heads) > 1:
+            return ", ".join(names)
+        return f"{heads.pop()}-{{{','.join(name.rpartition('-')[2] for name in names)}}}"
 
 
-def page_of(comparison: Comparison, command: Sequence[str], chains: Mapping[str, ChainPictures]) -> str:
-    """`command` is what made it; `chains` has watched chains by the name of their run."""
+def html_report(comparison: Comparison, command: Sequence[str], chains: Mapping[str, ChainPictures]) -> str:
+    """The page. `command`: the command line that made it. `chains`: pictures of chains, by the name of their run."""
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("rjem_cli.engine.compare").joinpath("html_report.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    rows, families = comparison.rows, families_of(comparison.rows)
-    runs = [run for family in families for run in family.runs]
+    rows, orderings = comparison.rows, comparison.orderings
+    groups = group_runs(rows)
+    runs = list({run.folder: run for group in groups for run in group.runs}.values())
     return template.from_string(source).render(
         version=__version__,
         command=shlex.join(command),
-        columns=[COLUMNS[name].label for name in columns_of(rows)],
-        rows=table_rows(rows),
-        notes=limits_of(rows),
-        tally=tally_of(comparison.orderings),
-        orderings=[(ordering, MARKS.get(ordering.verdict, "open")) for ordering in comparison.orderings],
-        sheets=[*real_sheets(rows), *sample_sheets(rows)],
-        families=families,
-        divergences=sum(len(events_in(run.lines)) for run in {run.name: run for run in runs}.values()),
-        curves=[(label, uri(figure, "svg+xml")) for label, figure in curves_of(families)],
-        chains=[(name, uri(each.film, "png"), uri(each.energies, "png")) for name, each in chains.items()],
-        protocols=protocols_of(rows),
+        columns={column: COLUMNS[column].label for column in present_columns(rows)},
+        best={column: find_best(rows, column) for column in present_columns(rows)},
+        rows=rows,
+        format_name=format_name,
+        format_value=format_value,
+        flatten=flatten,
+        notes=row_notes(rows),
+        verdict_counts=count_verdicts(orderings),
+        orderings=[(ordering, VERDICT_CLASSES.get(ordering.verdict, "open")) for ordering in orderings],
+        grids=draw_grids(rows),
+        groups=groups,
+        divergences=sum(len(events_in(run.lines)) for run in runs),
+        curves=[(label, data_uri(figure, "svg+xml")) for label, figure in draw_curves(groups)],
+        chains=[(name, data_uri(each.film), data_uri(each.energies)) for name, each in chains.items()],
         runs=runs,
-        differing=differing(runs),
+        differing=differing_settings(runs),
     )
 
 
-def uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Name and cells, (text, whether it is the best), of each row."""
-    marks = marks_of(rows)
-    return [
-        {
-            "name": name_text(row),
-            "quoted": row.quoted,
-            "cells": [(value_text(row, column), place in best) for column, best in marks.items()],
-        }
-        for place, row in enumerate(rows)
-    ]
-
-
-def sheet_picture(title: str, caption: str, sheet: Sheet) -> dict[str, Any]:
-    picture = contact_sheet(sheet.pixels, sheet.columns)
-    return {
-        "title": title,
-        "caption": caption,
-        "classes": sheet.classes,
-        "uri": uri(png_bytes(picture), "png"),
-        "width": picture.width,
-    }
-
-
-def real_sheets(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each set that some row was compared with."""
-    found = {origin.real.name: origin.real for row in rows for origin in row.origins if origin.real}
-    return [sheet_picture(name, f"real images, some of {sheet.of}", sheet) for name, sheet in found.items()]
-
-
-def sample_sheets(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Of each row's first seed that has samples."""
-    found = []
+def draw_grids(rows: list[Row]) -> list[dict[str, Any]]:
+    """A grid of real images of each reference, and a grid of samples of each row, of its first seed."""
+    real = {origin.real.name: origin.real for row in rows for origin in row.origins if origin.real}
+    grids = [draw_grid(name, f"real images, some of {grid.total}", grid) for name, grid in real.items()]
     for row in rows:
         for origin in [origin for origin in row.origins if origin.samples][:1]:
             assert origin.samples
-            found.append(sheet_picture(row.name, f"{origin.name}: some of {origin.samples.of} samples", origin.samples))
-    return found
+            grids.append(draw_grid(row.name, f"{origin.name}: some of {origin.samples.total} samples", origin.samples))
+    return grids
 
 
-def families_of(rows: Sequence[Row]) -> list[Family]:
-    """The runs behind the rows; rows of the same runs share a family."""
-    found: dict[tuple[Path, ...], list[Run]] = {}
+def draw_grid(title: str, caption: str, grid: ImageGrid) -> dict[str, Any]:
+    image = contact_sheet(grid.pixels, grid.columns)
+    uri = data_uri(png_bytes(image))
+    return {"title": title, "caption": caption, "classes": grid.classes, "uri": uri, "width": image.width}
+
+
+def group_runs(rows: list[Row]) -> list[RunGroup]:
+    """The runs behind the rows; rows of the same runs share a group."""
+    groups: dict[tuple[Path, ...], list[Run]] = {}
     for row in rows:
-        folders = {folder: origin for origin in row.origins if (folder := folder_of(origin))}
-        if folders:
-            found.setdefault(tuple(folders), [read_run(folder, origin) for folder, origin in folders.items()])
-    colors = palette(len(found))
-    return [Family(name_of(runs), color, runs) for color, runs in zip(colors, found.values())]
+        origins = {find_run_dir(origin.checkpoint): origin for origin in row.origins if origin.checkpoint}
+        settings = {folder: origin.settings for folder, origin in origins.items() if folder}
+        if settings and tuple(settings) not in groups:
+            groups[tuple(settings)] = [Run(folder, read_metrics(folder), settings[folder]) for folder in settings]
+    return [RunGroup(runs, color) for color, runs in zip(palette(len(groups)), groups.values())]
 
 
-def folder_of(origin: Origin) -> Path | None:
-    return find_run_dir(origin.checkpoint) if origin.checkpoint else None
+def read_metrics(folder: Path) -> Lines:
+    return read_lines(folder / "metrics.jsonl")
 
 
-def read_run(folder: Path, origin: Origin) -> Run:
-    return Run(folder.name, read_lines(folder / "metrics.jsonl"), origin.settings)
+def draw_curves(groups: list[RunGroup]) -> list[tuple[str, bytes]]:
+    """(label, SVG) of each measure. A cross marks each divergence."""
+    events = [(line["at"], group.color) for group in groups for run in group.runs for line in events_in(run.lines)]
+    panels = build_panels([(run.lines, group.color) for group in groups for run in group.runs])
+    return [(panel.label, training_curves(panel, events)) for panel in panels]
 
 
-def name_of(runs: Sequence[Run]) -> str:
-    """`digits-{0,1,2}` for digits-0, digits-1 and digits-2."""
-    names = [run.name for run in runs]
-    heads = {name.rpartition("-")[0] for name in names}
-    if len(names) == 1 or len(heads) > 1:
-        return ", ".join(names)
-    return f"{heads.pop()}-{{{','.join(name.rpartition('-')[2] for name in names)}}}"
-
-
-def palette(count: int) -> list[str]:
-    if count <= len(OKABE_ITO):
-        return list(OKABE_ITO[:count])
-    hues = [colorsys.hls_to_rgb(place / count, 0.4, 0.8) for place in range(count)]
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in hues]
-
-
-def curves_of(families: Sequence[Family]) -> list[tuple[str, bytes]]:
-    """(label, SVG) of each panel that some run has values for; a cross marks each divergence."""
-    events = [event for family in families for event in family.events]
-    panels = []
-    for label, measures, log in PANELS:
-        curves = [
-            Curve(*points, color=family.color, dashed=bool(place))
-            for family in families
-            for run in family.runs
-            for place, measure in enumerate(measures)
-            if (points := points_of(run.lines, measure, log))[0]
-        ]
-        if curves:
-            panels.append((label, training_curves(curves, events, label, log=log)))
-    return panels
-
-
-def protocols_of(rows: Sequence[Row]) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """(what, all that its scores depend on by what they are scores of) of each subject."""
-    return [
-        (row.name if row.name == origin.name else f"{row.name}, {origin.name}", flat_parts(origin.protocol))
-        for row in rows
-        for origin in row.origins
-        if origin.protocol
-    ]
-
-
-def flat_parts(protocol: Protocol) -> dict[str, dict[str, Any]]:
-    return {
-        part: {key: value for key, value in flattened(values).items() if value not in ("", None)}
-        for part, values in protocol.items()
-    }
-
-
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings that not all runs share, but for their names."""
+def differing_settings(runs: list[Run]) -> list[str]:
+    """The options that the runs do not share, without their names."""
     names = [name for name in runs[0].settings if name != "run"] if runs else []
     return [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]

@@ -1,20 +1,18 @@
-"""From a subject, a run, a checkpoint or samples of any maker, to its rows. What was measured is kept, and not measured
-again."""
+"""Rows of checkpoints and of samples from any source. Measurements are cached."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rjem_cli.config import CompareConfig, EvalConfig, EvalDataOptions, SampleScoreOptions
+from rjem_cli.config import CompareConfig, EvalConfig, EvalDataOptions, SampleScoreOptions, TrainConfig
 from rjem_cli.config.fields import Config
-from rjem_cli.engine.compare.cached import Work, cache_path, cached
-from rjem_cli.engine.compare.image_grid import sheet_of
+from rjem_cli.engine.compare.cache import CompareCallbacks, cache_path, load_or_measure, read_document
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
-from rjem_cli.engine.compare.samples import sample_checkpoint
+from rjem_cli.engine.compare.samples import image_grid, sample_checkpoint
+from rjem_cli.engine.data.downloads import DATASET_INFO
 from rjem_cli.engine.metrics import classifier
 from rjem_cli.engine.metrics import samples as sample_scores
 from rjem_cli.engine.metrics.classifier_report import describe_classifier_scores
@@ -23,102 +21,101 @@ from rjem_cli.engine.metrics.reference import read_reference
 from rjem_cli.engine.metrics.registry import CATALOGUE
 from rjem_cli.engine.metrics.sample_report import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.metrics.selection import parse_metrics
-from rjem_cli.engine.models.checkpoint import Checkpoint
+from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
-from rjem_cli.paths import find_run_dir, parse_step
+from rjem_cli.engine.training.progress import Stopped
+from rjem_cli.engine.training.schedule import total_steps
+from rjem_cli.paths import find_run_dir
 
 TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
 EPS, NORM = 0.1, "linf"  # of the robust accuracy: the paper's training attack
 MOST_STEPS = 10**9  # of a sample
-NORMAL_95 = 1.96  # standard deviations on either side of an interval of 95 %
+NORMAL_95 = 1.96  # half the width of a 95 % interval, in standard deviations
 
 
 def eval_config(config: CompareConfig) -> EvalConfig:
-    """The same knobs of `rjem eval`, whose figure of energies no row needs."""
-    shared = {option.name for group in (SampleScoreOptions, EvalDataOptions) for option in fields(group)} | {
-        "device",
-        "seed",
-    }
-    values = {name: getattr(config, name) for name in shared}
+    """The options that compare shares with `rjem eval`. Nothing is computed that no column shows."""
+    values = {name: getattr(config, name) for name in option_names(SampleScoreOptions, EvalDataOptions)}
     values |= {"eps": config.eps or (EPS,), "norm": config.norm or NORM, "ood": "none", "samples": 0}
     return EvalConfig(**values)
 
 
+def option_names(*groups: type[Config]) -> set[str]:
+    """The options of some groups, with the device and the seed."""
+    return {option.name for group in groups for option in fields(group)} | {"device", "seed"}
+
+
+def deciding_options(config: EvalConfig, group: type[Config], without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The options of one group, as a part of a cache key: scores of samples do not depend on those of tests."""
+    return {name: getattr(config, name) for name in sorted(option_names(group) - set(without))}
+
+
 def check_scoring(config: CompareConfig) -> None:
-    """What samples will be scored by, before any are drawn for it. Raises as `rjem eval` does."""
+    """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
     parse_metrics(config.metrics)
     check_features(config.features)
     if config.reference is not None:
         read_reference(config.reference, config.protocol)
 
 
-def read_samples(config: CompareConfig, location: str, work: Work) -> sample_scores.Inputs:
-    """Samples of any maker, and their plan. Raises as `rjem eval` does."""
-    inputs = sample_scores.read_inputs(eval_config(config), [location], work.stdin)
+def read_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> sample_scores.Inputs:
+    """Samples from any source, and which metrics they get. Raises as `rjem eval` does."""
+    inputs = sample_scores.read_inputs(eval_config(config), [location], callbacks.open_stdin)
     return replace(inputs, plan=inputs.plan.only(TABLE_METRICS)) if config.metrics == "all" else inputs
 
 
-def sample_row(name: str, inputs: sample_scores.Inputs, work: Work) -> Row:
-    """Of samples of any maker. Raises as `rjem eval` does."""
-    job = sample_scores.prepare(inputs, work.warn, work.watch, work.quietly, work.stop)
+def score_samples(name: str, inputs: sample_scores.Inputs, callbacks: CompareCallbacks) -> Row:
+    """The row of samples. Raises as `rjem eval` does."""
+    show_progress, should_stop = callbacks.show_progress, callbacks.should_stop
+    job = sample_scores.prepare(inputs, callbacks.warn, callbacks.on_progress, show_progress, should_stop)
     if job is None:
-        work.end("training the judge")
-    case = job.inputs.case
-    reference = describe_reference(case.reference)
+        raise Stopped
+    case, reference = job.inputs.case, job.inputs.case.reference
 
     def measure() -> dict[str, Any]:
-        work.say(f"{name}: scores of {len(case.samples)} samples")
+        callbacks.log(f"{name}: scoring {len(case.samples)} samples")
         started = time.perf_counter()
-        found = sample_scores.evaluate(job, work.watch)
-        return describe_sample_scores(job, found, time.perf_counter() - started)
+        scores = sample_scores.evaluate(job, callbacks.on_progress)
+        return describe_sample_scores(job, scores, time.perf_counter() - started)
 
-    def read(document: dict[str, Any]) -> Row:
-        protocol, notes = document["protocol"], [str(note) for note in document["notes"]]
-        scores = {column: float(document[column]) for column in COLUMNS if column in document}
-        if protocol["samples"]["selection"] == UNKNOWN_SELECTION:
-            notes.append("whether samples were selected is not known")
-        sheet = sheet_of(case.samples, case.labels.class_names)
-        real = None if case.reference.images is None else sheet_of(case.reference.images)
-        return Row(
-            name,
-            scores | steps_of(case.samples.meta),
-            sample_protocols(protocol),
-            notes=tuple(notes),
-            spreads={column: float(document[std_of(column)]) for column in scores if std_of(column) in document},
-            origins=(Origin(name, sheet, real, protocol={"samples": protocol}),),
-        )
-
-    scoring = decided_by(case.config, SampleScoreOptions, but=("reference", "num"))  # by their images
-    decisive = [scoring, case.samples.digest(), case.samples.meta, reference, job.extractor.identity]
-    return cached(cache_path("scored", decisive), read, measure)
-
-
-def decided_by(config: EvalConfig, group: type[Config], but: Sequence[str] = ()) -> dict[str, Any]:
-    """The knobs of one group, by which a measurement is kept: one of samples does not depend on those of tests."""
-    names = {option.name for option in fields(group)} - set(but)
-    return {name: getattr(config, name) for name in sorted(names | {"device", "seed"})}
-
-
-def steps_of(meta: dict[str, Any] | None) -> dict[str, float]:
-    """As rjem's own meta.json tells them; nothing where that cannot be."""
-    steps = (meta or {}).get("gradient_steps_per_sample")
-    return {"gradient_steps": float(steps)} if type(steps) is int and 0 <= steps <= MOST_STEPS else {}
-
-
-def std_of(column: str) -> str:
-    """The name of a score's own deviation, where it has one."""
-    return f"{column.removesuffix('_mean')}_std"
+    options = deciding_options(case.config, SampleScoreOptions, without=("reference", "num"))  # decided by the images
+    decisive = [
+        options,
+        case.samples.digest(),
+        case.samples.meta,
+        describe_reference(reference),
+        job.extractor.identity,
+    ]
+    document = load_or_measure(cache_path("scored", decisive), measure)
+    protocol, notes = document["protocol"], document["notes"]
+    if protocol["samples"]["selection"] == UNKNOWN_SELECTION:
+        notes = [*notes, "unknown whether samples were selected"]
+    scores = {column: document[column] for column in COLUMNS if column in document}
+    deviations = {column: f"{column.removesuffix('_mean')}_std" for column in scores}
+    steps = (case.samples.meta or {}).get("gradient_steps_per_sample")
+    if type(steps) is int and 0 <= steps <= MOST_STEPS:  # meta.json may be anybody's
+        scores["gradient_steps"] = float(steps)
+    grid = image_grid(case.samples, case.labels.class_names)
+    real = None if reference.images is None else image_grid(reference.images)
+    return Row(
+        name,
+        scores,
+        sample_protocols(protocol),
+        notes=tuple(notes),
+        spreads={column: document[key] for column, key in deviations.items() if key in document},
+        origins=(Origin(name, grid, real, protocol={"samples": protocol}),),
+    )
 
 
 def sample_protocols(protocol: dict[str, Any]) -> dict[str, Protocol]:
-    """By score: what two of them must share to be compared. Images are known by what they are, not by their name; of
-    samples whose maker says nothing it is assumed that none were selected."""
+    """What two scores must share to be ranked, by score. Images are identified by digest and not by name. Samples of
+    unknown selection count as not selected."""
     reference, features, samples = protocol["reference"], protocol["features"], protocol["samples"]
-    known = {key: reference[key] for key in ("sha256", "statistics_sha256") if key in reference}
+    digests = {key: reference[key] for key in ("sha256", "statistics_sha256") if key in reference}
     shared = {
         "protocol": protocol["name"],
-        "reference": {"count": reference["count"], **known},
+        "reference": {"count": reference["count"], **digests},
         "features": {key: features[key] for key in ("network", "weights_sha256", "resize")},
         "samples": samples["count"],
         "selection": "none" if samples["selection"] == UNKNOWN_SELECTION else samples["selection"],
@@ -130,71 +127,87 @@ def sample_protocols(protocol: dict[str, Any]) -> dict[str, Protocol]:
     }
 
 
-def run_rows(config: CompareConfig, name: str, path: Path, work: Work) -> list[Row]:
-    """A run or checkpoint: one row for each way to sample it; one without samples where no way is asked for."""
-    tested, checkpoint = tested_row(config, name, path, work)
-    rows = [tested] if not config.modes else []
+def measure_checkpoint(config: CompareConfig, name: str, path: Path, callbacks: CompareCallbacks) -> list[Row]:
+    """A row for each sampling mode; with --mode none, one row without samples. Raises as `rjem generate` and `rjem
+    eval` do."""
+    tested, checkpoint = measure_classifier(config, name, path, callbacks)
+    rows = [] if config.modes else [tested]
     for mode in config.modes:
-        work.say(f"{name}: {config.sample_count} samples, mode {mode}")
-        made = sample_checkpoint(config, checkpoint, mode, work)
-        scored = sample_row(f"{name} ({mode})", read_samples(config, str(made.file), work), work)
+        callbacks.log(f"{name}: {config.sample_count} samples, mode {mode}")
+        samples = sample_checkpoint(config, checkpoint, mode, callbacks)
+        scored = score_samples(f"{name} ({mode})", read_samples(config, str(samples.file), callbacks), callbacks)
+        origin = replace(
+            tested.origins[0],
+            mode=mode,
+            samples=scored.origins[0].samples,
+            real=scored.origins[0].real,
+            protocol=tested.origins[0].protocol | scored.origins[0].protocol,
+        )
         rows.append(
             replace(
                 scored,
-                scores=tested.scores | scored.scores | made.costs,
-                protocols=tested.protocols | scored.protocols | made.protocols,
+                scores=tested.scores | scored.scores | samples.costs,
+                protocols=tested.protocols | scored.protocols | samples.protocols,
                 notes=tuple(dict.fromkeys((*tested.notes, *scored.notes))),
                 spreads=tested.spreads | scored.spreads,
-                origins=(merged(name, mode, tested.origins[0], scored.origins[0]),),
+                origins=(origin,),
             )
         )
     return rows
 
 
-def merged(name: str, mode: str, tested: Origin, scored: Origin) -> Origin:
-    protocol = tested.protocol | scored.protocol
-    return replace(
-        scored, name=name, checkpoint=tested.checkpoint, mode=mode, settings=tested.settings, protocol=protocol
-    )
-
-
-def tested_row(config: CompareConfig, name: str, path: Path, work: Work) -> tuple[Row, Checkpoint]:
-    """What the classifier can do, and what it has seen; and the classifier."""
+def measure_classifier(
+    config: CompareConfig, name: str, path: Path, callbacks: CompareCallbacks
+) -> tuple[Row, Checkpoint]:
+    """The row of a checkpoint without samples: accuracies, and how it was trained; and the checkpoint."""
     scoring = eval_config(config)
     job = classifier.prepare_classifier(scoring, path)
-    info, sha256 = job.checkpoint.info, job.test.images.digest()
+    info, images_sha256 = job.checkpoint.info, job.test.images.digest()
 
     def measure() -> dict[str, Any]:
-        work.say(f"{name}: accuracy on {len(job.test.images)} images")
+        callbacks.log(f"{name}: testing on {len(job.test.images)} images")
         started = time.perf_counter()
-        found = classifier.evaluate_classifier(job, work.watch)
-        return describe_classifier_scores(job, found, time.perf_counter() - started)
+        scores = classifier.evaluate_classifier(job, callbacks.on_progress)
+        return describe_classifier_scores(job, scores, time.perf_counter() - started)
 
-    def read(document: dict[str, Any]) -> Row:
-        protocol, robust = document["protocol"], document["robust"][-1]
-        images = {"images": sha256, "count": protocol["images"]}
-        attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"], "seed": protocol["seed"]}
-        intervals = {"accuracy": document["accuracy_interval_95"], "robust_accuracy": robust["accuracy"]["interval_95"]}
-        details = {**protocol, "indices": json_digest({"of": protocol["indices"]})}
-        scores = {
-            "accuracy": float(document["accuracy"]),
-            "robust_accuracy": float(robust["accuracy"]["value"]),
-            "images_seen": float(info.images_seen),
-        }
-        return Row(
-            name,
-            scores | divergences_of(path),
-            {"accuracy": images, "robust_accuracy": attack},
-            spreads={column: (high - low) / (2 * NORMAL_95) for column, (low, high) in intervals.items()},
-            origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
-        )
-
-    decisive = [decided_by(scoring, EvalDataOptions), job.checkpoint.sha256, sha256]
-    return cached(cache_path("tested", decisive), read, measure), job.checkpoint
+    decisive = [deciding_options(scoring, EvalDataOptions), job.checkpoint.sha256, images_sha256]
+    document = load_or_measure(cache_path("tested", decisive), measure)
+    protocol, robust = document["protocol"], document["robust"][-1]
+    images = {"images": images_sha256, "count": protocol["images"]}
+    attack = {**images, "attack": protocol["attack"], "eps": robust["eps_text"], "seed": protocol["seed"]}
+    intervals = {"accuracy": document["accuracy_interval_95"], "robust_accuracy": robust["accuracy"]["interval_95"]}
+    details = {**protocol, "indices": json_digest({"indices": protocol["indices"]})}
+    scores = {"accuracy": document["accuracy"], "robust_accuracy": robust["accuracy"]["value"]}
+    row = Row(
+        name,
+        {**scores, "images_seen": float(info.images_seen), **count_divergences(path, info)},
+        {"accuracy": images, "robust_accuracy": attack},
+        notes=unfinished_notes(path, info),
+        spreads={column: (high - low) / (2 * NORMAL_95) for column, (low, high) in intervals.items()},
+        origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
+    )
+    return row, job.checkpoint
 
 
-def divergences_of(checkpoint: Path) -> dict[str, float]:
-    """How often its run diverged up to it; nothing where no metrics tell."""
-    run_dir = find_run_dir(checkpoint)
+def count_divergences(path: Path, info: CheckpointInfo) -> dict[str, float]:
+    """How often the run diverged before this checkpoint; empty without metrics of a run."""
+    run_dir = find_run_dir(path)
     lines = read_lines(run_dir / "metrics.jsonl") if run_dir else []
-    return {"divergences": float(len(events_in(lines, parse_step(checkpoint))))} if lines else {}
+    return {"divergences": float(len(events_in(lines, info.step)))} if lines else {}
+
+
+def unfinished_notes(path: Path, info: CheckpointInfo) -> tuple[str, ...]:
+    """A note for a checkpoint from before the last step of its training."""
+    steps = count_steps(info.config)
+    if steps is not None:
+        return (f"training is unfinished: step {info.step} of {steps}",) if info.step < steps else ()
+    run_dir = find_run_dir(path)  # its summary is written after the last step
+    finished = run_dir is None or read_document(run_dir / "summary.json").get("step") == info.step
+    return () if finished else (f"training is unfinished: step {info.step}",)
+
+
+def count_steps(config: TrainConfig) -> int | None:
+    """Training steps. None for epochs of images that would have to be read to be counted."""
+    if config.data or config.dataset not in DATASET_INFO:
+        return config.steps
+    return total_steps(config, DATASET_INFO[config.dataset].split(config.val_fraction)[0])

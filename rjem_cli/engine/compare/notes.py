@@ -1,9 +1,11 @@
-"""What stands below a comparison: what became of the paper's orderings, what was measured, and what limits it."""
+"""The text below a comparison: the paper's orderings, what was measured, and what limits the scores."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from rjem_cli.config.fields import format_epsilon
 from rjem_cli.engine.compare.rows import (
@@ -12,65 +14,115 @@ from rjem_cli.engine.compare.rows import (
     Ordering,
     Protocol,
     Row,
-    best_of,
-    columns_of,
-    difference,
-    flattened,
-    groups_of,
+    describe_difference,
+    differ,
+    find_best,
+    group_rows,
+    present_columns,
+    read_published_rows,
 )
 
-QUOTED = "[quoted] as Table 1 of Korst & Asadulaev 2022 has it for CIFAR-10; not measured here, so not ranked"
-EXACT = ("gradient_steps",)  # no other measurement could give another number
+
+class Entry(NamedTuple):
+    """A row of Table 1 that is reproduced: its name in the paper, the model, and the mode that samples it."""
+
+    name: str
+    model: str
+    mode: str
 
 
-def notes_of(comparison: Comparison) -> list[str]:
-    """All of them, a sentence each."""
+TABLE1 = (
+    Entry("JEM++", "jempp", "energy"),
+    Entry("Single Robust Classifier", "robust", "attack"),
+    Entry("Robust JEM-Energy", "rjem", "energy"),
+    Entry("Robust JEM", "rjem", "combined"),
+)
+STAND_INS = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge", "fd_dinov2")}  # the first one measured
+HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "not resolved", "unknown"
+ONCE = "on one measurement"
+QUOTED = "[quoted] as printed in Table 1 of Korst & Asadulaev 2022 for CIFAR-10; not measured here, so not ranked"
+EXACT = ("gradient_steps",)  # columns without measurement error
+
+
+def check_orderings(rows: list[Row]) -> Iterator[Ordering]:
+    """Each ordering of two models in each column of the paper's table, checked on rows that reproduce it."""
+    published = {row.name: row for row in read_published_rows()}
+    measured = {row.name: row for row in rows}
+    for paper_column, stand_ins in STAND_INS.items():
+        column = next((name for name in stand_ins if any(name in row.scores for row in rows)), paper_column)
+        sign = "<" if COLUMNS[paper_column].better == "lower" else ">"
+        for pair in itertools.combinations((entry.name for entry in TABLE1), 2):
+            better, worse = sorted(pair, key=lambda name: published[name].scores[paper_column], reverse=sign == ">")
+            claim = f"{COLUMNS[column].label}: {better} {sign} {worse}"
+            yield Ordering(claim, *check_ordering(measured[better], measured[worse], column, sign))
+
+
+def check_ordering(better: Row, worse: Row, column: str, sign: str) -> tuple[str, str]:
+    """(verdict, reason). The verdict says so if no deviation is known."""
+    rows = [better, worse]
+    missing = [row.name for row in rows if column not in row.scores]
+    if missing:
+        return UNKNOWN, f"{' and '.join(missing)} {'have' if len(missing) > 1 else 'has'} no such score"
+    if len(group_rows(rows, column)) > 1:
+        return UNKNOWN, describe_difference([row.name for row in rows], [row.protocols.get(column, {}) for row in rows])
+    counts = sorted({row.seeds for row in rows})
+    seeds = "one seed" if counts == [1] else f"{' and '.join(map(str, counts))} seeds"
+    reason = f"{format_score(better, column)} and {format_score(worse, column)}; {seeds}"
+    if not differ(better, worse, column):
+        return UNRESOLVED, reason
+    verdict = HOLDS if (better.scores[column] < worse.scores[column]) == (sign == "<") else FAILS
+    return (verdict if any(row.spreads.get(column) for row in rows) else f"{verdict} {ONCE}"), reason
+
+
+def format_score(row: Row, column: str) -> str:
+    deviation = f" ± {row.spreads[column]:.2g}" if row.spreads.get(column) else ""
+    return f"{row.scores[column]:.3g}{deviation}"
+
+
+def all_notes(comparison: Comparison) -> list[str]:
+    """The orderings with their count, and the notes on the rows; one sentence each."""
     orderings = comparison.orderings
-    tally = [tally_of(orderings)] if orderings else []
-    return [*tally, *(ordering.text for ordering in orderings), *limits_of(comparison.rows)]
+    counts = [count_verdicts(orderings)] if orderings else []
+    return [*counts, *(ordering.text for ordering in orderings), *row_notes(comparison.rows)]
 
 
-def tally_of(orderings: Sequence[Ordering]) -> str:
+def count_verdicts(orderings: Iterable[Ordering]) -> str:
     counts = Counter(ordering.verdict for ordering in orderings)
-    return (
-        f"of the paper's {len(orderings)} orderings: {', '.join(f'{verdict} {counts[verdict]}' for verdict in counts)}"
-    )
+    return f"the paper's {counts.total()} orderings: {', '.join(f'{verdict} {counts[verdict]}' for verdict in counts)}"
 
 
-def limits_of(rows: Sequence[Row]) -> list[str]:
-    """What was measured, why columns are not ranked or their best is doubtful, whose word quoted rows are, and what
-    limits the others, each thing once."""
-    whose = ", ".join(f"{row.name}: {row.quoted}" for row in rows if row.quoted)
-    quoted = [f"{QUOTED} ({whose})"] if whose else []
-    own = shared([(row.name, note) for row in rows if row.quoted is None for note in row.notes], rows)
-    found = [*measured(rows), *reasons(rows), *doubts(rows), *quoted, *own]
-    return [printable(note) for note in found]
+def row_notes(rows: list[Row]) -> list[str]:
+    """What was measured, why columns are not ranked or their best is uncertain, sources, and notes on single rows."""
+    sources = ", ".join(f"{row.name}: {row.quoted}" for row in rows if row.quoted)
+    notes = [*protocol_notes(rows), *unranked_notes(rows), *uncertain_notes(rows)]
+    notes += [f"{QUOTED} ({sources})"] if sources else []
+    notes += merge_notes([(row.name, note) for row in rows if row.quoted is None for note in row.notes], rows)
+    return [replace_controls(note) for note in notes]
 
 
-def printable(text: str) -> str:
-    """Without characters that break a line, move a cursor or turn the direction of writing."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+def replace_controls(text: str) -> str:
+    """Without characters that break a line, move the cursor or change the direction of writing."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def shared(named: Sequence[tuple[str, str]], rows: Sequence[Row]) -> list[str]:
-    """From (row, what is said of it), each thing once, behind the names of its rows unless it is said of all that were
-    measured."""
-    everybody = {row.name for row in rows if row.quoted is None}
-    found: dict[str, list[str]] = {}
-    for name, text in dict.fromkeys(named):
-        found.setdefault(text, []).append(name)
-    return [text if set(names) == everybody else f"{', '.join(names)}: {text}" for text, names in found.items()]
+def merge_notes(notes: list[tuple[str, str]], rows: list[Row]) -> list[str]:
+    """From (row, note), each note once, after the names of its rows unless it applies to all measured rows."""
+    measured = {row.name for row in rows if row.quoted is None}
+    names: dict[str, list[str]] = {}
+    for name, note in dict.fromkeys(notes):
+        names.setdefault(note, []).append(name)
+    return [note if set(names[note]) == measured else f"{', '.join(names[note])}: {note}" for note in names]
 
 
-def measured(rows: Sequence[Row]) -> list[str]:
-    """On what, and against what."""
-    parts = [(row.name, origin.protocol) for row in rows for origin in row.origins]
-    samples = [(name, told_samples(part["samples"])) for name, part in parts if "samples" in part]
-    tests = [(name, told_tests(part["checkpoint"])) for name, part in parts if "checkpoint" in part]
-    return [*shared(samples, rows), *shared(tests, rows)]
+def protocol_notes(rows: list[Row]) -> list[str]:
+    """How samples were scored, and how checkpoints were tested."""
+    protocols = [(row.name, origin.protocol) for row in rows for origin in row.origins]
+    samples = [(name, describe_scoring(parts["samples"])) for name, parts in protocols if "samples" in parts]
+    tests = [(name, describe_test(parts["checkpoint"])) for name, parts in protocols if "checkpoint" in parts]
+    return [*merge_notes(samples, rows), *merge_notes(tests, rows)]
 
 
-def told_samples(protocol: Protocol) -> str:
+def describe_scoring(protocol: Protocol) -> str:
     reference = protocol["reference"]
     return (
         f"{protocol['samples']['count']} samples against {reference['count']} images of {reference['name']}, "
@@ -78,50 +130,50 @@ def told_samples(protocol: Protocol) -> str:
     )
 
 
-def told_tests(protocol: Protocol) -> str:
-    attack, radii = protocol["attack"], protocol["radii"]
-    radius = ", ".join(format_epsilon(eps, attack["norm"]) for eps in radii)
+def describe_test(protocol: Protocol) -> str:
+    attack = protocol["attack"]
+    radii = ", ".join(format_epsilon(eps, attack["norm"]) for eps in protocol["radii"])
     return (
         f"accuracy on {protocol['images']} of {protocol['of']} images of {protocol['data']}; robust against "
-        f"{attack['method']} {attack['norm']}, eps {radius}, {attack['steps']} steps, restarts {attack['restarts']}"
+        f"{attack['method']} {attack['norm']}, eps {radii}, {attack['steps']} steps, restarts {attack['restarts']}"
     )
 
 
-def reasons(rows: Sequence[Row]) -> list[str]:
-    """Why columns are not ranked, a sentence each; columns with the same reason share one."""
-    found: dict[str, list[str]] = {}
-    for column in columns_of(rows):
-        groups = groups_of(rows, column)
+def unranked_notes(rows: list[Row]) -> list[str]:
+    """Why columns are not ranked; columns with the same reason share a note."""
+    labels: dict[str, list[str]] = {}
+    for column in present_columns(rows):
+        groups = group_rows(rows, column)
         if len(groups) > 1 and COLUMNS[column].better:
             protocols = [rows[group[0]].protocols.get(column, {}) for group in groups]
-            names = ["/".join(rows[place].name for place in group) for group in groups]
-            reason = difference(names, [flattened(protocol) for protocol in protocols])
-            found.setdefault(f"{reason}{remedy(protocols)}", []).append(COLUMNS[column].label)
-    return [f"{', '.join(labels)}: not ranked, {reason}" for reason, labels in found.items()]
+            names = ["/".join(rows[index].name for index in group) for group in groups]
+            reason = f"{describe_difference(names, protocols)}{suggest_num(protocols)}"
+            labels.setdefault(reason, []).append(COLUMNS[column].label)
+    return [f"{', '.join(columns)}: not ranked, {reason}" for reason, columns in labels.items()]
 
 
-def remedy(protocols: Sequence[Protocol]) -> str:
-    """Where only the number of samples differs."""
+def suggest_num(protocols: list[Protocol]) -> str:
+    """The option that makes protocols equal if only the number of samples differs; else empty."""
     counts = [count for protocol in protocols if isinstance(count := protocol.get("samples"), int)]
-    rest = [{**protocol, "samples": None} for protocol in protocols]
-    if len(counts) < len(protocols) or any(other != rest[0] for other in rest):
+    without_counts = [{**protocol, "samples": None} for protocol in protocols]
+    if len(counts) < len(protocols) or any(other != without_counts[0] for other in without_counts):
         return ""
-    return f"; --num {min(counts)} scores as many of each"
+    return f"; --num {min(counts)} scores the same number of each"
 
 
-def doubts(rows: Sequence[Row]) -> Iterator[str]:
-    """Which columns have a best by one measurement only, and which have none, as all are as good."""
-    alone, tied = [], []
-    for column in columns_of(rows):
-        groups, best = groups_of(rows, column), best_of(rows, column)
+def uncertain_notes(rows: list[Row]) -> Iterator[str]:
+    """Which columns have a best without known deviations, and which have none because all rows are equally good."""
+    single, tied = [], []
+    for column in present_columns(rows):
+        groups, best = group_rows(rows, column), find_best(rows, column)
         if len(groups) != 1 or len(groups[0]) < 2 or column in EXACT or not COLUMNS[column].better:
             continue
-        known = all(column in rows[place].spreads for place in groups[0])
+        known = all(column in rows[index].spreads for index in groups[0])
         if best and not known:
-            alone.append(COLUMNS[column].label)
+            single.append(COLUMNS[column].label)
         elif not best and known:
             tied.append(COLUMNS[column].label)
-    if alone:
-        yield f"{', '.join(alone)}: the best of one measurement each, whose deviation is not known"
+    if single:
+        yield f"{', '.join(single)}: the best is of one measurement each, with unknown deviation"
     if tied:
-        yield f"{', '.join(tied)}: no best is marked, for all lie within their deviations"
+        yield f"{', '.join(tied)}: no best is marked, because all rows are within their deviations"

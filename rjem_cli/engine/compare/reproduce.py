@@ -1,5 +1,5 @@
-"""The paper's Table 1 again: its three models with one network, seed and budget, sampled as it sampled them. Each step
-is kept, so a stop loses at most one."""
+"""The paper's Table 1 reproduced: three models with the same network, seeds and budget, sampled as in the paper. Every
+step is cached, so a stopped call loses at most one."""
 
 from __future__ import annotations
 
@@ -7,84 +7,108 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from rjem_cli.config import CompareConfig, TrainConfig
-from rjem_cli.engine.compare.cached import Work, read_cache
-from rjem_cli.engine.compare.measure import run_rows
+from rjem_cli import paths
+from rjem_cli.config import SCALES, CompareConfig, TrainConfig
+from rjem_cli.config.sources import ConfigSource, preset_source, resolve
+from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
+from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
+from rjem_cli.engine.compare.notes import TABLE1, Entry
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
-from rjem_cli.engine.compare.table1 import TABLE1, Entry
-from rjem_cli.engine.data.downloads import DATASET_INFO, DOWNLOADED, files_of, is_downloaded
+from rjem_cli.engine.data.downloads import DOWNLOADED, files_of, is_downloaded
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.models.checkpoint import read_info
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
-from rjem_cli.engine.training.progress import TRAINING, TrainingCallbacks, TrainingProgress
+from rjem_cli.engine.training.progress import TRAINING, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.run import run_training
-from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.errors import ConfigError, DataError, DivergedError
-from rjem_cli.paths import checkpoints_in, parse_step
 
-FREE = {"run", "data", "test_data", "device", "eval_limit"}  # settings that a run of the table may have otherwise
+MODELS: dict[str, dict[str, Any]] = {  # what sets each model apart
+    "jempp": {"pgd_steps": 0},  # no attack
+    "robust": {"px_weight": 0.0},  # no energy model
+    "rjem": {},
+}
+FREE = {"run", "data", "test_data", "device", "eval_limit"}  # options in which a cached run may differ
 SUMMED = ("divergences", "runs_lost")
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run of the reproduction."""
+    """One run of the reproduction: one model with one seed."""
 
     model: str
     config: TrainConfig
     run_dir: Path
 
     @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+    @property
     def checkpoints(self) -> list[Path]:
-        return checkpoints_in(self.run_dir)
+        return paths.checkpoints_in(self.run_dir)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has evaluated its last checkpoint."""
+        steps = [paths.parse_step(path) for path in self.checkpoints]
+        return bool(steps) and read_document(self.run_dir / "summary.json").get("step") == steps[-1]
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether the run gave up after too many divergences; it would do so again."""
+        lines = read_lines(self.run_dir / "metrics.jsonl")
+        return bool(lines) and "event" in lines[-1] and lines[-1]["rate_scale"] is None
 
 
-def check_settings(training: Training) -> None:
-    """Raises ConfigError where the folder holds a run of other settings, which is no part of this table."""
+def build_trainings(config: CompareConfig) -> list[Training]:
+    """One training per seed and model. Raises ConfigError for invalid values."""
+    data = paths.absolute(config.data)
+    values: dict[str, Any] = {"data": data, "test_data": paths.absolute(config.test_data), "dataset": config.dataset}
+    values |= {"steps": config.train_steps, "device": config.device, "eval_limit": config.limit}
+    values = {name: value for name, value in values.items() if value is not None}
+    images = Path(data).name.split(".")[0] if data else config.dataset
+    steps = f"{config.train_steps}-steps" if config.train_steps else None
+    preset = preset_source(SCALES[config.scale].preset)
+    trainings = []
+    for seed in range(config.seeds):
+        for model, changes in MODELS.items():
+            name = "-".join(part for part in ("table1", config.scale, images, steps, model, str(seed)) if part)
+            source = ConfigSource("--reproduce", {**values, **changes, "seed": seed, "run": name})
+            resolved = resolve(TrainConfig, [preset, source]).config
+            trainings.append(Training(model, resolved, paths.runs_dir() / name))
+    return trainings
+
+
+def check_run(training: Training, splits: Splits | None = None) -> None:
+    """Raises ConfigError or DataError if the folder has a run with other options or on other images (if `splits` are
+    given), which cannot be part of this table."""
     if not training.checkpoints:
         return
-    before, now = read_info(training.checkpoints[-1]).config.to_dict(), training.config.to_dict()
+    info = read_info(training.checkpoints[-1])
+    remedy = f"remove {training.run_dir} to train it again"
+    before, now = info.config.to_dict(), training.config.to_dict()
     for name in now:
         if name not in FREE and before[name] != now[name]:
             raise ConfigError(
-                f"{training.run_dir.name} was trained with {name} {before[name]}, this table's has {now[name]}; "
-                f"remove {training.run_dir}, and it is trained anew"
+                f"{training.name} was trained with {name} {before[name]}, but this table needs {now[name]}; {remedy}"
             )
+    if splits and info.data_digest != splits.train.digest():
+        raise DataError(f"{training.name} was trained on other images than {splits.name} has now; {remedy}")
 
 
-def check_images(training: Training, splits: Splits) -> None:
-    """Raises DataError where the folder holds a run on other images."""
-    if training.checkpoints and read_info(training.checkpoints[-1]).data_digest != splits.train.digest():
-        raise DataError(
-            f"{training.run_dir.name} was trained on other images than {splits.name} is now; "
-            f"remove {training.run_dir}, and it is trained anew"
-        )
-
-
-def is_finished(training: Training) -> bool:
-    """Trained to its end, and measured."""
-    summary, saved = read_cache(training.run_dir / "summary.json"), training.checkpoints
-    return summary is not None and bool(saved) and summary.get("step") == parse_step(saved[-1])
-
-
-def has_diverged(training: Training) -> bool:
-    """Beyond recovery; it would again."""
-    lines = read_lines(training.run_dir / "metrics.jsonl")
-    return bool(lines) and "event" in lines[-1] and lines[-1]["rate_scale"] is None
-
-
-def train(training: Training, splits: Splits, work: Work) -> None:
-    """Begin, or go on from where an earlier call was stopped, until it ends or diverges beyond recovery."""
-    phase = f"training {training.run_dir.name}"
+def train(training: Training, splits: Splits, callbacks: CompareCallbacks) -> None:
+    """Start or resume the run, until it is finished or has diverged for good."""
+    phase = f"training {training.name}"
 
     def on_progress(progress: TrainingProgress) -> None:
-        work.quietly(phase if progress.phase == TRAINING else progress.phase, progress.step, progress.steps)
+        name = phase if progress.phase == TRAINING else progress.phase
+        callbacks.show_progress(name, progress.step, progress.steps)
 
-    callbacks = TrainingCallbacks(on_progress, work.say, work.warn, work.stop)
     try:
         result = run_training(
             training.config,
@@ -92,122 +116,113 @@ def train(training: Training, splits: Splits, work: Work) -> None:
             start_runtime(training.config),
             training.run_dir,
             resume=bool(training.checkpoints),
-            callbacks=callbacks,
+            callbacks=TrainingCallbacks(on_progress, callbacks.log, callbacks.warn, callbacks.should_stop),
         )
     except DivergedError as error:
-        work.warn(str(error))
+        callbacks.warn(str(error))
         return
     if not result.finished:
-        work.end(phase)
+        raise Stopped
 
 
-def reproduced(config: CompareConfig, trainings: Sequence[Training], work: Work) -> list[Row]:
-    """The measured rows, each the mean over its seeds. `trainings` holds every model once for each seed, all on the
-    same images. Raises ConfigError or DataError where a folder holds another run than the table's."""
+def reproduce_table1(config: CompareConfig, trainings: Sequence[Training], callbacks: CompareCallbacks) -> list[Row]:
+    """The measured rows, each the mean over its seeds. `trainings` holds every model once per seed. Raises ConfigError
+    or DataError if a folder has another run."""
     data = trainings[0].config
-    splits = load_splits(data, lambda done, total: work.watch(f"fetching {data.dataset}", done, total), work.warn)
-    found: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
+    phase = f"downloading {data.dataset}"
+    splits = load_splits(data, lambda done, total: callbacks.on_progress(phase, done, total), callbacks.warn)
+    rows: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
     for training in trainings:
-        check_settings(training)
-        check_images(training, splits)
-        if not is_finished(training) and not has_diverged(training):
-            train(training, splits, work)
+        check_run(training, splits)
+        if not training.is_finished and not training.has_diverged:
+            train(training, splits, callbacks)
         for entry in TABLE1:
             if entry.model == training.model:
-                found[entry.name].append(row_of(config, entry, training, work))
-    return [over_seeds(rows) for rows in found.values()]
+                rows[entry.name].append(measure_training(config, entry, training, callbacks))
+    return [average_seeds(seed_rows) for seed_rows in rows.values()]
 
 
-def row_of(config: CompareConfig, entry: Entry, training: Training, work: Work) -> Row:
-    """Of one seed. A run that diverged beyond recovery has no samples, and is counted."""
-    name = training.run_dir.name
-    if has_diverged(training):
-        events = float(len(events_in(read_lines(training.run_dir / "metrics.jsonl"))))
+def measure_training(config: CompareConfig, entry: Entry, training: Training, callbacks: CompareCallbacks) -> Row:
+    """The row of one seed. A run that diverged for good is counted and not sampled."""
+    if training.has_diverged:
+        events = events_in(read_lines(training.run_dir / "metrics.jsonl"))
         path = next(reversed(training.checkpoints), None)
-        origin = Origin(name, checkpoint=path, settings=training.config.to_dict())
-        counts = {"divergences": events, "runs_lost": 1.0}
-        return Row(entry.name, counts, notes=(f"{name} diverged beyond recovery",), origins=(origin,))
-    (row,) = run_rows(replace(config, mode=entry.mode), name, training.checkpoints[-1], work)
+        origin = Origin(training.name, checkpoint=path, settings=training.config.to_dict())
+        scores = {"divergences": float(len(events)), "runs_lost": 1.0}
+        return Row(entry.name, scores, notes=(f"{training.name} diverged for good",), origins=(origin,))
+    mode_config = replace(config, mode=entry.mode)
+    (row,) = measure_checkpoint(mode_config, training.name, training.checkpoints[-1], callbacks)
     return replace(row, name=entry.name, scores={**row.scores, "runs_lost": 0.0})
 
 
-def over_seeds(rows: Sequence[Row]) -> Row:
-    """Mean and standard deviation over seeds of the scores that all of them have, but of runs that were lost; events
-    are summed over all. A row of one seed stays as it is."""
+def average_seeds(rows: Sequence[Row]) -> Row:
+    """Mean and standard deviation of the scores that all seeds have; divergences and lost runs are summed. Lost runs
+    have no other scores. A single row is returned as it is."""
     if len(rows) == 1:
         return rows[0]
-    whole = [row for row in rows if not row.scores.get("runs_lost")]
-    shared = [name for name in COLUMNS if whole and all(name in row.scores for row in whole) and name not in SUMMED]
-    values = {name: [row.scores[name] for row in whole] for name in shared}
+    valid = [row for row in rows if not row.scores.get("runs_lost")]
+    columns = [name for name in COLUMNS if valid and all(name in row.scores for row in valid) and name not in SUMMED]
+    values = {name: [row.scores[name] for row in valid] for name in columns}
     sums = {name: sum(row.scores.get(name, 0.0) for row in rows) for name in SUMMED}
     notes = dict.fromkeys(note for row in rows for note in row.notes)
-    if len(whole) < len(rows):
-        notes[f"{rows[0].name} is of the {len(whole)} of {len(rows)} seeds that did not diverge"] = None
+    if len(valid) < len(rows):
+        notes[f"{rows[0].name}: {len(valid)} of {len(rows)} seeds, because the others diverged"] = None
     return Row(
         rows[0].name,
-        {name: statistics.fmean(each) for name, each in values.items()} | sums,
-        {name: protocol for name in shared if (protocol := shared_protocol(whole, name))},
+        {name: statistics.fmean(scores) for name, scores in values.items()} | sums,
+        {name: protocol for name in columns if (protocol := merge_protocols(valid, name))},
         notes=tuple(notes),
-        spreads={name: statistics.stdev(each) for name, each in values.items()} if len(whole) > 1 else {},
-        seeds=len(whole),
+        spreads={name: statistics.stdev(scores) for name, scores in values.items()} if len(valid) > 1 else {},
+        seeds=len(valid),
         origins=tuple(origin for row in rows for origin in row.origins),
     )
 
 
-def shared_protocol(rows: Sequence[Row], column: str) -> Protocol:
-    """That of all rows; where they differ, what only a row of the same differences can be compared with."""
+def merge_protocols(rows: Sequence[Row], column: str) -> Protocol:
+    """The protocol that all rows share; else all of them, so that the mean is ranked only with a mean of the same."""
     protocols = [row.protocols.get(column, {}) for row in rows]
     same = all(protocol == protocols[0] for protocol in protocols)
     return protocols[0] if same else {f"of seed {seed}": protocol for seed, protocol in enumerate(protocols)}
 
 
-def described(trainings: Sequence[Training], samples: int) -> list[str]:
-    """What is downloaded, a line a run, and what all of them and the samples cost. A pass is one image forward and
-    backward through the network, in a gradient step or an update. Raises ConfigError as `reproduced` does."""
-    costs = [cost_of(training.config) for training in trainings]
-    total = [] if None in costs else [f"{len(trainings)} trainings, {sum(filter(None, costs)):,.3f} M passes in all"]
+def describe_trainings(trainings: Sequence[Training], samples: int) -> list[str]:
+    """Downloads, one line per run, and the cost of all runs and samples. A pass takes one image forward and backward
+    through the network. Raises ConfigError as `reproduce_table1` does."""
+    datasets = dict.fromkeys(training.config.dataset for training in trainings if not training.config.data)
+    missing = [name for name in datasets if name in DOWNLOADED and not is_downloaded(name)]
+    lines = [f"downloads {name} first, {sum(file.size for file in files_of(name)) / 1e6:.0f} MB" for name in missing]
+    lines += map(describe_training, trainings)
+    costs = [estimate_passes(training.config) for training in trainings]
+    if None not in costs:
+        lines.append(f"{len(trainings)} trainings, {sum(filter(None, costs)):,.3f} M passes in all")
     configs = {training.model: training.config for training in trainings}
-    each = [
-        f"{SamplePlan.from_config(configs[entry.model], entry.mode).gradient_steps} ({entry.name})" for entry in TABLE1
-    ]
-    sampling = f"{samples} samples a row and seed, passes a sample: {', '.join(each)}"
-    return [*described_downloads(trainings), *map(described_training, trainings), *total, sampling]
+    plans = [(entry.name, SamplePlan.from_config(configs[entry.model], entry.mode)) for entry in TABLE1]
+    passes = ", ".join(f"{plan.gradient_steps} ({name})" for name, plan in plans)
+    return [*lines, f"{samples} samples per row and seed, passes per sample: {passes}"]
 
 
-def described_downloads(trainings: Sequence[Training]) -> list[str]:
-    wanted = dict.fromkeys(training.config.dataset for training in trainings if not training.config.data)
-    absent = [name for name in wanted if name in DOWNLOADED and not is_downloaded(name)]
-    return [f"{name} is downloaded first, {sum(file.size for file in files_of(name)) / 1e6:.0f} MB" for name in absent]
-
-
-def described_training(training: Training) -> str:
-    """Its length, what it costs, and where it stands."""
-    check_settings(training)
-    config, saved, cost = training.config, training.checkpoints, cost_of(training.config)
+def describe_training(training: Training) -> str:
+    """Network, length, cost and state of a run."""
+    check_run(training)
+    config, checkpoints = training.config, training.checkpoints
+    cost = estimate_passes(config)
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     total = f", {cost:,.3f} M passes in all" if cost else ""
-    at = f"at step {parse_step(saved[-1])}" if saved else "to do"
-    at = "done" if is_finished(training) else "diverged" if has_diverged(training) else at
+    state = f"at step {paths.parse_step(checkpoints[-1])}" if checkpoints else "to do"
+    state = "done" if training.is_finished else "diverged" if training.has_diverged else state
     return (
-        f"{training.run_dir.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
-        f"{passes_an_image(config)} passes an image{total}; {at}"
+        f"{training.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
+        f"{passes_per_image(config)} passes per image{total}; {state}"
     )
 
 
-def cost_of(config: TrainConfig) -> float | None:
-    """Millions of passes; None where its length is not known."""
-    steps = known_steps(config)
-    return steps * config.batch_size * passes_an_image(config) / 1e6 if steps else None
+def estimate_passes(config: TrainConfig) -> float | None:
+    """Millions of passes of a training; None if its length is unknown."""
+    steps = count_steps(config)
+    return steps * config.batch_size * passes_per_image(config) / 1e6 if steps else None
 
 
-def known_steps(config: TrainConfig) -> int | None:
-    """Its length; None for epochs of images that would have to be counted first."""
-    if config.data or config.dataset not in DATASET_INFO:
-        return config.steps
-    return total_steps(config, DATASET_INFO[config.dataset].split(config.val_fraction)[0])
-
-
-def passes_an_image(config: TrainConfig) -> int:
-    """Of one training step: the attack's, the chain's, and the update's, on x_adv and for energies on x and x_q."""
+def passes_per_image(config: TrainConfig) -> int:
+    """In one training step: of the attack, the chain, and the update (on x_adv, and for energies on x and x_q)."""
     energy = bool(config.px_weight)
     return config.pgd_steps * config.attacks + config.sgld_steps * energy + 1 + 2 * energy

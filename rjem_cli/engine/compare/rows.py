@@ -1,28 +1,28 @@
-"""A row of a comparison: scores by column, each with the protocol that it is comparable under; and which is best."""
+"""Rows of a comparison, and which of them is best: only scores of the same protocol are ranked.
+
+A published row and a measured row are the same `Row`; `quoted` alone sets them apart.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from torch import Tensor
 
-from rjem_cli.engine.compare.image_grid import Sheet
-
-Protocol = dict[str, Any]
+Protocol = dict[str, Any]  # everything that a score depends on
 
 
 class Column(NamedTuple):
-    """`better` is lower, higher or empty; a value is multiplied by `scale` and told in `form`, of Python's format. What
-    is `made` of samples stands apart from what is of the classifier and its cost."""
+    """`better` is "lower", "higher" or "" (not ranked). A cell shows value * scale in `format`."""
 
     label: str
     better: str
-    form: str
+    format: str
     scale: float = 1.0
 
 
@@ -52,13 +52,25 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a row was measured on: the subject's name, some of its samples, some of the real images that they were
-    compared with, the checkpoint, its training's settings and how it was sampled; and all that its scores depend on."""
+class ImageGrid:
+    """A few of the `total` images of a set: pixels uint8 (N, C, H, W), row by row. With `classes`, each column holds
+    images of one class."""
 
     name: str
-    samples: Sheet | None = None
-    real: Sheet | None = None
+    pixels: Tensor
+    columns: int
+    total: int
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What one seed of a row was measured on: a checkpoint with its training settings and sampling mode, or samples.
+    `real`: images of the reference that the samples were compared with."""
+
+    name: str
+    samples: ImageGrid | None = None
+    real: ImageGrid | None = None
     checkpoint: Path | None = None
     mode: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -67,9 +79,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Row:
-    """`scores`, and of each what two rows must share to be ranked by it, by column; `quoted` says whose word the scores
-    are, for rows that nobody here measured; `notes` limit a score; `spreads` are standard deviations: over `seeds`, of
-    scores that are their mean, or of one score over its splits, subsets or images. `origins` has one entry a seed."""
+    """Scores by column. `protocols`: what two rows must share to be ranked, by column. `spreads`: standard deviations
+    by column, over `seeds` if there are several, else over the splits, subsets or images of one score. `quoted`: the
+    publication, for scores that were not measured here. `notes` limit the scores. `origins` has one entry per seed."""
 
     name: str
     scores: dict[str, float]
@@ -82,98 +94,82 @@ class Row:
 
 
 class Ordering(NamedTuple):
-    """One of the paper's orderings of two models, and whether it holds here."""
+    """A claim of the paper, that one model is better than another in one column, and whether it holds here."""
 
     claim: str
     verdict: str
-    why: str
+    reason: str
 
     @property
     def text(self) -> str:
-        return f"{self.verdict}: {self.claim} ({self.why})"
+        return f"{self.verdict}: {self.claim} ({self.reason})"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, and what became of the paper's orderings where its table was reproduced."""
+    """All rows; and the paper's orderings, if its table was reproduced."""
 
     rows: list[Row]
     orderings: tuple[Ordering, ...] = ()
 
 
-def published_rows() -> list[Row]:
-    """The paper's table, as it stands there."""
+def read_published_rows() -> list[Row]:
+    """The rows of the paper's Table 1, as printed."""
     text = resources.files("rjem_cli.engine.compare").joinpath("published.yaml").read_text(encoding="utf-8")
-    return [
-        Row(
-            entry["name"],
-            {name: float(entry[name]) for name in ("isc_mean", "fid")},
-            quoted=entry["of"],
-        )
-        for entry in yaml.safe_load(text)
-    ]
+    return [Row(entry["name"], entry["scores"], quoted=entry["source"]) for entry in yaml.safe_load(text)]
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Those in which some row has a score, in their order."""
-    return [name for name in COLUMNS if any(name in row.scores for row in rows)]
+def present_columns(rows: list[Row]) -> list[str]:
+    """The columns in which at least one row has a score."""
+    return [column for column in COLUMNS if any(column in row.scores for row in rows)]
 
 
-def groups_of(rows: Sequence[Row], column: str) -> list[list[int]]:
-    """Places of the measured rows with a score in this column, by protocol: only rows of one group can be ranked."""
-    found: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
+def group_rows(rows: list[Row], column: str) -> list[list[int]]:
+    """Indices of the measured rows with a score in this column, grouped by protocol."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
         if column in row.scores and row.quoted is None:
-            key = json.dumps(row.protocols.get(column), sort_keys=True)
-            found.setdefault(key, []).append(place)
-    return list(found.values())
+            groups.setdefault(json.dumps(row.protocols.get(column), sort_keys=True), []).append(index)
+    return list(groups.values())
 
 
-def best_of(rows: Sequence[Row], column: str) -> set[int]:
-    """The best places, ties among them: what is not further from the best than both spread. None where rows have
-    different protocols, or all are as good."""
-    groups, better = groups_of(rows, column), COLUMNS[column].better
+def find_best(rows: list[Row], column: str) -> set[int]:
+    """Indices of the best row, and of those that do not differ from it by more than their deviations. Empty if the rows
+    have different protocols, or none is worse than the best."""
+    groups, better = group_rows(rows, column), COLUMNS[column].better
     if len(groups) != 1 or not better:
         return set()
-    best = (min if better == "lower" else max)((rows[place] for place in groups[0]), key=lambda row: row.scores[column])
-    found = {place for place in groups[0] if not apart(rows[place], best, column)}
-    return set() if len(found) == len(groups[0]) else found
+    best = (min if better == "lower" else max)((rows[index] for index in groups[0]), key=lambda row: row.scores[column])
+    indices = {index for index in groups[0] if not differ(rows[index], best, column)}
+    return set() if len(indices) == len(groups[0]) else indices
 
 
-def marks_of(rows: Sequence[Row]) -> dict[str, set[int]]:
-    """The best places of each column."""
-    return {column: best_of(rows, column) for column in columns_of(rows)}
-
-
-def apart(one: Row, other: Row, column: str) -> bool:
-    """Whether two scores differ by more than the sum of their standard deviations, as far as these are known."""
+def differ(one: Row, other: Row, column: str) -> bool:
+    """Whether two scores differ by more than the sum of their standard deviations. An unknown deviation counts as 0."""
     spread = one.spreads.get(column, 0.0) + other.spreads.get(column, 0.0)
     return abs(one.scores[column] - other.scores[column]) > spread
 
 
-def difference(names: list[str], protocols: list[dict[str, Any]]) -> str:
-    """What the protocols differ in, and how."""
-    keys = [key for key in protocols[0] if any(other.get(key) != protocols[0][key] for other in protocols)]
-    keys += [key for other in protocols[1:] for key in other if key not in protocols[0] and key not in keys]
-    shown = [
-        f"{key} is " + ", ".join(f"{short(other.get(key))} ({name})" for name, other in zip(names, protocols))
-        for key in dict.fromkeys(keys)
-    ]
-    return "; ".join(shown)
+def describe_difference(names: list[str], protocols: list[Protocol]) -> str:
+    """`samples is 1000 (a), 500 (b)`: the keys in which protocols differ, each with its values."""
+    flat = [flatten(protocol) for protocol in protocols]
+    keys = dict.fromkeys(key for protocol in flat for key in protocol)
+    differing = [key for key in keys if any(other.get(key) != flat[0].get(key) for other in flat)]
+    return "; ".join(
+        f"{key} is " + ", ".join(f"{shorten(other.get(key))} ({name})" for name, other in zip(names, flat))
+        for key in differing
+    )
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """The value as text; only the start of a sha256."""
     text = "not there" if value is None else str(value)
     return text[:12] if len(text) == 64 else text
 
 
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    return dict(_flat(values, prefix))
-
-
-def _flat(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by a space: {"a": {"b": 1}} -> {"a b": 1}."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield prefix + name, value
+        flat |= flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,4 +1,4 @@
-"""How a run went: the measures of its metrics.jsonl over its steps."""
+"""Training curves of runs, from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -6,36 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rjem_cli.engine.figures import Curve, panels_of_curves
+from rjem_cli.engine.figures import OKABE_ITO, Curve, Panel, panels_of_curves
 from rjem_cli.engine.training.metrics_log import events_in, numbers_in, read_lines
 from rjem_cli.files import write_atomically
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by all eyes
-PANELS = (  # label, what of metrics.jsonl, the second dashed, log scale
+Lines = list[dict[str, Any]]  # of metrics.jsonl
+MEASURES = (  # label, names in metrics.jsonl (the second is dashed), log scale
     ("E(x): data solid, chains dashed", ("energy_data", "energy_buffer"), False),
     ("accuracy on validation images", ("val_accuracy",), False),
     ("|dE/dx| on data", ("input_grad_norm",), True),
     ("saturation of the chains", ("saturation",), False),
 )
-LARGEST_DRAWN = 1e30  # beyond it matplotlib's own sums overflow
+MAX_DRAWN = 1e30  # matplotlib's own sums overflow beyond
 
 
-def points_of(lines: Sequence[dict[str, Any]], measure: str, log: bool) -> tuple[list[int], list[float]]:
-    """(steps, values) of the lines that have it, and can be drawn."""
-    found = [(line["step"], numbers_in(line).get(measure)) for line in lines if "event" not in line]
-    drawable = [(step, value) for step, value in found if value is not None and abs(value) < LARGEST_DRAWN]
-    points = [(step, value) for step, value in drawable if value > 0 or not log]
+def build_panels(runs: Sequence[tuple[Lines, str | None]], with_loss: bool = False) -> list[Panel]:
+    """A panel for each of MEASURES that a run has. `runs`: lines and a colour, or None for one colour per measure."""
+    panels = []
+    for label, names, log in ((("cross-entropy", ("cross_entropy",), False),) if with_loss else ()) + MEASURES:
+        curves = [
+            Curve(*points, color or OKABE_ITO[index], dashed=index > 0)
+            for lines, color in runs
+            for index, name in enumerate(names)
+            if (points := parse_points(lines, name, log))[0]
+        ]
+        if curves:
+            panels.append(Panel(label, curves, log))
+    return panels
+
+
+def parse_points(lines: Lines, name: str, log: bool) -> tuple[list[int], list[float]]:
+    """(steps, values) of the lines that have this measure. Drops values that cannot be drawn."""
+    values = [(line["step"], numbers_in(line).get(name)) for line in lines if "event" not in line]
+    drawn = [(step, value) for step, value in values if value is not None and abs(value) < MAX_DRAWN]
+    points = [(step, value) for step, value in drawn if value > 0 or not log]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def write_curves(run_dir: Path) -> Path | None:
-    """curves.png of a run, a cross for each divergence; None where it has measured nothing yet. Raises RjemError."""
+    """Write curves.png of a run, with a cross at each divergence. None if it has no metrics yet. Raises RjemError."""
     lines = read_lines(run_dir / "metrics.jsonl")
-    panels = []
-    for label, measures, log in (("cross-entropy", ("cross_entropy",), False), *PANELS):
-        points = [points_of(lines, measure, log) for measure in measures]
-        curves = [Curve(*each, OKABE_ITO[place], bool(place)) for place, each in enumerate(points) if each[0]]
-        panels += [(label, curves, log)] if curves else []
+    panels = build_panels([(lines, None)], with_loss=True)
     if not panels:
         return None
     events = [(line["at"], OKABE_ITO[1]) for line in events_in(lines)]
