@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -194,6 +196,26 @@ def append_text(path: Path, text: str) -> None:
         try:
             while rest:
                 rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows as CSV. A class may be named after a folder whose name is not UTF-8."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", errors="surrogateescape")
+
+
+def append_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Append all rows to a CSV file, or none. Raises RjemError."""
+    with explained("write", path), path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(csv_text(rows))
+            file.flush()
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(before)

@@ -34,7 +34,7 @@ class CacheKind(NamedTuple):
 
 KINDS = {
     RUNS: CacheKind("trained models", r"[^.].*"),
-    "datasets": CacheKind("downloads", r"[^.].*\.(gz|mat)"),
+    "datasets": CacheKind("downloads", r"[a-z0-9-]+"),
     "weights": CacheKind("downloads", r"[^.].*\.pth"),
     "features": CacheKind("of images, for scores", r"[0-9a-f]{40}\.safetensors", in_one=True, made_again=True),
     "judges": CacheKind("classifiers that score", r"[0-9a-f]{32}"),

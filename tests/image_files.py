@@ -24,7 +24,7 @@ def tree(per_class: int = 10, mode: str = "RGB") -> dict[str, bytes]:
 
 
 def write(files: dict[str, bytes], target: Path) -> Path:
-    """As a folder, .zip, .tar or .tar.xz, by the target's suffix."""
+    """Write a folder, .zip, .tar or .tar.xz, depending on the target's suffix."""
     if target.suffix == ".zip":
         with zipfile.ZipFile(target, "w") as archive:
             for name, content in files.items():

@@ -18,6 +18,11 @@ DEFAULT_PRESETS = {  # of rjem train for each built-in data set
     "cifar10": "cifar10-small",
     "cifar100": "cifar10-small",
     "svhn": "svhn-small",
+    "mnist": "quickstart",
+    "fashion-mnist": "quickstart",
+    "kmnist": "quickstart",
+    "emnist": "quickstart",
+    "stl10": "cifar10-small",
 }
 DATASETS = tuple(DEFAULT_PRESETS)
 OWN_IMAGES_PRESET = "cifar10-small"  # of rjem train --data

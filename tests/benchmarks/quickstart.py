@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.data.images import ImageSet
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     known, train_flags = parser.parse_known_args()
-    splits = digit_splits(0.1, shifted=True)
+    splits = load_digit_splits(0.1, shifted=True)
     reader = KNeighborsClassifier(1).fit(*flat(splits.train))
     print(json.dumps({"reader_on_test_set": round(float(reader.score(*flat(splits.test))), 4)}), flush=True)
     for seed in known.seeds:

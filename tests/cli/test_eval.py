@@ -56,7 +56,7 @@ def test_what_rjem_wrote_comes_with_its_classes_and_protocol(rjem, trained, tmp_
     names = tuple("0123456789")
     for each in found:
         assert len(each) == 7 and each.digest() == found[0].digest()
-        assert each.class_numbers(names).tolist() == [3, 8, 3, 8, 3, 8, 3]
+        assert each.class_indices(names).tolist() == [3, 8, 3, 8, 3, 8, 3]
         assert each.meta["dataset"]["name"] == "digits" and each.meta["selection"] == "none"
     assert rjem("generate", "-n", 3, "--class", "none", "-o", tmp_path / "none").code == 0
     assert read_collection(str(tmp_path / "none")).labels is None
@@ -80,11 +80,11 @@ def test_shards_are_scored_as_the_whole(rjem, trained, digits_judge, tmp_path, m
         "tiny": "tiny is a checkpoint",
         "part0.npz": "part0.npz is given twice",
         "digits:test": "is a set of its own",
-        "noise.npz": "parts of one set have one size",
-        "other.npz": "other.npz is of another seed than part0.npz",
+        "noise.npz": "give images of one size",
+        "other.npz": "other.npz and part0.npz differ in seed",
         "./part0.npz": "part0.npz has the images of part0.npz; give each part once",
-        "whole.npz": "whole.npz holds sample 0, which an earlier part has too",
-        "bare.npz": "bare.npz has no protocol of rjem (meta), as part0.npz has",
+        "whole.npz": "whole.npz contains sample 0, as does an earlier part",
+        "bare.npz": "bare.npz has no meta.json of rjem, but part0.npz does",
     }.items():
         refused = rjem("eval", "part0.npz", other)
         assert refused.code in (1, 2) and message in refused.error_line()

@@ -14,7 +14,7 @@ from PIL import Image
 from rjem_cli.engine.quality import weights as weights_module
 
 from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.data.fetch import sha256_of
+from rjem_cli.engine.data.downloads import sha256_hex
 from rjem_cli.engine.metrics.weights import tensors_of
 from rjem_cli.errors import DataError
 from tests.image_files import write
@@ -78,7 +78,7 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
     for name, other in THEIR_NAMES.items():
         assert ours[name] == pytest.approx(theirs[other], rel=1e-5), name
     assert any("not the published Inception weights" in note for note in ours["notes"])
-    assert ours["protocol"]["features"]["weights_sha256"] == sha256_of(inception_file.read_bytes())
+    assert ours["protocol"]["features"]["weights_sha256"] == sha256_hex(inception_file.read_bytes())
 
     network = create_feature_extractor(
         "inception-v3-compat",

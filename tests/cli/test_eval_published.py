@@ -12,7 +12,7 @@ import os
 import numpy as np
 import pytest
 
-from rjem_cli.engine.data.downloads import read_downloaded
+from rjem_cli.engine.data.downloads import load_published
 
 FOLDER = os.environ.get("RJEM_GOLDEN")
 FIRST = 5000  # of each part, in the order of the data set's own files
@@ -29,7 +29,7 @@ SEEN = {  # by torch-fidelity's own command: (value, tolerance)
 def test_scores_of_cifar10_are_those_that_others_saw(rjem, monkeypatch, tmp_path):
     monkeypatch.setenv("RJEM_CACHE", str(FOLDER))
     monkeypatch.delenv("RJEM_OFFLINE")
-    for name, images in zip(("train", "test"), read_downloaded("cifar10")):
+    for name, images in zip(("train", "test"), load_published("cifar10")):
         np.savez(tmp_path / f"{name}.npz", arr_0=images.pixels[:FIRST].permute(0, 2, 3, 1).numpy())
     samples, reference = tmp_path / "train.npz", tmp_path / "test.npz"
     outcome = rjem("eval", samples, "--reference", reference, "--features", "inception", "--json")

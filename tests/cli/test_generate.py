@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.sampling import job as sampling
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked
@@ -295,7 +295,7 @@ def test_chains_begin_where_init_says(rjem, trained, tmp_path, init):
         assert 100 < drawn.mean() < 155 and drawn.std() > 60
     if init in ("data", "buffer"):
         assert all((image == drawn[0]).mean() < 1 for image in drawn[1:])
-        images_of_class = digit_splits(0.1, shifted=False).train
+        images_of_class = load_digit_splits(0.1, shifted=False).train
         shown = torch.from_numpy(drawn.astype(np.uint8))[:, None]
         same = (shown[:, None] == images_of_class.pixels[None]).flatten(2).all(dim=2)
         assert same.any(dim=1).all() == (init == "data")
@@ -311,8 +311,8 @@ def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
     Image.new("RGB", (9, 8), "red").save(tmp_path / "large.png")
     (tmp_path / "cut.png").write_bytes(b"no image")
     for init, code, message in (
-        (tmp_path / "large.png", 1, "large.png is 9x8, colour; this checkpoint takes 8x8, grey images"),
-        (tmp_path / "cut.png", 1, "cut.png is corrupt or no image"),
+        (tmp_path / "large.png", 1, "large.png are 9x8; this checkpoint takes 8x8"),
+        (tmp_path / "cut.png", 1, "cut.png is corrupt or not an image"),
         (tmp_path / "nowhere.png", 3, "nowhere.png is not there"),
         ("priro", 2, "--init 'priro' is unknown and no file; did you mean prior?"),
         ("~nosuchuser/x.png", 2, "there is no such home folder"),

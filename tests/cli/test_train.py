@@ -292,7 +292,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--resume", "nobody"], 3, "--run nobody --resume auto starts it"),
         (["--resume", "auto", "--run", "../up"], 2, "--run '../up': give a plain name"),
         (["--adv-eps", "8"], 2, "--adv-eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
-        (["--dataset", "cifar10"], 3, "cifar10 cannot be had"),
+        (["--dataset", "cifar10"], 3, "cifar10 is not available"),
     ],
 )
 def test_bad_input_gives_one_line_and_its_exit_code(rjem, arguments, code, message):

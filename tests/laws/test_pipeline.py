@@ -7,7 +7,7 @@ import torch
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
-from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.data.images import to_model, to_pixels
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.frozen import freeze
@@ -38,7 +38,7 @@ def chain_noise(step: int, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def images():
-    return digit_splits(0.1, shifted=True).train
+    return load_digit_splits(0.1, shifted=True).train
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.config.sources import file_source, settle
-from rjem_cli.engine.data.class_folders import read_class_folders
+from rjem_cli.config.sources import file_source, resolve
 from rjem_cli.engine.data.collection import read_collection
+from rjem_cli.engine.data.load import read_class_folders
 from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
 from rjem_cli.engine.models.tensor_file import encode, read_tensors
 from rjem_cli.engine.models.wide_resnet import build_model
@@ -91,7 +91,7 @@ def test_any_yaml_is_a_config_or_one_line(tmp_path_factory, values, noise):
     for content in (yaml.safe_dump(values, allow_unicode=True).encode(errors="replace"), noise):
         (folder / "x.yaml").write_bytes(content)
         with watched(folder):
-            known(lambda: settle(TrainConfig, [file_source(str(folder / "x.yaml"))]))
+            known(lambda: resolve(TrainConfig, [file_source(str(folder / "x.yaml"))]))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_hostile_yaml(tmp_path, monkeypatch, text):
     monkeypatch.chdir(folder)
     Path("x.yaml").write_text(text)
     with watched(folder), pytest.raises(RjemError):
-        settle(TrainConfig, [file_source("x.yaml")])
+        resolve(TrainConfig, [file_source("x.yaml")])
 
 
 @MANY

@@ -105,10 +105,10 @@ def train_run(
         return
     with console.progress_bar() as bar:
 
-        def on_download(done: int, total: int) -> None:
+        def on_download(phase: str, done: int, total: int) -> None:
             if deadline.is_near():
                 raise RjemError(f"--max-time {deadline.text} ended before {config.dataset} was downloaded; give more")
-            bar.update(f"downloading {config.dataset}", done, total)
+            bar.update(phase, done, total)
 
         if not distributed.is_main:
             distributed.barrier()  # the main process downloads first

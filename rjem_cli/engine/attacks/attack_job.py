@@ -20,7 +20,7 @@ from rjem_cli.engine.attacks.robustness import (
 )
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
-from rjem_cli.engine.data.class_names import parse_class
+from rjem_cli.engine.data.images import parse_class
 from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.custom_model import load_network

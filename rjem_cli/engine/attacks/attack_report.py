@@ -24,13 +24,12 @@ from rjem_cli.engine.attacks.autoattack import describe_autoattack
 from rjem_cli.engine.attacks.eval_data import AttackDataset
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
 from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult
-from rjem_cli.engine.data.csv_rows import append_rows
 from rjem_cli.engine.data.images import to_model, to_pixels
-from rjem_cli.engine.data.png import contact_sheet, pixels_of, png_bytes, side_by_side, write_images
+from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import epsilon_curve
 from rjem_cli.engine.metrics.accuracy import Accuracy
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import claimed_folder, empty_own_folder, make_dir, write_atomically
+from rjem_cli.files import append_rows, claimed_folder, empty_own_folder, make_dir, write_atomically
 from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
@@ -239,7 +238,7 @@ def measure_distance(offset: Tensor, norm: str) -> Tensor:
 
 def read_pixels(path: Path) -> Tensor:
     with Image.open(path) as image:
-        return pixels_of(image)
+        return from_image(image)
 
 
 def csv_rows(

@@ -16,7 +16,7 @@ from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
 from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
 from rjem_cli.engine.compare.notes import TABLE1, Entry
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
-from rjem_cli.engine.data.downloads import DOWNLOADED, files_of, is_downloaded
+from rjem_cli.engine.data.downloads import DATASET_INFO, is_downloaded
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.models.checkpoint import read_info
@@ -129,8 +129,7 @@ def reproduce_table1(config: CompareConfig, trainings: Sequence[Training], callb
     """The measured rows, each the mean over its seeds. `trainings` holds every model once per seed. Raises ConfigError
     or DataError if a folder has another run."""
     data = trainings[0].config
-    phase = f"downloading {data.dataset}"
-    splits = load_splits(data, lambda done, total: callbacks.on_progress(phase, done, total), callbacks.warn)
+    splits = load_splits(data, callbacks.on_progress, callbacks.warn)
     rows: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
     for training in trainings:
         check_run(training, splits)
@@ -189,8 +188,8 @@ def describe_trainings(trainings: Sequence[Training], samples: int) -> list[str]
     """Downloads, one line per run, and the cost of all runs and samples. A pass takes one image forward and backward
     through the network. Raises ConfigError as `reproduce_table1` does."""
     datasets = dict.fromkeys(training.config.dataset for training in trainings if not training.config.data)
-    missing = [name for name in datasets if name in DOWNLOADED and not is_downloaded(name)]
-    lines = [f"downloads {name} first, {sum(file.size for file in files_of(name)) / 1e6:.0f} MB" for name in missing]
+    missing = [name for name in datasets if name in DATASET_INFO and not is_downloaded(name)]
+    lines = [f"downloads {name} first, {DATASET_INFO[name].megabytes} MB" for name in missing]
     lines += map(describe_training, trainings)
     costs = [estimate_passes(training.config) for training in trainings]
     if None not in costs:

@@ -105,7 +105,7 @@ def image_grid(images: ImageCollection, class_names: Sequence[str] = ()) -> Imag
     """A few images, evenly spaced in the set. With two classes or more, each column holds one class (of many classes,
     some). `class_names` are the names of numeric labels."""
     rows_of_class: dict[str | int, list[int]] = {}
-    numbers = images.class_numbers(class_names)
+    numbers = images.class_indices(class_names)
     labels = (images.labels or ()) if numbers is None else tuple(class_names[number] for number in numbers.tolist())
     for index, label in enumerate(labels):
         rows_of_class.setdefault(label, []).append(index)

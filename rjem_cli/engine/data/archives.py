@@ -1,45 +1,49 @@
-"""The files of a folder, a .zip or a tar, one after another, as bytes. Nothing is unpacked to disk; links inside
-archives are passed over."""
+"""Image files in a folder, a .zip or a tar, and their decoding to pixels. Nothing is unpacked to disk, and links inside
+archives are ignored."""
 
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from rjem_cli.errors import DataError
+import numpy as np
+import torch
+from torch import Tensor
+
+from rjem_cli.engine.memory import physical_memory
+from rjem_cli.errors import AbsentError, DataError
 from rjem_cli.paths import existing_data
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-LARGEST_FILE = 64 * 2**20  # bytes; anything larger is no training image
-# Pictures that rjem leaves among samples, chains and attacked images, and that are none of them
-OVERVIEWS = {
-    "grid.png",
-    "film.png",
-    "chains.gif",
-    "energies.png",
-    "curve.png",
-    "examples.png",
-    "nearest.png",
-    "classes.png",
-}
-LARGEST_HEADER = 2**16  # bytes
-READ_WHOLE = {
+GREY_MODES = {"1", "L", "LA"}
+# Figures that rjem writes beside samples, chains and attacked images
+FIGURE_NAMES = set("grid.png film.png chains.gif energies.png curve.png examples.png nearest.png classes.png".split())
+MAX_FILE_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**16
+MAX_IMAGE_PIXELS = 4096 * 4096
+MAX_MEMORY_SHARE = 0.4  # for decoded images, which are then copied into one array
+THREADS = 8  # Pillow decodes without Python's lock
+LONG_HEADERS = {
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 }
-TAR_END = 2 * tarfile.BLOCKSIZE
 
-Wanted = Callable[[PurePosixPath], bool]
+Member = tuple[str, bytes]  # name and content
+NameFilter = Callable[[PurePosixPath], bool]
 
 
 def is_image(name: PurePosixPath) -> bool:
@@ -47,123 +51,176 @@ def is_image(name: PurePosixPath) -> bool:
     return name.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
-def readable(location: str) -> Path:
-    """Raises AbsentError for nothing there, DataError for a device or a pipe, which may never end."""
+def check_readable(location: str) -> Path:
+    """Raises AbsentError if nothing is there, DataError for a device or a pipe, which may never end."""
     path = existing_data(location)
     if not path.is_dir() and not path.is_file():
-        raise DataError(f"{location} is neither a folder nor a file; give one of them")
+        raise DataError(f"{location} is neither a folder nor a file; give a folder, an archive or a file")
     return path
 
 
-def read_members(path: Path, wanted: Wanted = is_image) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file that is wanted, in the order in which they lie there. Raises DataError."""
+def read_members(path: Path, is_wanted: NameFilter = is_image) -> Iterator[Member]:
+    """(name, content) of each wanted file in a folder or archive, in the order of the archive. Raises DataError."""
     with archive_errors(str(path)):
         if path.is_dir():
-            for file in files_below(path):
-                name = PurePosixPath(file.relative_to(path).as_posix())
-                if wanted(name):
+            for file in walk_files(path):
+                name = file.relative_to(path).as_posix()
+                if is_wanted(PurePosixPath(name)):
                     if not file.is_file():
-                        raise DataError(f"{path}: {name} is no file that can be read (a broken link?); remove it")
-                    check_size(str(path), str(name), file.stat().st_size)
-                    yield str(name), file.read_bytes()
+                        raise DataError(f"{path}: {name} is not a file (a broken link?); remove it")
+                    check_size(str(path), name, file.stat().st_size)
+                    yield name, file.read_bytes()
         elif zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
-                    if wanted(PurePosixPath(info.filename)) and not info.is_dir():
+                    if is_wanted(PurePosixPath(info.filename)) and not info.is_dir():
                         check_size(str(path), info.filename, info.file_size)
                         yield info.filename, archive.read(info)
         else:
             with path.open("rb") as stream:
-                yield from tar_members(stream, str(path), wanted)
+                yield from read_tar_members(stream, str(path), is_wanted)
 
 
-def tar_members(file: BinaryIO, name: str, wanted: Wanted = is_image) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every file that is wanted in a tar, plain or compressed, on a stream. Raises DataError."""
+def read_tar_members(file: BinaryIO, location: str, is_wanted: NameFilter = is_image) -> Iterator[Member]:
+    """(name, content) of each wanted file in a tar stream, plain or compressed. Raises DataError."""
     stream = TarStream(file)
-    with archive_errors(name):
+    with archive_errors(location):
         with tarfile.open(fileobj=stream, mode="r|*", tarinfo=CheckedHeader) as archive:  # type: ignore[call-overload]
             end = 0
             for member in archive:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if wanted(PurePosixPath(member.name)) and member.isfile():
-                    check_size(name, member.name, member.size)
-                    content = archive.extractfile(member)
-                    assert content is not None
-                    yield member.name, content.read()
+                if is_wanted(PurePosixPath(member.name)) and member.isfile():
+                    check_size(location, member.name, member.size)
+                    yield member.name, archive.extractfile(member).read()
         stream.check_end(end)
 
 
 class CheckedHeader(tarfile.TarInfo):
-    """A member whose header is no bomb: long names and pax headers are read whole before anybody can look at them."""
+    """Limits the size of long names and pax headers, which tarfile reads into memory by itself."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> CheckedHeader:
         header = super().frombuf(buf, encoding, errors)
-        if header.type in READ_WHOLE and header.size > LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        if header.type in LONG_HEADERS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {header.size} bytes")
         return header
 
 
 class TarStream:
-    """tarfile takes a damaged header, and the end of the file, for the end of the archive. A plain tar ends in two zero
-    blocks or more, and nothing but zeros lies behind its last member."""
+    """Finds a truncated or damaged tar, where tarfile sees the end of the archive. A plain tar ends in two or more zero
+    blocks, and only zeros follow its last member."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.tail, self.length, self.content_end = file, b"", 0, 0
-        self.plain: bool | None = None
+        self.file, self.length, self.content_end = file, 0, 0
+        self.is_plain: bool | None = None
 
     def read(self, size: int) -> bytes:
         content = self.file.read(size)
-        if self.plain is None:
-            self.plain = content[257:262] == b"ustar"
-        kept = content.rstrip(b"\0")
-        self.content_end = self.length + len(kept) if kept else self.content_end
+        if self.is_plain is None:
+            self.is_plain = content[257:262] == b"ustar"
+        if stripped := content.rstrip(b"\0"):
+            self.content_end = self.length + len(stripped)
         self.length += len(content)
         return content
 
     def check_end(self, members_end: int) -> None:
-        """`members_end`, where the last member that was read ends. Raises ReadError."""
+        """Raises ReadError. `members_end` is the end of the last member that was read."""
         while self.read(2**20):
             pass
-        if not self.plain:
-            return
-        if self.length < members_end + TAR_END:
+        if self.is_plain and self.length < members_end + 2 * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("the end of the archive is missing")
-        if self.content_end > members_end:
-            raise tarfile.ReadError("something behind its last readable member is damaged")
+        if self.is_plain and self.content_end > members_end:
+            raise tarfile.ReadError("the part after the last readable member is damaged")
 
 
 @contextlib.contextmanager
-def archive_errors(name: str) -> Iterator[None]:
+def archive_errors(location: str) -> Iterator[None]:
+    """Turn the errors of the archive libraries into DataErrors."""
     try:
         yield
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        LZMAError,
-        EOFError,
-        zlib.error,
-        RuntimeError,
-        UnicodeError,
-    ) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, LZMAError, EOFError, zlib.error, RuntimeError, UnicodeError) as error:
         reason = str(error) or type(error).__name__
-        raise DataError(f"{name} cannot be read as a .zip, .tar or .tar.xz ({reason}); is it whole?") from None
+        raise DataError(f"cannot read {location} as .zip, .tar or .tar.xz ({reason}); is it complete?") from None
     except OSError as error:
-        raise DataError(f"cannot read {error.filename or name}: {error.strerror or error}") from None
+        raise DataError(f"cannot read {error.filename or location}: {error.strerror or error}") from None
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """Every file, also behind links to folders, but each folder once: links may run in circles."""
-    seen = set()
-    for folder, below, names in os.walk(path, followlinks=True):
+def walk_files(path: Path) -> Iterator[Path]:
+    """Every file below a folder. Links to folders are followed, but each folder is visited once: links may form a
+    circle."""
+    visited = set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(folder, name) for name in names)
+        if real in visited:
+            subfolders.clear()
+        else:
+            visited.add(real)
+            yield from (Path(folder, name) for name in names)
 
 
-def check_size(place: str, name: str, size: int) -> None:
-    if size > LARGEST_FILE:
-        raise DataError(f"{place}: {name} has {size} bytes, too many for an image; remove it")
+def check_size(location: str, name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{location}: {name} has {size} bytes, too many for an image; remove it")
+
+
+def decode_images(members: Iterable[Member], location: str, hint: str) -> tuple[list[str], Tensor]:
+    """(names, pixels uint8 (N, C, H, W)), sorted by name, so that a folder, a .zip and a .tar give the same splits and
+    scores. C is 1 if all images are grey, else 3. Raises AbsentError, with the `hint`, if there is no image, and
+    DataError for an image that is corrupt, has another size than the first one, or the name of another."""
+    named_arrays = sorted(decode_in_order(members, location), key=lambda item: item[0])
+    if not named_arrays:
+        raise AbsentError(f"{location} holds no images; {hint}")
+    names, arrays = [name for name, _ in named_arrays], [array for _, array in named_arrays]
+    duplicate = next((name for name, following in itertools.pairwise(names) if name == following), None)
+    if duplicate is not None:
+        raise DataError(f"{location} contains {duplicate} twice; create it again")
+    for name, array in zip(names, arrays):
+        if array.shape[:2] != arrays[0].shape[:2]:
+            size, expected = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, arrays[0]))
+            raise DataError(
+                f"{location}: {name} is {size}, the images before it are {expected}; give images of one size"
+            )
+    if any(array.ndim == 3 for array in arrays):
+        arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2) for array in arrays]
+    else:
+        arrays = [array[..., None] for array in arrays]
+    return names, torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def decode_in_order(members: Iterable[Member], location: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, pixels) in the order of the members, decoded in threads. Only a few wait at a time, since an archive may
+    be larger than memory, and an error in an early image is raised before the later ones are read. Raises DataError."""
+    threads, size, memory = min(THREADS, os.cpu_count() or 1), 0, physical_memory()
+    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for member in itertools.chain(members, [None]):
+                if member is not None:
+                    waiting.append((member[0], pool.submit(decode_image, member[1], f"{location}: {member[0]}")))
+                while waiting and (member is None or len(waiting) > 2 * threads):
+                    name, future = waiting.popleft()
+                    array = future.result()
+                    size += array.nbytes
+                    if memory is not None and size > MAX_MEMORY_SHARE * memory:
+                        raise DataError(f"the images of {location} do not fit into memory; give fewer")
+                    yield name, array
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """uint8 (H, W) for a grey image, else (H, W, 3). Raises DataError with the file's name."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{name} has more than 8 bits per channel ({image.mode}); convert it to 8 bits")
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise DataError(f"{name} is {image.width}x{image.height}, too large for a training image; remove it")
+            return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on hostile bytes
+        reason = str(error).split(" <")[0] or type(error).__name__
+        raise DataError(f"{name} is corrupt or not an image ({reason}); remove or replace it") from None

@@ -1,4 +1,4 @@
-"""Augmentation in batches on the device, as JEM++ trains: reflect-pad and crop, mirror, Gaussian noise."""
+"""Data augmentation in batches on the device: reflect-pad and crop, mirror (as JEM++ trains)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def random_crop(pixels_BCHW: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Reflect-pad by `pad` and cut each image out again at its own random place."""
+    """Reflect-pad by `pad` pixels and crop each image to its old size at a random position of its own."""
     if pad == 0:
         return pixels_BCHW
     count, channels, height, width = pixels_BCHW.shape
@@ -24,11 +24,11 @@ def random_crop(pixels_BCHW: Tensor, pad: int, generator: torch.Generator) -> Te
 
 def random_flip(pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image with probability one half."""
-    coins = torch.rand(len(pixels_BCHW), generator=generator, device=pixels_BCHW.device) < 0.5
-    return torch.where(coins[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
+    flipped = torch.rand(len(pixels_BCHW), generator=generator, device=pixels_BCHW.device) < 0.5
+    return torch.where(flipped[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
 
 
 def augment(pixels_BCHW: Tensor, crop_pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """uint8 in, uint8 out, the same shape; `generator` lives on the images' device."""
+    """uint8 (B, C, H, W) to uint8 of the same shape. `generator` must be on the images' device."""
     cropped = random_crop(pixels_BCHW, crop_pad, generator)
     return random_flip(cropped, generator) if flip else cropped

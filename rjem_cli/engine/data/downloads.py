@@ -1,42 +1,133 @@
-"""CIFAR-10, CIFAR-100 and SVHN as their authors publish them in files without pickles: CIFAR's binary version, SVHN's
-MATLAB files."""
+"""Published data sets and the download of published files.
+
+rjem reads CIFAR from its authors' binary version; torchvision downloads and reads the other data sets. No pickle is
+read. Downloads happen once, under a lock, and never with RJEM_OFFLINE.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import os
 import re
+import shutil
+import socket
 import tarfile
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from rjem_cli import paths
-from rjem_cli.engine.callbacks import noop
-from rjem_cli.engine.data.fetch import RemoteFile, Report, Tell, fetched, is_there
+from rjem_cli import files, paths
+from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.errors import AbsentError
+from rjem_cli.errors import AbsentError, DataError, RjemError
 
-SIDE = 32  # pixels
+BLOCK = 2**20  # bytes
+TIMEOUT = 30  # seconds without a byte
+
+
+class RemoteFile(NamedTuple):
+    """A published file, identified by its size and sha256."""
+
+    file_name: str
+    url: str
+    size: int  # bytes
+    sha256: str
+
+
+def is_present(file: RemoteFile, folder: Path) -> bool:
+    """Whether `folder` has a file of this name and size. Its content is checked when it is read."""
+    with contextlib.suppress(OSError):
+        return (folder / file.file_name).stat().st_size == file.size
+    return False
+
+
+def fetch_file(file: RemoteFile, folder: Path, on_progress: OnProgress = noop, warn: Log = noop) -> bytes:
+    """The file's content, read from `folder`, or downloaded into it if it is missing or damaged there. `on_progress`
+    (bytes) may raise, also while another process downloads the file; `warn` is called if the file cannot be saved.
+    Raises AbsentError."""
+    path, phase = folder / file.file_name, f"downloading {file.file_name}"
+    if (content := read_intact(path, file)) is not None:
+        return content
+    if paths.offline():
+        state = "is damaged" if path.exists() else "does not exist"
+        raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
+    with files.locked(path, waiting=lambda: on_progress(phase, 0, file.size)):
+        if (content := read_intact(path, file)) is not None:  # another process downloaded it
+            return content
+        try:
+            content = download(file, on_progress, phase)
+        except (OSError, HTTPException) as error:  # URLError, timeouts and connection errors are OSErrors
+            raise AbsentError(f"cannot download {file.url} ({error})") from None
+        if not is_intact(content, file):
+            raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published file")
+        try:
+            files.write_atomically(path, content, read_back=True)
+        except RjemError as error:
+            warn(f"{error}; the file is used now and downloaded again next time")
+        return content
+
+
+def read_intact(path: Path, file: RemoteFile) -> bytes | None:
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        return content if is_intact(content, file) else None
+    return None
+
+
+def is_intact(content: bytes, file: RemoteFile) -> bool:
+    return len(content) == file.size and sha256_hex(content) == file.sha256
+
+
+def download(file: RemoteFile, on_progress: OnProgress, phase: str) -> bytes:
+    """The content behind the URL, at most one byte more than `file.size`."""
+    content = bytearray()
+    with urllib.request.urlopen(file.url, timeout=TIMEOUT) as response:
+        while len(content) <= file.size and (block := response.read(min(BLOCK, file.size + 1 - len(content)))):
+            content += block
+            on_progress(phase, len(content), file.size)
+    return bytes(content)
+
+
+def sha256_hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class DatasetInfo(NamedTuple):
-    """What a set's authors say is in it."""
+    """What a data set contains, known without a download."""
 
     image_shape: tuple[int, int, int]
     classes: int
     train: int
     test: int
+    megabytes: int  # of the download
 
     def split(self, val_fraction: float) -> tuple[int, int]:
-        """How many images are trained on, and how many are kept for validation."""
+        """The numbers of training and validation images."""
         val = round(self.train * val_fraction)
         return self.train - val, val
 
 
+DATASET_INFO = {
+    "cifar10": DatasetInfo((3, 32, 32), 10, 50_000, 10_000, 170),
+    "cifar100": DatasetInfo((3, 32, 32), 100, 50_000, 10_000, 169),
+    "svhn": DatasetInfo((3, 32, 32), 10, 73_257, 26_032, 246),
+    "mnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 12),
+    "fashion-mnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 31),
+    "kmnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 21),
+    "emnist": DatasetInfo((1, 28, 28), 26, 124_800, 20_800, 562),
+    "stl10": DatasetInfo((3, 96, 96), 10, 5_000, 8_000, 2640),
+}
+
+
 class Cifar(NamedTuple):
-    """One archive. A record is `label_bytes`, the last of which is the class, and three planes of 32x32."""
+    """An archive of records: `label_bytes`, the last of which is the class, then three planes of 32x32."""
 
     archive: RemoteFile
     label_bytes: int
@@ -45,108 +136,212 @@ class Cifar(NamedTuple):
     names: str
 
 
+class TorchvisionSet(NamedTuple):
+    """A data set that torchvision downloads and reads. `files` are the unpacked files below the data set's folder,
+    `parts` torchvision's arguments for the training and the test part. Class names are also names of folders and
+    words on the command line, so they have no slash, comma or space."""
+
+    class_name: str
+    url: str
+    files: tuple[str, ...]
+    parts: dict[str, dict[str, Any]]
+    class_names: tuple[str, ...]
+
+
+def describe_mnist(class_name: str, url: str, class_names: str) -> TorchvisionSet:
+    """A data set of the same form as MNIST."""
+    files = tuple(f"{class_name}/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in IDX_KINDS)
+    return TorchvisionSet(
+        class_name, url, files, {"train": {"train": True}, "test": {"train": False}}, tuple(class_names.split())
+    )
+
+
+TORONTO = "https://www.cs.toronto.edu/~kriz"
+CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+CIFAR100_SHA256 = "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
 CIFAR = {
     "cifar10": Cifar(
-        RemoteFile(
-            "cifar-10-binary.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-            170_052_171,
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        ),
-        1,
-        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        "test_batch.bin",
-        "batches.meta.txt",
+        RemoteFile("cifar-10-binary.tar.gz", f"{TORONTO}/cifar-10-binary.tar.gz", 170_052_171, CIFAR10_SHA256),
+        label_bytes=1,
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test="test_batch.bin",
+        names="batches.meta.txt",
     ),
     "cifar100": Cifar(
-        RemoteFile(
-            "cifar-100-binary.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-            168_513_733,
-            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        ),
-        2,
-        ("train.bin",),
-        "test.bin",
-        "fine_label_names.txt",
+        RemoteFile("cifar-100-binary.tar.gz", f"{TORONTO}/cifar-100-binary.tar.gz", 168_513_733, CIFAR100_SHA256),
+        label_bytes=2,
+        train=("train.bin",),
+        test="test.bin",
+        names="fine_label_names.txt",
     ),
 }
-SVHN = (
-    RemoteFile(
-        "train_32x32.mat",
-        "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-        182_040_794,
-        "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+DIGITS = "0 1 2 3 4 5 6 7 8 9"
+IDX_KINDS = ("images-idx3", "labels-idx1")
+TORCHVISION = {
+    "svhn": TorchvisionSet(
+        "SVHN",
+        "http://ufldl.stanford.edu/housenumbers/",
+        ("train_32x32.mat", "test_32x32.mat"),
+        {"train": {"split": "train"}, "test": {"split": "test"}},
+        tuple(DIGITS.split()),
     ),
-    RemoteFile(
-        "test_32x32.mat",
-        "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-        64_275_384,
-        "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+    "mnist": describe_mnist("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", DIGITS),
+    "fashion-mnist": describe_mnist(
+        "FashionMNIST",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "T-shirt-top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
     ),
-)
-DOWNLOADED = (*CIFAR, "svhn")
-DATASET_INFO = {
-    "cifar10": DatasetInfo((3, SIDE, SIDE), 10, 50_000, 10_000),
-    "cifar100": DatasetInfo((3, SIDE, SIDE), 100, 50_000, 10_000),
-    "svhn": DatasetInfo((3, SIDE, SIDE), 10, 73_257, 26_032),
+    "kmnist": describe_mnist(
+        "KMNIST", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/", "o ki su tsu na ha ma ya re wo"
+    ),
+    "emnist": TorchvisionSet(  # "letters": two classes of "balanced", A and a, are one folder on some file systems
+        "EMNIST",
+        "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+        tuple(f"EMNIST/raw/emnist-letters-{part}-{kind}-ubyte" for part in ("train", "test") for kind in IDX_KINDS),
+        {"train": {"split": "letters", "train": True}, "test": {"split": "letters", "train": False}},
+        tuple("abcdefghijklmnopqrstuvwxyz"),
+    ),
+    "stl10": TorchvisionSet(
+        "STL10",
+        "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y")),
+        {"train": {"split": "train"}, "test": {"split": "test"}},
+        tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
+    ),
 }
 
 
-def folder_of(name: str) -> Path:
+def dataset_folder(name: str) -> Path:
     return paths.datasets_dir() / name
 
 
-def files_of(name: str) -> tuple[RemoteFile, ...]:
-    return (CIFAR[name].archive,) if name in CIFAR else SVHN
-
-
 def is_downloaded(name: str) -> bool:
-    """Whether its files are there; what is in them is checked when they are read."""
-    return all(is_there(file, folder_of(name)) for file in files_of(name))
-
-
-def read_downloaded(name: str, report: Report = noop, tell: Tell = noop) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of `cifar10`, `cifar100` or `svhn`. Raises AbsentError if it is absent and cannot be downloaded."""
-    try:
-        contents = [fetched(file, folder_of(name), report, tell) for file in files_of(name)]
-    except AbsentError as error:
-        raise AbsentError(
-            f"{name} cannot be had: {error}; fetch {' and '.join(file.url for file in files_of(name))} elsewhere into "
-            f"{folder_of(name)}, or give images of your own (--data; of a score, --reference)"
-        ) from None
+    """Whether the data set's files exist. Their content is checked when they are read."""
     if name in CIFAR:
-        return read_cifar(contents[0], CIFAR[name])
-    return read_svhn(contents[0]), read_svhn(contents[1])
+        return is_present(CIFAR[name].archive, dataset_folder(name))
+    return all((dataset_folder(name) / file).is_file() for file in TORCHVISION[name].files)
+
+
+def load_published(name: str, on_progress: OnProgress = noop, warn: Log = noop) -> tuple[ImageSet, ImageSet]:
+    """(train, test) of a data set in DATASET_INFO, downloaded if necessary. Raises AbsentError if it is missing and
+    cannot be downloaded, DataError if its files are damaged."""
+    folder = dataset_folder(name)
+    try:
+        if name in CIFAR:
+            return read_cifar(fetch_file(CIFAR[name].archive, folder, on_progress, warn), CIFAR[name])
+        if not is_downloaded(name):
+            download_with_torchvision(name, folder, on_progress)
+    except AbsentError as error:
+        url = CIFAR[name].archive.url if name in CIFAR else TORCHVISION[name].url
+        names = () if name in CIFAR else (" (unpacked: ", ", ".join(TORCHVISION[name].files), ")")
+        raise AbsentError(
+            f"{name} is not available: {error}; download {url} elsewhere into {folder}{''.join(names)}, "
+            "or use your own images (--data, or --reference for scores)"
+        ) from None
+    return read_with_torchvision(name, folder, "train"), read_with_torchvision(name, folder, "test")
 
 
 def read_cifar(archive: bytes, layout: Cifar) -> tuple[ImageSet, ImageSet]:
     """(train, test) of the binary version, in the order of its files."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
-        files = {Path(member.name).name: member for member in members if member.isfile()}
+        contents = {
+            Path(member.name).name: file.read()
+            for member in members
+            if (file := members.extractfile(member)) is not None
+        }
+    lines = contents[layout.names].decode().split("\n")
+    class_names = tuple(re.sub(r"\s+", "_", line.strip()) for line in lines if line)
 
-        def content(name: str) -> bytes:
-            file = members.extractfile(files[name])
-            assert file is not None
-            return file.read()
+    def read_part(file_names: tuple[str, ...]) -> ImageSet:
+        width = layout.label_bytes + 3 * 32 * 32
+        records = np.frombuffer(b"".join(contents[name] for name in file_names), np.uint8).reshape(-1, width)
+        pixels = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
+        labels = records[:, layout.label_bytes - 1].astype(np.int64)
+        return ImageSet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels), class_names)
 
-        names = tuple(re.sub(r"\s+", "_", name.strip()) for name in content(layout.names).decode().split("\n") if name)
-
-        def part(file_names: tuple[str, ...]) -> ImageSet:
-            width = layout.label_bytes + 3 * SIDE * SIDE
-            records = np.frombuffer(b"".join(content(name) for name in file_names), np.uint8).reshape(-1, width)
-            pixels = records[:, layout.label_bytes :].reshape(-1, 3, SIDE, SIDE)
-            labels = records[:, layout.label_bytes - 1].astype(np.int64)
-            return ImageSet(torch.from_numpy(pixels.copy()), torch.from_numpy(labels), names)
-
-        return part(layout.train), part((layout.test,))
+    return read_part(layout.train), read_part((layout.test,))
 
 
-def read_svhn(content: bytes) -> ImageSet:
-    """X (H, W, C, N) and y (N, 1), in which 10 is the digit 0."""
-    from scipy.io import loadmat
+def get_torchvision_class(name: str) -> Any:
+    """torchvision's data set class, without MNIST's older files, which are pickles, and STL10's unlabeled images."""
+    from torchvision import datasets
 
-    arrays = loadmat(io.BytesIO(content))
-    pixels = torch.from_numpy(np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1)))
-    labels = torch.from_numpy(arrays["y"].reshape(-1).astype(np.int64) % 10)
-    return ImageSet(pixels, labels, tuple(str(digit) for digit in range(10)))
+    base = getattr(datasets, TORCHVISION[name].class_name)
+    changes = {"_check_legacy_exist": lambda self: False, "train_list": getattr(base, "train_list", [])[:2]}
+    return type(base.__name__, (base,), changes)
+
+
+def download_with_torchvision(name: str, folder: Path, on_progress: OnProgress) -> None:
+    """Download and unpack below `folder`/.download, then move the needed files to their place, so that an interrupted
+    download leaves no incomplete file there. Raises AbsentError."""
+    dataset, temporary, phase = TORCHVISION[name], folder / ".download", f"downloading {name}"
+    if paths.offline():
+        raise AbsentError(f"it is not in {folder}, and RJEM_OFFLINE forbids the download")
+    with files.locked(folder / name, waiting=lambda: on_progress(phase, 0, 1)):
+        if is_downloaded(name):  # by another process
+            return
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with report_torchvision_downloads(on_progress, phase):
+                for arguments in dataset.parts.values():
+                    get_torchvision_class(name)(temporary, download=True, **arguments)
+            for file in dataset.files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / file, folder / file)
+        except RjemError:  # from on_progress
+            raise
+        except Exception as error:  # network errors have many types, and torchvision turns some into RuntimeError
+            raise AbsentError(f"cannot download {dataset.url} ({shorten(error)})") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def report_torchvision_downloads(on_progress: OnProgress, phase: str) -> Iterator[None]:
+    """Send torchvision's progress to `on_progress` instead of stderr, and limit the time it waits for a byte."""
+    from torchvision.datasets import utils
+
+    class Bar:
+        def __init__(self, total: int | None = None, **options: object):
+            self.done, self.total = 0, total or 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def update(self, count: int) -> None:
+            self.done += count
+            on_progress(phase, self.done, max(self.done, self.total))
+
+    original, timeout = utils.tqdm, socket.getdefaulttimeout()
+    utils.tqdm = Bar
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        utils.tqdm = original
+        socket.setdefaulttimeout(timeout)
+
+
+def read_with_torchvision(name: str, folder: Path, part: Literal["train", "test"]) -> ImageSet:
+    """One part of a downloaded data set. Raises DataError for damaged files."""
+    dataset, info, dataset_class = TORCHVISION[name], DATASET_INFO[name], get_torchvision_class(name)
+    try:
+        data = dataset_class(folder, **dataset.parts[part])
+        pixels = torch.as_tensor(data.data)
+        labels = torch.as_tensor(data.labels if hasattr(data, "labels") else data.targets)
+        if name == "emnist":  # published mirrored, with labels from 1
+            pixels, labels = pixels.mT, labels - 1
+        pixels = pixels[:, None] if pixels.dim() == 3 else pixels
+        images = ImageSet(pixels.contiguous(), labels, dataset.class_names)
+        expected = (info.train if part == "train" else info.test, *info.image_shape)
+        if images.pixels.shape != expected:
+            raise ValueError(f"the images are {tuple(images.pixels.shape)}, not {expected}")
+    except Exception as error:  # torchvision, numpy and scipy raise many types on damaged files
+        raise DataError(f"the {part} files of {name} in {folder} are damaged ({shorten(error)}); remove them") from None
+    return images
+
+
+def shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,20 +1,22 @@
-"""Labelled images as uint8, and the way to and from the network's range.
+"""Labelled images as uint8, their conversion to and from the network's range, class names, and splits.
 
-`pixels` is uint8 (N, C, H, W); `x` is float in [-1, 1], the range chains live in.
+`pixels` is uint8 (N, C, H, W); `x` is float in [-1, 1].
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from rjem_cli.errors import DataError
+from rjem_cli.errors import ConfigError, DataError, did_you_mean
 
-SPLIT_SEED = 20220  # fixed: a data set has one split, whatever the run's seed
-TEST_FRACTION = 0.2  # of a data set that comes without a test set
+SPLIT_SEED = 20220  # fixed, so that a data set has the same splits in every run
+TEST_FRACTION = 0.2  # of a data set without a test set
+UNCONDITIONAL = "none"  # in place of a class
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -23,15 +25,26 @@ def to_model(pixels: Tensor) -> Tensor:
 
 
 def to_pixels(x: Tensor) -> Tensor:
-    """Float to uint8: rounded, and clamped to [-1, 1] first."""
+    """Float to uint8, clamped to [-1, 1] and rounded."""
     return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def pixels_digest(pixels: Tensor) -> str:
-    """sha256 over shape and pixels, in their order."""
+    """sha256 of the shape and the pixels, in their order."""
     content = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     content.update(pixels.contiguous().numpy().data)
     return content.hexdigest()
+
+
+def convert_channels(pixels: Tensor, channels: int, name: str) -> Tensor:
+    """Pixels (N, C, H, W) with 1 or 3 channels. Raises DataError where `channels` is 1 and the images have colour."""
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.expand(-1, 3, -1, -1)
+    if not (pixels == pixels[:, :1]).all():
+        raise DataError(f"images of {name} are in colour, but grey images are needed; convert them")
+    return pixels[:, :1]
 
 
 @dataclass(frozen=True)
@@ -44,23 +57,25 @@ class ImageSet:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        pixels, labels = self.pixels, self.labels
+        pixels, labels, names = self.pixels, self.labels, self.class_names
         if not isinstance(pixels, Tensor) or not isinstance(labels, Tensor):
             raise TypeError(f"pixels and labels are {type(pixels).__name__} and {type(labels).__name__}; give tensors")
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"class_names are {names!r:.80}; give a tuple of strings")
         if pixels.dtype != torch.uint8:
             hint = "; for x in [0, 1]: (255 * x).round().to(torch.uint8)" if pixels.is_floating_point() else ""
             raise TypeError(f"pixels have dtype {pixels.dtype}; give torch.uint8 from 0 to 255{hint}")
-        if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-            raise ValueError(f"pixels have shape {tuple(pixels.shape)}; give (N, C, H, W) with C = 1 or 3")
+        if pixels.dim() != 4 or pixels.shape[1] not in (1, 3) or 0 in pixels.shape[2:]:
+            raise ValueError(
+                f"pixels have shape {tuple(pixels.shape)}; give (N, C, H, W) with C = 1 or 3 and H, W above 0"
+            )
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels have dtype {labels.dtype}; give integers")
         if labels.shape != pixels.shape[:1]:
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)} for {len(pixels)} images; give one for each image"
-            )
+            raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(pixels)} images; give one per image")
         labels = labels.long()
         if labels.device.type == "cpu" and len(labels):  # on a GPU this would force a synchronization
-            low, high, count = int(labels.min()), int(labels.max()), len(self.class_names)
+            low, high, count = int(labels.min()), int(labels.max()), len(names)
             if low < 0 or high >= count:
                 raise ValueError(
                     f"labels range from {low} to {high} with {count} class names; give labels from 0 to {count - 1}"
@@ -82,7 +97,7 @@ class ImageSet:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def digest(self) -> str:
-        """sha256 over names, shape, labels and pixels: what caches of anything fitted to these images are keyed by."""
+        """sha256 of class names, shape, labels and pixels; the key of caches of anything fitted to these images."""
         content = hashlib.sha256(repr((self.class_names, tuple(self.pixels.shape))).encode())
         content.update(self.labels.cpu().numpy().tobytes())
         content.update(self.pixels.cpu().contiguous().numpy().tobytes())
@@ -91,7 +106,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set, in parts that share no image."""
+    """One data set in parts that share no image."""
 
     name: str
     train: ImageSet
@@ -103,33 +118,33 @@ class Splits:
         return self.train.class_names
 
 
-def shuffled(count: int) -> Tensor:
-    """A fixed permutation of `count` indices."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
+def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
+    """Image sets of the same classes, one after another."""
+    pixels, labels = torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts])
+    return ImageSet(pixels, labels, parts[0].class_names)
 
 
 def spread_indices(count: int, limit: int) -> Tensor:
-    """At most `limit` fixed places spread evenly over `count`; 0 means all."""
+    """At most `limit` distinct indices spread evenly over `count`; 0 means all."""
     if limit == 0 or limit >= count:
         return torch.arange(count)
     gaps = max(1, limit - 1)
-    return (2 * torch.arange(limit) * (count - 1) + gaps) // (2 * gaps)  # rounded in integers: no place comes twice
+    return (2 * torch.arange(limit) * (count - 1) + gaps) // (2 * gaps)  # rounded in integers: all are distinct
 
 
 def split_off(images: ImageSet, fraction: float) -> tuple[ImageSet, ImageSet]:
-    """(the rest, a fixed random share of each class), each in its old order, so that small classes are in both
-    parts."""
-    order = shuffled(len(images))
-    chosen = torch.zeros(len(images), dtype=torch.bool)
+    """(the remaining images, a fixed random `fraction` of each class), both in their old order."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    selected = torch.zeros(len(images), dtype=torch.bool)
     for label in range(len(images.class_names)):
         members = order[images.labels[order] == label]
-        chosen[members[: round(fraction * len(members))]] = True
-    return images.subset((~chosen).nonzero().squeeze(1)), images.subset(chosen.nonzero().squeeze(1))
+        selected[members[: round(fraction * len(members))]] = True
+    return images.subset((~selected).nonzero().squeeze(1)), images.subset(selected.nonzero().squeeze(1))
 
 
-def make_splits(name: str, images: ImageSet, test: ImageSet | None, val_fraction: float) -> Splits:
-    """Validation, and the test set where none is given, split off with a fixed seed. Raises DataError if a class ends
-    up empty."""
+def build_splits(name: str, images: ImageSet, test: ImageSet | None, val_fraction: float) -> Splits:
+    """Split off validation images, and test images where `test` is None, with a fixed seed. Raises DataError if a class
+    has no training image or no test image is left."""
     if test is None:
         images, test = split_off(images, TEST_FRACTION)
     train, val = split_off(images, val_fraction)
@@ -138,7 +153,22 @@ def make_splits(name: str, images: ImageSet, test: ImageSet | None, val_fraction
         if counts[label] == 0:
             raise DataError(f"class {class_name!r} of {name} has no training image; add some or remove its folder")
     if len(test) == 0:
-        raise DataError(
-            f"{name} has too few images to split off a test set; add images, or name a test set with --test-data"
-        )
+        raise DataError(f"{name} has too few images to split off a test set; add images, or give --test-data")
     return Splits(name, train, val, test)
+
+
+def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
+    """Class indices from `all`, or from names and numbers separated by commas. `none` gives all classes, too, since
+    unconditional chains start from any. Raises ConfigError with the nearest name."""
+    if text in ("all", UNCONDITIONAL):
+        return list(range(len(class_names)))
+    return [parse_class(word.strip(), class_names, "--class") for word in text.split(",")]
+
+
+def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
+    """The index of a class given by its name or number; a name comes before a number. Raises ConfigError."""
+    if word in class_names:
+        return class_names.index(word)
+    if word.isdecimal() and len(word) < 10 and int(word) < len(class_names):
+        return int(word)
+    raise ConfigError(f"{flag} {word!r} is unknown to this checkpoint; {did_you_mean(word, class_names)}")

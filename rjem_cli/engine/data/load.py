@@ -1,89 +1,128 @@
-"""From options to splits: the one door through which images come in."""
+"""From options to splits: the built-in data sets, and a user's class folders.
+
+A user's images lie in a tree of class folders, or in a .zip or .tar with such a tree. The class of an image is the name
+of its folder; folders named train, val or test above it are splits.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
+from torch import Tensor
 
 from rjem_cli.config import DataOptions
-from rjem_cli.engine.callbacks import noop
-from rjem_cli.engine.data.class_folders import read_class_folders
-from rjem_cli.engine.data.digits import digit_splits
-from rjem_cli.engine.data.downloads import read_downloaded
-from rjem_cli.engine.data.fetch import Report, Tell
-from rjem_cli.engine.data.images import ImageSet, Splits, make_splits
+from rjem_cli.engine.callbacks import Log, OnProgress, noop
+from rjem_cli.engine.data.archives import check_readable, decode_images, read_members
+from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.engine.data.downloads import load_published
+from rjem_cli.engine.data.images import ImageSet, Splits, build_splits, concatenate
 from rjem_cli.errors import DataError
 
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
-def load_splits(options: DataOptions, report: Report = noop, tell: Tell = noop) -> Splits:
-    """The data set that `options` names; `report` hears of a download, `tell` of one that cannot be kept. Raises
-    AbsentError or DataError, with the file's name."""
+
+def load_splits(options: DataOptions, on_progress: OnProgress = noop, warn: Log = noop) -> Splits:
+    """The data set that `options` name. `on_progress` reports a download, `warn` one that cannot be saved. Raises
+    AbsentError or DataError with the file's name."""
     if options.data:
-        return load_own_images(options.data, options.test_data, options.val_fraction)
+        parts = read_class_folders(options.data)
+        return build_user_splits(parts, options.data, options.test_data, options.val_fraction)
     if options.dataset in ("digits", "shifted-digits"):
-        return digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
-    train, test = read_downloaded(options.dataset, report, tell)
-    return make_splits(options.dataset, train, test, options.val_fraction)
-
-
-def load_own_images(data: str, test_data: str | None, val_fraction: float) -> Splits:
-    """Splits that the tree names are kept; the others are split off with a fixed seed."""
-    return own_splits(read_class_folders(data), data, test_data, val_fraction)
-
-
-def own_splits(parts: dict[str, ImageSet], data: str, test_data: str | None, val_fraction: float) -> Splits:
-    name = Path(data).name
-    if "train" not in parts:
-        raise DataError(
-            f"{data} has no training images, only {', '.join(parts)}; "
-            "give a place that has some, and this one as --test-data"
-        )
-    train, test = parts["train"], parts.get("test")
-    if test_data:
-        test = join(read_class_folders(test_data))
-        check_alike(train, test, data, test_data)
-    if "val" not in parts:
-        return make_splits(name, train, test, val_fraction)
-    splits = make_splits(name, train, test, val_fraction=0)
-    return replace(splits, val=parts["val"])
+        return load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
+    train, test = load_published(options.dataset, on_progress, warn)
+    return build_splits(options.dataset, train, test, options.val_fraction)
 
 
 def load_part(options: DataOptions, split: str) -> tuple[str, ImageSet]:
-    """(name, images) of one split, or of "all". Images of a user's without a training part are a test set: the part
-    that is called so, or the only one. Raises AbsentError or DataError."""
-    if not options.data:
-        splits = load_splits(options)
-    else:
+    """(name, images) of one split, or of "all". User images without a training part are a test set: the part of that
+    name, or the only one. Raises AbsentError or DataError."""
+    if options.data:
         parts, name = read_class_folders(options.data), Path(options.data).name
         if split == "all" and not options.test_data:
-            return f"{name}:all", concatenated(list(parts.values()))
+            return f"{name}:all", concatenate(list(parts.values()))
         if "train" not in parts:
             part = split if split in parts else next(iter(parts))
             return f"{name}:{part}", parts[part]
-        splits = own_splits(parts, options.data, options.test_data, options.val_fraction)
+        splits = build_user_splits(parts, options.data, options.test_data, options.val_fraction)
+    else:
+        splits = load_splits(options)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return f"{splits.name}:{split}", concatenated(list(by_name.values())) if split == "all" else by_name[split]
+    return f"{splits.name}:{split}", concatenate(list(by_name.values())) if split == "all" else by_name[split]
 
 
-def concatenated(parts: list[ImageSet]) -> ImageSet:
-    return ImageSet(
-        torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]), parts[0].class_names
-    )
+def build_user_splits(parts: dict[str, ImageSet], data: str, test_data: str | None, val_fraction: float) -> Splits:
+    """Splits named in `parts` stay; the others are split off with a fixed seed. Raises DataError."""
+    if "train" not in parts:
+        raise DataError(f"{data} has no training images, only {', '.join(parts)}; give some, and this as --test-data")
+    train, test = parts["train"], parts.get("test")
+    if test_data:
+        test_parts = read_class_folders(test_data)
+        test = test_parts["test"] if "test" in test_parts else next(iter(test_parts.values()))
+        check_compatible(train, test, data, test_data)
+    splits = build_splits(Path(data).name, train, test, 0 if "val" in parts else val_fraction)
+    return replace(splits, val=parts["val"]) if "val" in parts else splits
 
 
-def join(parts: dict[str, ImageSet]) -> ImageSet:
-    """A test archive is test data whatever its folders are called; one that has a part named test is that part."""
-    return parts["test"] if "test" in parts else next(iter(parts.values()))
-
-
-def check_alike(train: ImageSet, test: ImageSet, train_name: str, test_name: str) -> None:
+def check_compatible(train: ImageSet, test: ImageSet, train_name: str, test_name: str) -> None:
     if train.image_shape != test.image_shape:
         raise DataError(
-            f"images of {test_name} are {test.image_shape} (C, H, W), "
-            f"those of {train_name} {train.image_shape}; make them alike"
+            f"images of {test_name} are {test.image_shape} (C, H, W), those of {train_name} {train.image_shape}; "
+            "convert one of them"
         )
     if train.class_names != test.class_names:
         different = sorted(set(train.class_names) ^ set(test.class_names))
-        raise DataError(f"{train_name} and {test_name} differ in classes: {', '.join(different[:5])}; make them alike")
+        raise DataError(f"{train_name} and {test_name} have different classes: {', '.join(different[:5])}")
+
+
+def read_class_folders(location: str) -> dict[str, ImageSet]:
+    """Images by split ("train" without split folders). All splits have the same class names, sorted. Raises
+    AbsentError if `location` is missing or holds no image, DataError for an image that is corrupt, has another size
+    than the others or lies in no class folder."""
+    path = check_readable(location)
+    if path.is_dir():
+        return read_tree(path, location)
+    status = path.stat()
+    return dict(read_archive(path.resolve(), location, status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=2)  # the training and the test images, which a comparison needs for each of its rows
+def read_archive(path: Path, location: str, mtime_ns: int, size: int) -> dict[str, ImageSet]:
+    return read_tree(path, location)
+
+
+def read_tree(path: Path, location: str) -> dict[str, ImageSet]:
+    hint = "give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
+    names, pixels = decode_images(read_members(path), location, hint)
+    return group_by_split(list(map(parse_split, names)), list(map(parse_class_folder, names)), pixels)
+
+
+def group_by_split(
+    splits: Sequence[str], classes: Sequence[str], pixels: Tensor, class_names: tuple[str, ...] = ()
+) -> dict[str, ImageSet]:
+    """Image sets from the split and the class of each image. Without `class_names`, classes are sorted by name."""
+    class_names = class_names or tuple(sorted(set(classes)))
+    index = {class_name: label for label, class_name in enumerate(class_names)}
+    labels = torch.tensor([index[class_name] for class_name in classes])
+    sets = {}
+    for split in sorted(set(splits)):
+        members = torch.tensor([row for row, name in enumerate(splits) if name == split])
+        sets[split] = ImageSet(pixels[members], labels[members], class_names)
+    return sets
+
+
+def parse_split(name: str) -> str:
+    """`cifar10/train/cat/0000.jpg` -> "train"; "train" for names without a split folder."""
+    folders = PurePosixPath(name).parts[-3::-1]  # above the class folder, the innermost first
+    return next((SPLIT_NAMES[folder.lower()] for folder in folders if folder.lower() in SPLIT_NAMES), "train")
+
+
+def parse_class_folder(name: str) -> str:
+    """`cifar10/train/cat/0000.jpg` -> "cat". Raises DataError for an image outside of class folders."""
+    folders = PurePosixPath(name).parts[:-1]
+    if not folders or folders[-1].lower() in SPLIT_NAMES:
+        raise DataError(f"{name} lies in no class folder; give a tree such as cats/1.png dogs/1.png")
+    return folders[-1]

@@ -1,4 +1,4 @@
-"""Pixels as PNG files and contact sheets."""
+"""PNG files and contact sheets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def to_image(pixels_CHW: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """The inverse: uint8 (C, H, W)."""
+def from_image(image: Image.Image) -> Tensor:
+    """A Pillow image to uint8 (C, H, W)."""
     array = torch.from_numpy(np.array(image))
     return array[None] if array.dim() == 2 else array.permute(2, 0, 1)
 
@@ -38,7 +38,10 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
-    """uint8 (N, C, H, W) in rows of `columns`, a thin gap between, small images enlarged without smoothing."""
+    """uint8 (N, C, H, W) in rows of `columns` with a white gap; small images are enlarged without smoothing.
+
+    torchvision's make_grid would add an outer border, and importing it takes longer than drawing the sheet.
+    """
     count, _, height, width = pixels.shape
     rows = -(-count // columns)
     sheet = torch.full((3, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
@@ -52,16 +55,11 @@ def contact_sheet(pixels: Tensor, columns: int) -> Image.Image:
 
 def side_by_side(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Sheets next to each other, each under its title."""
-    font = ImageFont.load_default(size=16)
-    margin, title_height = 16, 28
+    font, margin, title_height = ImageFont.load_default(size=16), 16, 28
     widths = [max(sheet.width, int(font.getlength(title))) for title, sheet in sheets]
-    page = Image.new(
-        "RGB",
-        (sum(widths) + margin * (len(sheets) + 1), max(s.height for _, s in sheets) + title_height + 2 * margin),
-        PAPER,
-    )
-    draw = ImageDraw.Draw(page)
-    left = margin
+    height = max(sheet.height for _, sheet in sheets) + title_height + 2 * margin
+    page = Image.new("RGB", (sum(widths) + margin * (len(sheets) + 1), height), PAPER)
+    draw, left = ImageDraw.Draw(page), margin
     for (title, sheet), width in zip(sheets, widths):
         draw.text((left, margin), title, fill=INK, font=font)
         page.paste(sheet, (left, margin + title_height))
@@ -70,8 +68,7 @@ def side_by_side(sheets: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def write_images(folder: Path, names: Sequence[str], pixels: Tensor) -> None:
-    """uint8 (N, C, H, W) as PNG files; each whole or not at all, without the fsync of state that must survive a crash.
-    Raises RjemError."""
+    """Write uint8 (N, C, H, W) as PNG files, each completely or not at all, without an fsync. Raises RjemError."""
     for name, image in zip(names, pixels):
         path = folder / name
         with explained("write", path):

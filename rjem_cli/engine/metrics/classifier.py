@@ -15,7 +15,7 @@ from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusRe
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.data.downloads import DOWNLOADED, is_downloaded
+from rjem_cli.engine.data.downloads import DATASET_INFO, is_downloaded
 from rjem_cli.engine.data.images import spread_indices, to_model
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.gradients import Logits
@@ -136,7 +136,7 @@ def ood_kinds(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
         return []
     if config.ood == "auto":
         dataset = config.dataset or checkpoint.info.data_name
-        return [*SYNTHETIC_SETS, *(name for name in DOWNLOADED if name != dataset and is_downloaded(name))]
+        return [*SYNTHETIC_SETS, *(name for name in DATASET_INFO if name != dataset and is_downloaded(name))]
     kinds = [kind.strip() for kind in config.ood.split(",")]
     if "" in kinds:
         raise ConfigError(f"--ood {config.ood!r} has an empty name; give names separated by commas, or none")

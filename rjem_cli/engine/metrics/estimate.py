@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rjem_cli.engine.callbacks import noop
-from rjem_cli.engine.data.fetch import is_there
+from rjem_cli.engine.data.downloads import is_present
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.metrics.judge import BATCH_SIZE, judge_config
 from rjem_cli.engine.metrics.samples import Inputs, prepare
@@ -17,7 +17,7 @@ def estimate_seconds(inputs: Inputs) -> float | None:
     """Seconds until all features are there; None where a network would have to be fetched first. Raises as `prepare`
     does."""
     case, splits = inputs.case, inputs.case.reference.splits
-    if case.choice.kind == "dinov2" or (case.choice.kind == "inception" and not is_there(INCEPTION, weights_dir())):
+    if case.choice.kind == "dinov2" or (case.choice.kind == "inception" and not is_present(INCEPTION, weights_dir())):
         return None
     if inputs.judge_steps is not None:
         assert splits is not None

@@ -39,7 +39,7 @@ class EvalInputs:
         if real is None or real.labels is None:
             return Labels()
         names = real.class_names
-        return Labels(names, self.samples.class_numbers(names), real.class_numbers(names))
+        return Labels(names, self.samples.class_indices(names), real.class_indices(names))
 
     @property
     def same_shape(self) -> bool:

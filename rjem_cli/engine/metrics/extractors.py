@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rjem_cli.engine.data.fetch import sha256_of
+from rjem_cli.engine.data.downloads import sha256_hex
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.metrics.weights import INCEPTION, tensors_of
 from rjem_cli.engine.models.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ class Extractor:
 def inception(content: bytes, name: str, device: torch.device) -> Extractor:
     """torch-fidelity's InceptionV3 with these weights: 2,048 features, 1,008 logits without bias. Raises DataError for
     weights of another network."""
-    sha256 = sha256_of(content)
+    sha256 = sha256_hex(content)
     state = tensors_of(content, name)
     # not channels_last: faster still, but KID, a small difference of large sums, then differs in its fifth digit
     network = module_of(state, name).to(device)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rjem_cli.config import FEATURES
 from rjem_cli.engine.callbacks import OnProgress
 from rjem_cli.engine.data.collection import ImageCollection
-from rjem_cli.engine.data.fetch import fetched, is_there
+from rjem_cli.engine.data.downloads import fetch_file, is_present
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.metrics.accuracy import accuracy
 from rjem_cli.engine.metrics.extractors import (
@@ -71,7 +71,7 @@ def choose(asked: str, reference: Reference) -> FeatureChoice:
         kind = "grey" if channels == 1 else "coloured"
         why = f"auto: Inception was made for photographs, not for {width}x{height} {kind} images"
         return described("judge", why, reference)
-    if offline() and not is_there(INCEPTION, weights_dir()) and reference.images.labels is not None:
+    if offline() and not is_present(INCEPTION, weights_dir()) and reference.images.labels is not None:
         why = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"
         return described("judge", why, reference)
     return described("inception", "auto: coloured images", reference)
@@ -130,7 +130,9 @@ def build(
     weights that cannot be had, DataError for some that cannot be used."""
     device = runtime.device
     if choice.kind == "inception":
-        content = fetched(INCEPTION, weights_dir(), lambda done, total: watch("fetching weights", done, total))
+        content = fetch_file(
+            INCEPTION, weights_dir(), lambda phase, done, total: watch("fetching weights", done, total)
+        )
         return inception(content, INCEPTION.file_name, device)
     if choice.kind == "dinov2":
         return dinov2(device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.data.collection import with_channels
+from rjem_cli.engine.data.images import convert_channels
 from rjem_cli.engine.metrics.extractors import Extractor, FeaturePair
 from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import RjemError
@@ -47,7 +47,7 @@ def chunk_path(extractor: Extractor, pixels: Tensor) -> Path:
 
 def chunks_of(pixels: Tensor, extractor: Extractor, name: str) -> list[tuple[Path, Tensor]]:
     """(where its features are kept, pixels with the extractor's channels) of each chunk."""
-    parts = with_channels(pixels, extractor.channels, name).split(CHUNK)
+    parts = convert_channels(pixels, extractor.channels, name).split(CHUNK)
     return [(chunk_path(extractor, part), part) for part in parts]
 
 
@@ -128,7 +128,9 @@ def images_per_second(
 ) -> float:
     """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
     fastest = math.inf
-    first = with_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(min(batches.batch_size, CHUNK))
+    first = convert_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(
+        min(batches.batch_size, CHUNK)
+    )
     for part in first[:PROBE]:
         started = time.perf_counter()
         compute(part, extractor, device, batches, report)

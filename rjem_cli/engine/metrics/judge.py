@@ -34,7 +34,12 @@ VERSION = 1  # of the recipe below
 WIDTH = 2
 JUDGE_FEATURES = 64 * WIDTH
 EPOCHS, BATCH_SIZE, FEWEST_STEPS = 5, 128, 500
-MIRRORED = {"cifar10", "cifar100"}  # data sets in which a mirrored image is of the same class; digits are none
+MIRRORED = {
+    "cifar10",
+    "cifar100",
+    "fashion-mnist",
+    "stl10",
+}  # data sets in which a mirrored image is of the same class; digits are none
 
 
 @dataclass(frozen=True)

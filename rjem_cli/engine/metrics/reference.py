@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rjem_cli.config import DATASETS, DataOptions
-from rjem_cli.engine.data.collection import ImageCollection, array_names, load_arrays, read_collection
-from rjem_cli.engine.data.images import Splits
-from rjem_cli.engine.data.load import concatenated, load_splits, own_splits
+from rjem_cli.engine.data.collection import ImageCollection, load_arrays, read_array_names, read_collection
+from rjem_cli.engine.data.images import Splits, concatenate
+from rjem_cli.engine.data.load import build_user_splits, load_splits
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand
 
@@ -104,12 +104,12 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
     statistics = read_statistics(path) if path.suffix.lower() == ".npz" else None
     if statistics is not None and protocol == "jempp":
         raise ConfigError(f"--protocol jempp is of train and test images, and {text} is statistics")
-    if statistics is not None and IMAGES_KEY not in array_names(path):
+    if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
     images = read_collection(name)
 
     def own() -> Splits:
-        return own_splits(images.parts(), name, test_data, val_fraction=0.0)
+        return build_user_splits(images.group_by_split(), name, test_data, val_fraction=0.0)
 
     if statistics is not None or (part in ("", "all") and test_data is None):
         return Reference(text, images, statistics, splits=own)
@@ -118,14 +118,14 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
 
 def of_splits(name: str, splits: Splits, part: str) -> Reference:
     chosen = {"train": [splits.train], "test": [splits.test], "all": [splits.train, splits.test]}[part]
-    return Reference(name, ImageCollection.of(concatenated(chosen), name), splits=lambda: splits)
+    return Reference(name, ImageCollection.from_images(concatenate(chosen), name), splits=lambda: splits)
 
 
 def read_statistics(path: Path) -> Statistics | None:
     """mu and sigma of an .npz; None for one that has only images. Raises DataError."""
     arrays = load_arrays(path, STATISTICS_KEYS)
     missing = [key for key in STATISTICS_KEYS if key not in arrays]
-    if missing and IMAGES_KEY in array_names(path):
+    if missing and IMAGES_KEY in read_array_names(path):
         return None
     if missing:
         raise DataError(f"{path} has no array {missing[0]} (and no images arr_0); give mu (D,) and sigma (D, D)")

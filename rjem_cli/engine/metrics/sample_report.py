@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from rjem_cli.engine.data.collection import with_channels
-from rjem_cli.engine.data.images import spread_indices
+from rjem_cli.engine.data.images import convert_channels, spread_indices
 from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side
 from rjem_cli.engine.figures import class_bars
 from rjem_cli.engine.metrics.eval_inputs import EvalInputs
@@ -163,6 +162,6 @@ def nearest_picture(subject: EvalContext) -> bytes:
     sheets = []
     for title, indices in (("samples", spread), ("closest samples", closest)):
         real = reference.pixels[neighbours.nearest.cpu()[indices]]
-        sheets.append((title, contact_sheet(with_channels(samples.pixels[indices], 3, title), COLUMNS)))
-        sheets.append(("nearest in the reference", contact_sheet(with_channels(real, 3, title), COLUMNS)))
+        sheets.append((title, contact_sheet(convert_channels(samples.pixels[indices], 3, title), COLUMNS)))
+        sheets.append(("nearest in the reference", contact_sheet(convert_channels(real, 3, title), COLUMNS)))
     return png_bytes(side_by_side(sheets))

@@ -12,7 +12,7 @@ from torch import Tensor
 from rjem_cli.config import STREAM, EvalConfig
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import OnProgress
-from rjem_cli.engine.data.collection import ImageCollection, as_one_set, read_collection, read_stream
+from rjem_cli.engine.data.collection import ImageCollection, merge_collections, read_collection, read_stream
 from rjem_cli.engine.metrics.eval_inputs import EvalInputs
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, Extractor
 from rjem_cli.engine.metrics.feature_choice import build, check_features, check_fits, choose, described
@@ -96,7 +96,7 @@ def read_inputs(config: EvalConfig, locations: Sequence[str], stdin: Callable[[]
     runtime = scoring_runtime(config.device)
     if len(locations) > 1 and (whole := next(filter(names_builtin, locations), None)):
         raise ConfigError(f"{whole} is a set of its own; several places are parts of one set of samples")
-    everything = as_one_set([read_samples(location, stdin) for location in locations])
+    everything = merge_collections([read_samples(location, stdin) for location in locations])
     samples = everything.spread(config.num)
     reference = reference_of(config, samples)
     case = EvalInputs(config, samples, reference, choose(config.features, reference))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli import paths
-from rjem_cli.engine.data.fetch import RemoteFile
+from rjem_cli.engine.data.downloads import RemoteFile
 from rjem_cli.errors import AbsentError, DataError
 
 INCEPTION = RemoteFile(

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer, concatenate
 from rjem_cli.engine.callbacks import Log, noop
-from rjem_cli.engine.data.csv_rows import csv_text
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.png import INK, PAPER, contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import energy_plot
@@ -28,7 +27,7 @@ from rjem_cli.engine.sampling.pipeline import build_chain
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.sgld import ChainState
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import claimed_folder, empty_own_folder, write_atomically
+from rjem_cli.files import claimed_folder, csv_text, empty_own_folder, write_atomically
 
 FILMED_CHAINS = 64  # chains whose images are recorded
 BOX_SLACK = 1e-6

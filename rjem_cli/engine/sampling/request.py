@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rjem_cli import __version__
 from rjem_cli.config import GenerateConfig, LangevinConfig, TrainConfig, check_radius
-from rjem_cli.engine.data.class_names import UNCONDITIONAL, parse_classes
+from rjem_cli.engine.data.images import UNCONDITIONAL, parse_classes
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, strip_paths
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan

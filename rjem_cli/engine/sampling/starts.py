@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config import STARTS
-from rjem_cli.engine.data.class_folders import read_images
+from rjem_cli.engine.data.collection import read_images
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, state_path
-from rjem_cli.engine.models.prior import ClassGaussianPrior, read_cached_prior, load_prior
+from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior, read_cached_prior
 from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start, prior_start, random_image_start

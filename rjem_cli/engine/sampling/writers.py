@@ -26,14 +26,15 @@ from PIL import Image
 from torch import Tensor
 
 from rjem_cli.config import STREAM, GenerateConfig
-from rjem_cli.engine.data.csv_rows import append_rows, csv_text
-from rjem_cli.engine.data.png import contact_sheet, pixels_of, png_bytes, side_by_side, to_image, write_images
+from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, to_image, write_images
 from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob, take_until
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import (
+    append_rows,
     check_writable,
     claimed_folder,
+    csv_text,
     empty_own_folder,
     explained,
     locked,
@@ -219,7 +220,7 @@ class FolderWriter:
     def finish(self) -> None:
         count = min(GRID_SAMPLES, self.done)
         names = [self.request.row(self.request.first + offset)[0] for offset in range(count)]
-        samples = torch.stack([pixels_of(Image.open(self.folder / name)) for name in names])
+        samples = torch.stack([from_image(Image.open(self.folder / name)) for name in names])
         grids = [("start", self.first_starts(count)), (self.request.plan.mode, samples)]
         columns = min(GRID_COLUMNS, count)
         figure = side_by_side([(title, contact_sheet(pixels, columns)) for title, pixels in grids])

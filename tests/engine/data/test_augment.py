@@ -14,12 +14,12 @@ def test_a_crop_is_a_window_of_the_reflected_image_and_windows_differ():
     pad = 2
     cropped = random_crop(PIXELS, pad, generator())
     padded = F.pad(PIXELS.float(), (pad,) * 4, mode="reflect").byte()
-    found = set()
+    corners = set()
     for image, source in zip(cropped, padded):
-        places = [(r, c) for r in range(5) for c in range(5) if torch.equal(image, source[:, r : r + 9, c : c + 7])]
-        assert places
-        found.add(places[0])
-    assert len(found) > 10
+        matches = [(r, c) for r in range(5) for c in range(5) if torch.equal(image, source[:, r : r + 9, c : c + 7])]
+        assert matches
+        corners.add(matches[0])
+    assert len(corners) > 10
 
 
 def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched():

@@ -1,6 +1,6 @@
 import torch
 
-from rjem_cli.engine.data.digits import CANVAS, PLACEMENTS, digit_splits, load_digits
+from rjem_cli.engine.data.digits import CANVAS, PLACEMENTS, load_digit_splits, load_digits
 
 
 def crop_to_content(image: torch.Tensor) -> bytes:
@@ -9,15 +9,15 @@ def crop_to_content(image: torch.Tensor) -> bytes:
     return bytes(content.contiguous().view(-1).tolist())
 
 
-def test_digits_are_scikit_learns_stretched_to_bytes():
+def test_digits_are_those_of_scikit_learn_stretched_to_bytes():
     digits = load_digits()
     assert digits.pixels.shape == (1797, 1, 8, 8)
     assert digits.pixels.max() == 255 and digits.pixels.min() == 0
     assert set(digits.pixels.unique().tolist()) == {round(level * 255 / 16) for level in range(17)}
 
 
-def test_no_digit_is_in_two_splits_wherever_it_was_placed():
-    splits = digit_splits(0.1, shifted=True)
+def test_no_digit_is_in_two_splits_at_any_position():
+    splits = load_digit_splits(0.1, shifted=True)
     assert splits.train.image_shape == (1, CANVAS, CANVAS)
     seen = [{crop_to_content(image) for image in part.pixels} for part in (splits.train, splits.val, splits.test)]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
@@ -25,8 +25,8 @@ def test_no_digit_is_in_two_splits_wherever_it_was_placed():
 
 
 def test_the_placements_of_a_digit_differ_and_are_the_same_each_time():
-    train = digit_splits(0.1, shifted=True).train
+    train = load_digit_splits(0.1, shifted=True).train
     first = train.pixels[:PLACEMENTS].flatten(1)
     assert len(torch.unique(first, dim=0)) == PLACEMENTS
     assert (first.sum(1) == first[0].sum()).all()
-    assert train.digest() == digit_splits(0.1, shifted=True).train.digest()
+    assert train.digest() == load_digit_splits(0.1, shifted=True).train.digest()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rjem_cli.engine.data.images import ImageSet, make_splits, split_off, to_model, to_pixels
+from rjem_cli.engine.data.images import ImageSet, build_splits, split_off, spread_indices, to_model, to_pixels
 from rjem_cli.errors import DataError
 
 
@@ -13,25 +13,25 @@ def test_pixels_survive_the_way_to_the_model_and_back():
     assert to_pixels(torch.tensor([-7.0, 7.0])).tolist() == [0, 255]
 
 
-def numbered(count: int, classes: int) -> ImageSet:
+def build_numbered_images(count: int, classes: int) -> ImageSet:
     pixels = torch.arange(count, dtype=torch.int64).view(-1, 1, 1, 1).expand(count, 1, 2, 2) % 256
     return ImageSet(pixels.to(torch.uint8), torch.arange(count) % classes, tuple(f"c{i}" for i in range(classes)))
 
 
 def test_splits_share_no_image_lose_none_and_are_the_same_each_time():
-    images = numbered(200, 4)
-    splits = make_splits("numbers", images, None, val_fraction=0.25)
+    images = build_numbered_images(200, 4)
+    splits = build_splits("numbers", images, None, val_fraction=0.25)
     parts = [set(part.pixels[:, 0, 0, 0].tolist()) for part in (splits.train, splits.val, splits.test)]
     assert sum(map(len, parts)) == 200 and len(set.union(*parts)) == 200
     assert [len(part) for part in parts] == [120, 40, 40]
     assert torch.bincount(splits.val.labels).tolist() == [10] * 4
-    again = make_splits("numbers", images, None, val_fraction=0.25)
+    again = build_splits("numbers", images, None, val_fraction=0.25)
     assert again.train.digest() == splits.train.digest() != splits.val.digest()
 
 
 def test_a_given_test_set_is_kept():
-    test = numbered(8, 4)
-    splits = make_splits("numbers", numbered(40, 4), test, val_fraction=0)
+    test = build_numbered_images(8, 4)
+    splits = build_splits("numbers", build_numbered_images(40, 4), test, val_fraction=0)
     assert splits.test is test and len(splits.train) == 40 and len(splits.val) == 0
 
 
@@ -56,6 +56,12 @@ def test_a_given_test_set_is_kept():
         ),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0]), ValueError, r"\(1,\) for 2 images"),
         (
+            torch.zeros(2, 1, 0, 4, dtype=torch.uint8),
+            torch.tensor([0, 1]),
+            ValueError,
+            r"\(2, 1, 0, 4\); .* H, W above 0",
+        ),
+        (
             torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
             torch.tensor([0, 2]),
             ValueError,
@@ -75,10 +81,24 @@ def test_class_numbers_of_any_integer_type_are_kept_as_int64(kind):
 
 
 def test_splitting_nothing_off_leaves_all():
-    rest, share = split_off(numbered(10, 2), 0)
-    assert len(rest) == 10 and len(share) == 0
+    remaining, split = split_off(build_numbered_images(10, 2), 0)
+    assert len(remaining) == 10 and len(split) == 0
 
 
 def test_too_few_images_are_an_error():
     with pytest.raises(DataError, match="too few images"):
-        make_splits("numbers", numbered(4, 2), None, val_fraction=0)
+        build_splits("numbers", build_numbered_images(4, 2), None, val_fraction=0)
+
+
+@pytest.mark.parametrize("class_names", [["a", "b"], "ab", (0, 1), None])
+def test_class_names_must_be_a_tuple_of_strings(class_names):
+    with pytest.raises(TypeError, match="class_names are .*; give a tuple of strings"):
+        ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), class_names)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_spread_indices_are_distinct_and_reach_both_ends(count):
+    for limit in range(count + 2):
+        indices = spread_indices(count, limit).tolist()
+        assert len(indices) == len(set(indices)) == min(limit or count, count) and indices == sorted(indices)
+        assert indices[0] == 0 and (limit == 1 or indices[-1] == count - 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior
 from rjem_cli.engine.models.wide_resnet import WideResNet
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def start():
-    return prior_start(fit_prior(digit_splits(0.1, shifted=False).train))
+    return prior_start(fit_prior(load_digit_splits(0.1, shifted=False).train))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
 from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.data.class_names import parse_classes
+from rjem_cli.engine.data.images import parse_classes
 from rjem_cli.engine.sampling.request import parse_shard, settle_plan, settle_request
 from rjem_cli.errors import ConfigError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.data.digits import digit_splits
+from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics
@@ -61,7 +61,7 @@ def train(run_dir, resume=False, stop_at=None, notes=None, **changes):
 
     result = run_training(
         config,
-        digit_splits(config.val_fraction, shifted=False),
+        load_digit_splits(config.val_fraction, shifted=False),
         start_runtime(config),
         run_dir,
         resume=latest_valid(run_dir, notes.append) if resume else None,
@@ -259,7 +259,7 @@ def test_a_stop_does_not_wait_for_pictures(tmp_path):
 
         return run_training(
             config,
-            digit_splits(config.val_fraction, shifted=False),
+            load_digit_splits(config.val_fraction, shifted=False),
             start_runtime(config),
             tmp_path,
             resume=latest_valid(tmp_path, drawn.append) if checkpoints_in(tmp_path) else None,

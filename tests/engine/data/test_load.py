@@ -7,23 +7,22 @@ import pytest
 from PIL import Image
 
 from rjem_cli.config import DataOptions
-from rjem_cli.engine.data import class_folders
-from rjem_cli.engine.data.class_folders import read_class_folders
-from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.data import load
+from rjem_cli.engine.data.load import load_splits, read_class_folders
 from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import png, tree, write
 
 
 @pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])
-def test_folders_and_archives_read_alike(tmp_path, target):
-    found = read_class_folders(str(write(tree(), tmp_path / target)))["train"]
-    assert found.class_names == ("cat", "dog")
-    assert found.pixels.shape == (20, 3, 5, 6)
-    assert found.labels.tolist() == [0] * 10 + [1] * 10
-    assert found.pixels[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
+def test_folders_and_archives_give_the_same_images(tmp_path, target):
+    images = read_class_folders(str(write(tree(), tmp_path / target)))["train"]
+    assert images.class_names == ("cat", "dog")
+    assert images.pixels.shape == (20, 3, 5, 6)
+    assert images.labels.tolist() == [0] * 10 + [1] * 10
+    assert images.pixels[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
 
 
-def test_one_set_of_images_has_one_digest_whatever_the_order_in_the_archive(tmp_path):
+def test_the_digest_does_not_depend_on_the_order_in_the_archive(tmp_path):
     files = tree()
     backwards = dict(reversed(files.items()))
     paths = [write(files, tmp_path / "a.tar"), write(backwards, tmp_path / "b.tar")]
@@ -31,7 +30,7 @@ def test_one_set_of_images_has_one_digest_whatever_the_order_in_the_archive(tmp_
     assert first == second
 
 
-def test_grey_images_have_one_channel_and_three_among_coloured_ones(tmp_path):
+def test_grey_images_have_one_channel_or_three_beside_colour_images(tmp_path):
     assert read_class_folders(str(write(tree(mode="L"), tmp_path / "grey")))["train"].pixels.shape[1] == 1
     mixed = {**tree(), "cat/grey.png": png(77, mode="L")}
     pixels = read_class_folders(str(write(mixed, tmp_path / "mixed")))["train"].pixels
@@ -39,7 +38,7 @@ def test_grey_images_have_one_channel_and_three_among_coloured_ones(tmp_path):
     assert (pixels == 77).all(dim=3).all(dim=2).all(dim=1).sum() == 1
 
 
-def test_splits_named_by_the_tree_are_kept(tmp_path):
+def test_splits_named_by_folders_are_kept(tmp_path):
     files = {f"set/{split}/{name}": content for split in ("train", "val", "test") for name, content in tree(4).items()}
     splits = load_splits(DataOptions(data=str(write(files, tmp_path / "set.tar"))))
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [8, 8, 8]
@@ -69,9 +68,9 @@ def test_hidden_files_links_and_other_files_are_skipped(tmp_path):
     ("files", "message"),
     [
         ({"cat/odd.png": png(1, size=(9, 9))}, r"dog/00.png is 6x5, the images before it are 9x9|cat/odd.png is 9x9"),
-        ({"dog/torn.png": png(1)[:40]}, r"dog/torn.png is corrupt or no image"),
-        ({"dog/text.png": b"no image at all"}, r"dog/text.png is corrupt or no image"),
-        ({"dog/empty.png": b""}, r"dog/empty.png is corrupt or no image"),
+        ({"dog/torn.png": png(1)[:40]}, r"dog/torn.png is corrupt or not an image"),
+        ({"dog/text.png": b"no image at all"}, r"dog/text.png is corrupt or not an image"),
+        ({"dog/empty.png": b""}, r"dog/empty.png is corrupt or not an image"),
         ({"loose.png": png(1)}, r"loose.png lies in no class folder"),
     ],
 )
@@ -98,15 +97,15 @@ def test_class_folders_behind_links_are_read_once(tmp_path):
     assert len(read_class_folders(str(linked))["train"]) == 20
 
 
-def test_what_is_neither_folder_nor_file_is_refused(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="neither a folder nor a file"):
         read_class_folders(str(tmp_path / "pipe"))
 
 
-def test_what_is_not_there_or_empty_is_absent(tmp_path):
+def test_a_missing_or_empty_folder_is_an_absent_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AbsentError, match="is not there"):
+    with pytest.raises(AbsentError, match="does not exist"):
         read_class_folders(str(tmp_path / "nowhere"))
     with pytest.raises(AbsentError, match="holds no images"):
         read_class_folders(str(tmp_path / "empty"))
@@ -120,19 +119,19 @@ def test_a_truncated_archive_is_named(tmp_path, name):
         read_class_folders(str(archive))
 
 
-def test_train_and_test_must_be_alike(tmp_path):
+def test_train_and_test_need_the_same_size_and_classes(tmp_path):
     train = write(tree(), tmp_path / "train")
     smaller = write({"cat/0.png": png(1, (4, 4)), "dog/0.png": png(1, (4, 4))}, tmp_path / "small")
-    with pytest.raises(DataError, match="make them alike"):
+    with pytest.raises(DataError, match="convert one of them"):
         load_splits(DataOptions(data=str(train), test_data=str(smaller)))
     others = write({"cat/0.png": png(1), "emu/0.png": png(1)}, tmp_path / "others")
-    with pytest.raises(DataError, match="dog, emu"):
+    with pytest.raises(DataError, match="different classes: dog, emu"):
         load_splits(DataOptions(data=str(train), test_data=str(others)))
 
 
-def test_an_archive_is_read_once_and_again_where_it_changed(tmp_path, monkeypatch):
-    reads, read_tree = [], class_folders.read_tree
-    monkeypatch.setattr(class_folders, "read_tree", lambda *given: reads.append(given) or read_tree(*given))
+def test_an_archive_is_read_once_and_again_after_it_changed(tmp_path, monkeypatch):
+    reads, read_tree = [], load.read_tree
+    monkeypatch.setattr(load, "read_tree", lambda *arguments: reads.append(arguments) or read_tree(*arguments))
     path = write(tree(4), tmp_path / "images.zip")
     first, second = (read_class_folders(str(path)) for _ in range(2))
     assert len(reads) == 1 and first["train"].digest() == second["train"].digest()
