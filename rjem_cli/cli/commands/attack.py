@@ -11,7 +11,7 @@ from rjem_cli.cli.sampling_output import describe_checkpoint
 from rjem_cli.config import AttackConfig
 
 if TYPE_CHECKING:
-    from rjem_cli.engine.attacks.attack_job import AttackJob
+    from rjem_cli.engine.attacks.attack_report import AttackJob
 
 
 @with_options(AttackConfig)
@@ -33,8 +33,9 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
     console, config = call.console, call.resolve()
     path = call.find_network(config, checkpoint)
 
-    from rjem_cli.engine.attacks.attack_job import prepare_attack
-    from rjem_cli.engine.attacks.attack_report import AttackReport
+    from rjem_cli.engine.attacks.attack_report import open_report, prepare_attack
+    from rjem_cli.engine.attacks.autoattack import estimate_cost
+    from rjem_cli.engine.attacks.robustness import evaluate_clean
     from rjem_cli.engine.memory import estimated_bytes
 
     job = prepare_attack(config, path, console.warn)
@@ -43,15 +44,15 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
         seconds = call.elapsed() + job.estimate_seconds()
         console.estimate(seconds, estimated_bytes(job.runtime.device), at_most=True)
         return
-    clean = job.evaluate_clean()
+    clean = evaluate_clean(job)
     if config.standard:
-        cost = job.estimate_cost(clean)
+        cost = estimate_cost(job, clean, len(job.radii))
         console.log(
             f"at most {cost.gradient_passes} gradient and {cost.forward_passes} forward passes of one image, about "
             f"{cost.seconds / 60:.1f} min on this device; run the same command again to resume"
         )
-    with AttackReport(job, clean) as report, console.progress_bar() as bar:
-        for result in job.run(clean, lambda done, total, text: bar.update("attacking", done, total, text), console.log):
+    with open_report(job, clean) as report, console.progress_bar() as bar:
+        for result in job.run(clean, bar.update, console.log):
             report.add(result)
     if call.as_json:
         console.document(report.document)

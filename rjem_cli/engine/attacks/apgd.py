@@ -1,7 +1,4 @@
-"""Auto-PGD (Croce & Hein 2020, Algorithm 1): PGD with momentum whose steps halve where they stop paying.
-
-The state has one row per image, so that images can leave the batch in the middle of an attack.
-"""
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1): PGD with momentum, and steps that are halved when they stop paying."""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.attacks.pgd import AttackCallback, AttackState, attack_loss, pgd_direction, project
+from rjem_cli.engine.attacks.pgd import AttackCallback, AttackState, attack_loss, broadcast_rows, pgd_direction, project
 from rjem_cli.engine.gradients import Logits, value_and_grad
 
-MOMENTUM = 0.75  # alpha: weight of the new step against the previous one
+MOMENTUM = 0.75  # alpha: weight of the new step; the previous step has 1 - alpha
 MIN_RISE_SHARE = 0.75  # rho: share of steps that must raise the loss between two checkpoints
 FIRST_PERIOD, PERIOD_DECREASE, MIN_PERIOD = 0.22, 0.03, 0.06  # shares of all steps
 
 
 class ApgdState(NamedTuple):
-    """B rows each. `loss_B` and `gradient` belong to `x`; the fields of `best_` to the largest loss so far; those of
-    `checked_` to the previous checkpoint."""
+    """One row per image, so that images can leave the batch in the middle of an attack. `best_...` belongs to the
+    largest loss so far, `checked_...` to the previous checkpoint."""
 
     x: Tensor
     previous: Tensor
@@ -44,11 +41,11 @@ class ApgdState(NamedTuple):
 def checkpoint_steps(steps: int) -> list[int]:
     """Steps after which step sizes are checked, ascending: p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} -
     0.03, 0.06), times `steps`, rounded up (Section 3)."""
-    before, now, found = 0.0, FIRST_PERIOD, set()
-    while now <= 1:
-        found.add(math.ceil(round(now * steps, 6)))  # 0.57 is slightly more than 57 hundredths
-        before, now = now, now + max(now - before - PERIOD_DECREASE, MIN_PERIOD)
-    return sorted(found)
+    previous, current, checkpoints = 0.0, FIRST_PERIOD, set()
+    while current <= 1:
+        checkpoints.add(math.ceil(round(current * steps, 6)))  # in binary, 0.57 is slightly more than 57 / 100
+        previous, current = current, current + max(current - previous - PERIOD_DECREASE, MIN_PERIOD)
+    return sorted(checkpoints)
 
 
 def apgd_start(x: Tensor, center: Tensor, labels_B: Tensor, eps: float) -> ApgdState:
@@ -64,9 +61,9 @@ def apgd_start(x: Tensor, center: Tensor, labels_B: Tensor, eps: float) -> ApgdS
         best=x,
         best_gradient=torch.zeros_like(x),
         best_loss_B=lowest_B,
-        rises_B=torch.full_like(lowest_B, -1),  # from nothing to the loss at the start does not count
+        rises_B=torch.full_like(lowest_B, -1),  # cancels the rise from -inf to the loss of the start
         checked_best_B=lowest_B,
-        checked_halved_B=torch.ones_like(labels_B, dtype=torch.bool),  # the first step is new at the first checkpoint
+        checked_halved_B=torch.ones_like(labels_B, dtype=torch.bool),  # condition 2 needs an earlier checkpoint
     )
 
 
@@ -106,11 +103,6 @@ def apgd_update(state: ApgdState, loss_B: Tensor, gradient: Tensor, period: int 
     return state, torch.where(broadcast_rows(halve, gradient), state.best_gradient, gradient)
 
 
-def broadcast_rows(rows_B: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast with x, which has B rows."""
-    return rows_B.view(-1, *(1,) * (x.dim() - 1))
-
-
 def apgd(
     logits_of: Logits,
     center: Tensor,
@@ -124,7 +116,7 @@ def apgd(
     start: Tensor | None = None,
     callback: AttackCallback | None = None,
 ) -> Tensor:
-    """`pgd` with steps that adapt; the same arguments, results and callback."""
+    """`pgd` with adaptive steps: the same arguments, result and callback, without `step_size`."""
     ascended, checkpoints = attack_loss(loss, targeted), checkpoint_steps(steps)
     state = apgd_start(center if start is None else start, center, labels_B, eps)
     for step in range(steps if eps > 0 else 0):

@@ -1,44 +1,127 @@
-"""The result of an attack: a document with protocol and scores, and with --save the attacked images.
+"""One `rjem attack`: the job, its document with protocol and scores and, with --save, the attacked images.
 
-8 bits per channel round every pixel, so distance and success are measured again from the written files.
+8 bits per channel round every pixel, so distance and success are measured again on the rounded images.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rjem_cli import __version__
+from rjem_cli.config import AttackConfig
 from rjem_cli.config.fields import PIXEL_PER_MODEL_UNIT, format_epsilon, format_short_epsilon, parse_epsilon
-from rjem_cli.engine.attacks.attack_job import AttackJob
-from rjem_cli.engine.attacks.autoattack import describe_autoattack
-from rjem_cli.engine.attacks.eval_data import AttackDataset
+from rjem_cli.engine.attacks.autoattack import autoattack_dataset, check_autoattack, describe_autoattack, estimate_cost
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
-from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult
-from rjem_cli.engine.data.images import to_model, to_pixels
-from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, write_images
+from rjem_cli.engine.attacks.robustness import (
+    AttackPlan,
+    AttackProgress,
+    AttackSetup,
+    CleanResult,
+    RadiusResult,
+    attack_dataset,
+    evaluate_clean,
+)
+from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.callbacks import Log, noop
+from rjem_cli.engine.data.images import parse_class, to_model, to_pixels
+from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import epsilon_curve
-from rjem_cli.engine.metrics.accuracy import Accuracy
+from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy_per_class
+from rjem_cli.engine.models.checkpoint import Checkpoint
+from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, random_targets, resolve_radii
+from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import append_rows, claimed_folder, empty_own_folder, make_dir, write_atomically
+from rjem_cli.files import claimed_folder, csv_text, empty_own_folder, make_dir, write_atomically
 from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
 EXAMPLES, EXAMPLE_COLUMNS = 25, 5
-CSV_COLUMNS = ("file", "index", "label", "class", "target", "predicted_clean", "predicted", "success", "distance")
+
+
+@dataclass(frozen=True)
+class AttackJob(AttackSetup):
+    """Everything that is known before the first step. Radii in model units, ascending; `dataset` is a selection of the
+    `total` images of `source`."""
+
+    config: AttackConfig
+    checkpoint: Checkpoint
+    runtime: Runtime
+    radii: tuple[float, ...]
+    source: str
+    total: int
+
+    def estimate_seconds(self) -> float:
+        """An upper limit, reached if no image breaks, from the time of one batch."""
+        if self.config.standard:
+            return estimate_cost(self, evaluate_clean(self), len(self.radii)).seconds
+        shape = self.dataset.images.image_shape
+        batch_size = min(find_batch_size(self.logits_of, shape, self.batches, self.device), len(self.dataset))
+        passes = math.ceil(len(self.dataset) / batch_size) * (1 + self.plan.passes * len(self.radii))
+        return passes * time_pass(self.logits_of, shape, batch_size, self.device)
+
+    def run(self, clean: CleanResult, on_progress: AttackProgress = noop, log: Log = noop) -> Iterator[RadiusResult]:
+        """One result per radius, the smallest first. Logs if AutoAttack uses parts of an earlier call."""
+        if not self.config.standard:
+            return attack_dataset(self, clean, self.radii, on_progress)
+        key = [self.checkpoint.sha256, self.runtime.arithmetic]
+        return autoattack_dataset(self, clean, self.radii, key, on_progress, log)
+
+
+def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> AttackJob:
+    """Read the checkpoint and the images. `log` reports smaller batches. Raises ConfigError, AbsentError or
+    DataError."""
+    runtime = start_runtime(config, reproducible=True)
+    checkpoint = load_network(config, path, runtime.device)
+    info, class_count = checkpoint.info, len(checkpoint.info.class_names)
+    if config.standard:
+        check_autoattack(class_count)
+    target = None if config.target is None else parse_class(config.target, info.class_names, "--target")
+    norm, radii = resolve_radii(config, info)
+    test = load_eval_images(config, info)
+    targets = None if target is None else torch.full_like(test.images.labels, target)
+    if config.targeted:
+        targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
+    plan = AttackPlan(
+        norm=norm,
+        method=config.method,
+        steps=config.steps,
+        step_size=config.step_size,
+        loss=config.loss,
+        restarts=config.restarts,
+        start=config.start,
+        iterate=config.iterate,
+        targeted=targets is not None,
+    )
+    return AttackJob(
+        logits_of=runtime.frozen(checkpoint.model),
+        plan=plan,
+        dataset=AttackDataset(test.images, test.indices, targets, config.seed),
+        device=runtime.device,
+        batches=BatchSizer(config.batch_size, log),
+        config=config,
+        checkpoint=checkpoint,
+        runtime=runtime,
+        radii=radii,
+        source=test.source,
+        total=test.total,
+    )
 
 
 class AttackReport:
-    """Grows by one result per radius. With --save each is written as it comes, so an interrupted call leaves those."""
+    """Grows by one result per radius. With --save each is written at once, so an interrupted call leaves it behind."""
 
     def __init__(self, job: AttackJob, clean: CleanResult):
         self.job, self.clean, self.started = job, clean, time.perf_counter()
@@ -50,23 +133,9 @@ class AttackReport:
             "clean": describe_clean(clean, job.dataset),
             "results": [],
         }
-        self.stack = ExitStack()
-
-    def __enter__(self) -> AttackReport:
-        """Raises ConfigError if the folder of --save holds something else, RjemError if another process uses it."""
-        if self.folder is not None:
-            with ExitStack() as stack:
-                earlier = stack.enter_context(claimed_folder(self.folder, "--save", OUR_NAMES, "attack.json"))
-                clear_earlier(self.folder, earlier, self.document["protocol"], self.job.config.overwrite)
-                self._save()
-                self.stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
 
     def add(self, result: RadiusResult) -> None:
-        """Describe the result, and write its images. Raises RjemError."""
+        """Describe the result and, with --save, write its images. Raises RjemError."""
         row = describe_result(result, self.clean, self.job.dataset, self.job.plan.norm)
         if self.folder is not None:
             folder = self.folder / folder_name(result.eps, self.job.plan.norm)
@@ -75,14 +144,33 @@ class AttackReport:
         self.document["results"].append(row)
         self.document["complete"] = len(self.document["results"]) == len(self.job.radii)
         self.document["seconds"] = round(time.perf_counter() - self.started, 1)
-        self._save()
+        self.save()
 
-    def _save(self) -> None:
-        if self.folder is None:
-            return
-        write_atomically(self.folder / "attack.json", json.dumps(self.document, indent=2).encode())
-        if self.document["complete"]:
-            write_atomically(self.folder / "curve.png", draw_curve(self.document))
+    def save(self) -> None:
+        """Write attack.json and, at the end, curve.png."""
+        if self.folder is not None:
+            write_atomically(self.folder / "attack.json", json.dumps(self.document, indent=2).encode())
+            if self.document["complete"]:
+                write_atomically(self.folder / "curve.png", draw_curve(self.document))
+
+
+@contextmanager
+def open_report(job: AttackJob, clean: CleanResult) -> Iterator[AttackReport]:
+    """An empty report, and its folder for this process alone; an unfinished report of the same protocol is replaced.
+    Raises ConfigError if the folder has other files or results, RjemError if another process uses it."""
+    report = AttackReport(job, clean)
+    folder, protocol = report.folder, report.document["protocol"]
+    if folder is None:
+        yield report
+        return
+    with claimed_folder(folder, "--save", OUR_NAMES, "attack.json") as earlier:
+        if earlier is not None:
+            unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")
+            if not job.config.overwrite and not unfinished:
+                raise ConfigError(f"--save {folder} already has results; add --overwrite, or choose another folder")
+            empty_own_folder(folder, OUR_NAMES)
+        report.save()
+        yield report
 
 
 def folder_name(eps: float, norm: str) -> str:
@@ -91,26 +179,15 @@ def folder_name(eps: float, norm: str) -> str:
     return f"eps-{short.replace('/', 'of') if parse_epsilon(short, 'model') == eps else repr(eps)}"
 
 
-def clear_earlier(folder: Path, earlier: dict[str, Any] | None, protocol: dict[str, Any], overwrite: bool) -> None:
-    """Empty the folder; an unfinished report of the same protocol is replaced. Raises ConfigError for another."""
-    if earlier is None:
-        return
-    unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")
-    if not overwrite and not unfinished:
-        raise ConfigError(f"--save {folder} already has results; add --overwrite, or choose another folder")
-    empty_own_folder(folder, OUR_NAMES)
+# --- the document ---
 
 
 def describe_protocol(job: AttackJob) -> dict[str, Any]:
     """Everything that the scores depend on."""
     dataset, checkpoint = job.dataset, job.checkpoint
-    if job.config.standard:
-        attack = describe_autoattack(dataset, job.plan.norm, job.config.batch_size)
-    else:
-        attack = describe_plan(job.plan)
     return {
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
-        "attack": attack,
+        "attack": describe_autoattack(job) if job.config.standard else describe_plan(job.plan),
         "radii": list(job.radii),
         "robust_means": "classified correctly and not broken at this or a smaller radius; the box is [-1, 1]",
         "data": job.source,
@@ -129,13 +206,12 @@ def describe_plan(plan: AttackPlan) -> dict[str, Any]:
 
 
 def describe_clean(clean: CleanResult, dataset: AttackDataset) -> dict[str, Any]:
-    labels = dataset.images.labels
-    correct = clean.predictions == labels
+    labels, attacked = dataset.images.labels, int(clean.attacked.sum())
     return {
-        "accuracy": Accuracy(int(correct.sum()), len(labels)).to_dict(),
-        "per_class": accuracy_per_class(correct, labels, dataset.images.class_names),
-        "attacked": int(clean.attacked.sum()),
-        "zero_gradient_images": Accuracy(clean.zero_images, int(clean.attacked.sum())).to_dict(),
+        "accuracy": Accuracy(int(clean.correct.sum()), len(labels)).to_dict(),
+        "per_class": accuracy_per_class(clean.correct, labels, dataset.images.class_names),
+        "attacked": attacked,
+        "zero_gradient_images": Accuracy(clean.zero_images, attacked).to_dict(),
         "zero_gradient_components": clean.zero_components,
     }
 
@@ -150,26 +226,18 @@ def describe_result(result: RadiusResult, clean: CleanResult, dataset: AttackDat
         "success": result.success_rate(clean).to_dict(),
     }
     if dataset.targets is None:
-        document["robust_accuracy"] = result.robust_accuracy(clean, labels).to_dict()
-        document["per_class"] = accuracy_per_class(result.robust(clean, labels), labels, names)
+        document["robust_accuracy"] = result.robust_accuracy(clean).to_dict()
+        document["per_class"] = accuracy_per_class(result.robust(clean), labels, names)
     else:
         document["per_class"] = accuracy_per_class(result.success[clean.attacked], labels[clean.attacked], names)
     return document
 
 
-def accuracy_per_class(correct: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The share of `correct` (bool, (N,)) among the images of each class that has any."""
-    successes = torch.bincount(labels, weights=correct.double(), minlength=len(class_names))
-    counts = torch.bincount(labels, minlength=len(class_names))
-    return {
-        name: Accuracy(int(successes[label]), int(counts[label])).to_dict()
-        for label, name in enumerate(class_names)
-        if counts[label]
-    }
+# --- the files ---
 
 
 def draw_curve(document: dict[str, Any]) -> bytes:
-    """The figure, from no attack to the largest radius so far."""
+    """The figure as PNG, from no attack to the largest radius."""
     targeted = document["protocol"]["targets"] is not None
     name, label = ("success", "share pushed to the target") if targeted else ("robust_accuracy", "robust accuracy")
     start = {"value": 0.0, "interval_95": [0.0, 0.0]} if targeted else document["clean"]["accuracy"]
@@ -181,41 +249,44 @@ def draw_curve(document: dict[str, Any]) -> bytes:
 
 
 def write_attacked_images(folder: Path, job: AttackJob, result: RadiusResult, clean: CleanResult) -> dict[str, Any]:
-    """Write all images, attacked or not, as <index>.png with images.csv beside them; read them back and measure.
+    """Write all images, attacked or not, as <index>.png with images.csv beside them, and measure the rounded images.
 
-    `success` is of the attacked images; `largest_distance` to the original in model units, over those; `over_eps`
+    `success` is of the attacked images; `largest_distance` to the original, in model units, is over those; `over_eps`
     counts those farther than eps, which rounding can cause where eps is not a whole number of grey levels.
     """
-    make_dir(folder)
-    dataset, targeted = job.dataset, job.dataset.targets is not None
+    dataset, images, pixels = job.dataset, job.dataset.images, to_pixels(result.x)
     names = [f"{index:06d}.png" for index in dataset.indices.tolist()]
-    append_rows(folder / "images.csv", [CSV_COLUMNS])
-    successes, corrects, distances = [], [], []
 
     @torch.no_grad()
-    def classify(x: Tensor) -> tuple[Tensor]:
-        return (job.logits_of(x.to(job.runtime.device)).cpu(),)
+    def measure(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = to_model(pixels[rows])
+        logits_BK, offset = job.logits_of(x.to(job.device)).cpu(), x - to_model(images.pixels[rows])
+        success_B = is_success(logits_BK, dataset.attack_labels[rows], dataset.targets is not None)
+        distance_B = offset.flatten(1).abs().amax(dim=1) if job.plan.norm == "linf" else l2_norm(offset).flatten()
+        return logits_BK.argmax(dim=1), success_B, distance_B
 
-    for rows in torch.arange(len(dataset)).split(job.batches.batch_size):
-        write_images(folder, [names[row] for row in rows], to_pixels(result.x[rows]))
-        x = to_model(torch.stack([read_pixels(folder / names[row]) for row in rows]))
-        (logits_BK,) = job.batches.run(classify, x)
-        predicted = logits_BK.argmax(dim=1)
-        success = is_success(logits_BK, dataset.attack_labels[rows], targeted) & clean.attacked[rows]
-        distance = measure_distance(x - to_model(dataset.images.pixels[rows]), job.plan.norm)
-        append_rows(folder / "images.csv", csv_rows(dataset, clean, rows, names, predicted, success, distance))
-        successes.append(success)
-        corrects.append(predicted == dataset.images.labels[rows])
-        distances.append(distance)
-    attacked_distances, attacked = torch.cat(distances)[clean.attacked], int(clean.attacked.sum())
-    document: dict[str, Any] = {
-        "folder": str(folder),
-        "success": Accuracy(int(torch.cat(successes).sum()), attacked).to_dict(),
+    predictions, success, distance = job.batches.run(measure, torch.arange(len(dataset)))
+    success &= clean.attacked
+    columns: dict[str, list[Any]] = {
+        "file": names,
+        "index": dataset.indices.tolist(),
+        "label": images.labels.tolist(),
+        "class": [images.class_names[label] for label in images.labels.tolist()],
+        "target": [""] * len(dataset) if dataset.targets is None else dataset.targets.tolist(),
+        "predicted_clean": clean.predictions.tolist(),
+        "predicted": predictions.tolist(),
+        "success": success.int().tolist(),
+        "distance": [f"{value:.6f}" for value in distance.tolist()],
     }
-    if not targeted:
-        document["robust_accuracy"] = Accuracy(int(torch.cat(corrects).sum()), len(dataset)).to_dict()
-    document["largest_distance"] = float(attacked_distances.max()) if len(attacked_distances) else 0.0
-    document["over_eps"] = int((attacked_distances > result.eps + 1e-6).sum())
+    write_images(make_dir(folder), names, pixels)
+    write_atomically(folder / "images.csv", csv_text([tuple(columns), *zip(*columns.values())]))
+    attacked = distance[clean.attacked]
+    document: dict[str, Any] = {"folder": str(folder)}
+    document["success"] = Accuracy(int(success.sum()), len(attacked)).to_dict()
+    if dataset.targets is None:
+        document["robust_accuracy"] = Accuracy(int((predictions == images.labels).sum()), len(dataset)).to_dict()
+    document["largest_distance"] = float(attacked.max()) if len(attacked) else 0.0
+    document["over_eps"] = int((attacked > result.eps + 1e-6).sum())
     return document
 
 
@@ -229,39 +300,3 @@ def write_examples(path: Path, result: RadiusResult, dataset: AttackDataset) -> 
     parts = {"image": before, "attacked": after, "difference": difference}
     sheets = [(title, contact_sheet(to_pixels(part), EXAMPLE_COLUMNS)) for title, part in parts.items()]
     write_atomically(path, png_bytes(side_by_side(sheets)))
-
-
-def measure_distance(offset: Tensor, norm: str) -> Tensor:
-    """(B,), model units."""
-    return offset.flatten(1).abs().amax(dim=1) if norm == "linf" else l2_norm(offset).flatten()
-
-
-def read_pixels(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        return from_image(image)
-
-
-def csv_rows(
-    dataset: AttackDataset,
-    clean: CleanResult,
-    rows: Tensor,
-    names: list[str],
-    predicted: Tensor,
-    success: Tensor,
-    distance: Tensor,
-) -> list[tuple[object, ...]]:
-    labels, targets = dataset.images.labels, dataset.targets
-    return [
-        (
-            names[row],
-            int(dataset.indices[row]),
-            int(labels[row]),
-            dataset.images.class_names[int(labels[row])],
-            "" if targets is None else int(targets[row]),
-            int(clean.predictions[row]),
-            int(predicted[index]),
-            int(success[index]),
-            f"{float(distance[index]):.6f}",
-        )
-        for index, row in enumerate(rows.tolist())
-    ]

@@ -1,7 +1,7 @@
 """AutoAttack's standard version (Croce & Hein 2020) by the package pyautoattack: APGD-CE, targeted APGD-DLR, targeted
 FAB and Square, one after the other on the images that are still robust.
 
-It runs in parts of one batch. Each part is cached as soon as it is done, so an interrupted call loses one part.
+It runs in parts of one batch. Each part is cached when it is done, so an interrupted call loses one part.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -22,22 +21,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rjem_cli.config.fields import PIXEL_PER_MODEL_UNIT
-from rjem_cli.engine.attacks.eval_data import AttackDataset
 from rjem_cli.engine.attacks.pgd import cross_entropy
-from rjem_cli.engine.attacks.robustness import AttackProgress, CleanResult, RadiusResult
+from rjem_cli.engine.attacks.robustness import AttackProgress, AttackSetup, CleanResult, RadiusResult
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.gradients import Logits, value_and_grad
-from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.files import locked, write_atomically
 from rjem_cli.paths import attacks_dir
 
 NORMS = {"linf": "Linf", "l2": "L2"}
-MIN_CLASSES = 4  # its targeted DLR loss compares the four largest logits
-MAX_TARGETS = 9  # wrong classes that its targeted attacks try
-STEPS, QUERIES, CHECKS = 100, 5000, 80  # of its gradient attacks, of Square, and forward passes around them
+MIN_CLASSES = 4  # the targeted DLR loss compares the four largest logits
+MAX_TARGETS = 9  # wrong classes that the targeted attacks try
+STEPS, QUERIES, CHECKS = 100, 5000, 80  # of the gradient attacks, of Square, and forward passes around them
 
 
 def check_autoattack(num_classes: int) -> None:
@@ -48,9 +45,8 @@ def check_autoattack(num_classes: int) -> None:
         raise ConfigError(f"--standard needs {MIN_CLASSES} classes or more, this checkpoint has {num_classes}")
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The most it can be, for the images that are attacked: passes of one image, and their seconds on this device."""
+class Cost(NamedTuple):
+    """An upper limit, reached if no image breaks: passes of one image, and their seconds on this device."""
 
     gradient_passes: int
     forward_passes: int
@@ -64,81 +60,73 @@ def passes_per_image(num_classes: int) -> tuple[int, int]:
     return gradients, QUERIES + STEPS * targets + CHECKS
 
 
-def estimate_cost(
-    logits_of: Logits, dataset: AttackDataset, clean: CleanResult, radii: int, device: torch.device, batch_size: int
-) -> Cost:
-    """If no image breaks, from the time of one pass of one batch: an upper limit."""
-    attacked = int(clean.attacked.sum()) * radii
-    gradients, forwards = (attacked * passes for passes in passes_per_image(len(dataset.images.class_names)))
-    x = to_model(dataset.images.pixels[:batch_size].to(device))
-    loss = partial(cross_entropy, labels_B=dataset.images.labels[:batch_size].to(device))
-
-    @torch.no_grad()
-    def forward() -> Tensor:
-        return loss(logits_of(x))
-
-    gradient_seconds = median_seconds(lambda: value_and_grad(logits_of, loss, x), device) / len(x)
-    forward_seconds = median_seconds(forward, device) / len(x)
+def estimate_cost(setup: AttackSetup, clean: CleanResult, radii: int) -> Cost:
+    """From the time of one pass of one batch."""
+    attacked, images, size = int(clean.attacked.sum()) * radii, setup.dataset.images, setup.batches.batch_size
+    gradients, forwards = (attacked * passes for passes in passes_per_image(len(images.class_names)))
+    x = to_model(images.pixels[:size].to(setup.device))
+    loss = partial(cross_entropy, labels_B=images.labels[:size].to(setup.device))
+    gradient_seconds = median_seconds(lambda: value_and_grad(setup.logits_of, loss, x), setup.device) / len(x)
+    with torch.no_grad():
+        forward_seconds = median_seconds(lambda: setup.logits_of(x), setup.device) / len(x)
     return Cost(gradients, forwards, gradients * gradient_seconds + forwards * forward_seconds)
 
 
 def autoattack_dataset(
-    logits_of: Logits,
-    dataset: AttackDataset,
+    setup: AttackSetup,
     clean: CleanResult,
     radii: Sequence[float],
-    norm: str,
-    *,
-    checkpoint_sha256: str,
-    runtime: Runtime,
-    batch_size: int,
+    network_key: Sequence[str],
     on_progress: AttackProgress = noop,
     log: Log = noop,
 ) -> Iterator[RadiusResult]:
-    """One result per radius, the smallest first; a larger one attacks only the images that are still robust. `log` is
-    told of parts that an earlier call did."""
-    success = torch.zeros(len(dataset), dtype=torch.bool)
-    x = to_model(dataset.images.pixels)
-    folder = progress_dir(dataset, checkpoint_sha256, norm, batch_size, runtime)
-    count, logged = int(clean.attacked.sum()), False
-    for index, eps in enumerate(sorted(radii)):
-        # parts are cut before anything is known about this radius, so that they are the same in a later call
-        parts = [rows for rows in (clean.attacked & ~success).nonzero().squeeze(1).split(batch_size) if len(rows)]
-        left = sum(map(len, parts)) if eps > 0 else 0
-        for number, rows in enumerate(parts if eps > 0 else []):
+    """One result per radius, the smallest first; a larger one attacks only the images that are still robust. Parts are
+    cached for this `network_key`, which identifies the weights and their arithmetic. Logs if earlier parts are used."""
+    success, x = torch.zeros(len(setup.dataset), dtype=torch.bool), to_model(setup.dataset.images.pixels)
+    folder = cache_folder(setup, network_key)
+    count, done, logged = int(clean.attacked.sum()), 0, False
+    for eps in sorted(radii):
+        # parts are cut before anything is known about this radius, so that a later call cuts the same ones
+        remaining = (clean.attacked & ~success).nonzero().squeeze(1) if eps > 0 else torch.arange(0)
+        done += count - len(remaining)
+        for number, rows in enumerate(torch.split(remaining, setup.batches.batch_size) if len(remaining) else ()):
             path = folder / f"eps-{eps!r}-part-{number:05d}.safetensors"
             with locked(path):
-                result = read_part(path, rows)
-                if result is not None and not logged:
+                part = read_part(path, rows)
+                if part is not None and not logged:
                     logged = True
                     log(f"using finished parts from {folder}")
-                if result is None:
-                    result = attack_part(logits_of, dataset, rows, eps, norm, runtime.device)
-                    write_atomically(path, safetensors.torch.save(result))
-            success[rows[result["success"]]] = True
-            x[rows[result["success"]]] = result["x"]
-            left -= len(rows)
-            robust = f"{1 - int(success.sum()) / count:.1%} robust"
-            on_progress((index + 1) * count - left, len(radii) * count, f"eps {eps:g}, {robust}")
+                if part is None:
+                    part = attack_part(setup, rows, eps)
+                    write_atomically(path, safetensors.torch.save(part))
+            broken = rows[part["success"]]
+            success[broken], x[broken] = True, part["x"]
+            done += len(rows)
+            state = f"eps {eps:g}, {1 - int(success.sum()) / count:.1%} robust"
+            on_progress("attacking", done, count * len(radii), state)
         yield RadiusResult(eps, success.clone(), x.clone())
 
 
-def attack_part(
-    logits_of: Logits, dataset: AttackDataset, rows: Tensor, eps: float, norm: str, device: torch.device
-) -> dict[str, Tensor]:
+def attack_part(setup: AttackSetup, rows: Tensor, eps: float) -> dict[str, Tensor]:
     """`success` of these images, and the attacked `x` of those that broke. The package works in [0, 1]."""
     from pyautoattack import AutoAttack
 
-    model: Any = lambda pixel: logits_of(2 * pixel - 1)  # noqa: E731
-    attack = AutoAttack(model, norm=NORMS[norm], eps=eps * PIXEL_PER_MODEL_UNIT, device=device, seed=dataset.seed)
-    targets = min(MAX_TARGETS, len(dataset.images.class_names) - 1)
+    images, device = setup.dataset.images, setup.device
+    attack = AutoAttack(
+        lambda pixel: setup.logits_of(2 * pixel - 1),
+        norm=NORMS[setup.plan.norm],
+        eps=eps * PIXEL_PER_MODEL_UNIT,
+        device=device,
+        seed=setup.dataset.seed,
+    )
+    targets = min(MAX_TARGETS, len(images.class_names) - 1)
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
-    labels = dataset.images.labels[rows].to(device)
-    start = (to_model(dataset.images.pixels[rows].to(device)) + 1) / 2
+    labels = images.labels[rows].to(device)
+    start = (to_model(images.pixels[rows].to(device)) + 1) / 2
     pixel, _ = attack.run_standard_evaluation(start, labels, batch_size=len(rows))
     x = (2 * pixel - 1).clamp(-1, 1)
     with torch.no_grad():
-        success = logits_of(x).argmax(dim=1) != labels
+        success = setup.logits_of(x).argmax(dim=1) != labels
     return {"rows": rows, "success": success.cpu(), "x": x[success].cpu().contiguous()}
 
 
@@ -151,27 +139,21 @@ def read_part(path: Path, rows: Tensor) -> dict[str, Tensor] | None:
         return None
 
 
-def describe_autoattack(dataset: AttackDataset, norm: str, batch_size: int) -> dict[str, Any]:
-    """Its protocol. Its random draws are per batch, so the batch size belongs to it."""
-    wrong = len(dataset.images.class_names) - 1
+def describe_autoattack(setup: AttackSetup) -> dict[str, Any]:
+    """The protocol. Random draws are per batch, so it includes the batch size."""
+    wrong = len(setup.dataset.images.class_names) - 1
     return {
         "method": "AutoAttack, standard version",
         "package": f"pyautoattack {importlib.metadata.version('pyautoattack')}",
-        "norm": norm,
-        "batch_size": batch_size,
+        "norm": setup.plan.norm,
+        "batch_size": setup.batches.batch_size,
         "target_classes": f"{min(MAX_TARGETS, wrong)} of {wrong}",
     }
 
 
-def progress_dir(dataset: AttackDataset, checkpoint_sha256: str, norm: str, batch_size: int, runtime: Runtime) -> Path:
-    """One folder for everything that decides the result."""
-    decisive = [
-        describe_autoattack(dataset, norm, batch_size),
-        checkpoint_sha256,
-        dataset.images.digest(),
-        dataset.indices.tolist(),
-        dataset.seed,
-        runtime.arithmetic,
-        torch.__version__,
-    ]
-    return attacks_dir() / hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
+def cache_folder(setup: AttackSetup, network_key: Sequence[str]) -> Path:
+    """One folder for everything that the results depend on."""
+    dataset = setup.dataset
+    data_key = [dataset.images.digest(), dataset.indices.tolist(), dataset.seed]
+    key = [describe_autoattack(setup), *network_key, *data_key, torch.__version__]
+    return attacks_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
 """Projected gradient descent inside a ball around an image (Eq. 2; Madry et al. 2018).
 
-Training, generation and `rjem attack` share this loop. Untargeted attacks ascend the loss of the true class; targeted
-ones, which make samples, descend that of the wanted class.
+Training, generation and `rjem attack` share this loop. Untargeted attacks ascend the loss of the true class. Targeted
+attacks, which also make samples, descend the loss of the wanted class.
 
 Shapes: B batch, K classes. `labels_B` are the true classes of an untargeted attack and the wanted ones of a targeted
 attack.
@@ -24,7 +24,7 @@ AttackLoss = Callable[..., Tensor]  # logits_BK, labels_B -> (B,)
 
 
 class AttackState(NamedTuple):
-    """Before a step: the iterate x (B, C, H, W), its logits (B, K), loss (B,) and the gradient of the loss."""
+    """Before a step: the iterate x (B, C, H, W), its logits (B, K), its loss (B,), and the gradient of the loss."""
 
     step: int
     x: Tensor
@@ -33,12 +33,12 @@ class AttackState(NamedTuple):
     gradient: Tensor
 
 
-# Sees the state before each step. Returns None, or the indices (b,) of the rows to go on with.
+# Gets the state before each step. Returns None to continue with all rows, or the indices (b,) of those that stay.
 AttackCallback = Callable[[AttackState], Tensor | None]
 
 
 def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """-log p(y | x), (B,). Its gradient vanishes in float32 where the network is certain."""
+    """-log p(y | x), (B,). Its gradient vanishes in float32 where the network is confident."""
     return F.cross_entropy(logits_BK, labels_B, reduction="none")
 
 
@@ -69,9 +69,14 @@ def default_step_size(eps: float, steps: int) -> float:
     return 2.5 * eps / max(1, steps)
 
 
+def broadcast_rows(rows_B: Tensor, x: Tensor) -> Tensor:
+    """(B,) shaped to broadcast with x, which has B rows."""
+    return rows_B.view(-1, *(1,) * (x.dim() - 1))
+
+
 def l2_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each image, shaped (B, 1, 1, 1)."""
-    return x.flatten(1).norm(dim=1).clamp_min(TINY).view(-1, *(1,) * (x.dim() - 1))
+    """Euclidean norm of each image, at least TINY, shaped (B, 1, 1, 1)."""
+    return broadcast_rows(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
 
 
 def pgd_direction(gradient: Tensor, norm: str) -> Tensor:
@@ -99,7 +104,7 @@ def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart
     else:
         normals = standard_normal(seeds_B, shape, ATTACK_STREAM, 2 * restart)
         radii = uniform(seeds_B, (1,), ATTACK_STREAM, 2 * restart + 1) ** (1 / normals[0].numel())
-        offset = eps * radii.view(-1, *(1,) * len(shape)) * normals / l2_norm(normals)
+        offset = eps * broadcast_rows(radii, center) * normals / l2_norm(normals)
     return project(center + offset, center, eps, norm)
 
 
@@ -121,7 +126,7 @@ def pgd(
 
     labels_B: the true classes, or the wanted ones if `targeted`. The first iterate is `start`, by default the images.
     Returns the last iterate, in [-1, 1] and within eps of the center. With eps 0 it does not move. If the callback
-    returns rows, the attack goes on with those alone, and ends if there are none. No host sync of its own.
+    returns rows, only those stay in the batch; without rows the attack ends. No host sync of its own.
     """
     step_size = default_step_size(eps, steps) if step_size is None else step_size
     ascended = attack_loss(loss, targeted)

@@ -1,31 +1,32 @@
-"""Robust accuracy: every restart on every image that is still robust, at one radius after another.
+"""Robust accuracy: every restart attacks every image that is still robust, at one radius after another.
 
-An image counts as robust at a radius if it is classified correctly and no restart at that or a smaller radius succeeds.
-So the curve never rises, and an image that has been broken costs nothing more. Radii and steps in model units.
+An image is robust at a radius if it is classified correctly and no restart at this or a smaller radius succeeds. So
+robust accuracy never rises with the radius, and a broken image costs nothing more. Radii and steps in model units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.attacks.apgd import apgd, broadcast_rows
-from rjem_cli.engine.attacks.eval_data import AttackDataset
-from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, is_success, pgd, random_start
+from rjem_cli.engine.attacks.apgd import apgd
+from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, broadcast_rows, is_success, pgd, random_start
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import Logits, value_and_grad
 from rjem_cli.engine.metrics.accuracy import Accuracy
+from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.errors import RjemError
 
-DROP_EVERY = 5  # steps between two checks, each a host sync, for images that the attack has broken
+DROP_EVERY = 5  # steps between two removals of broken images from the batch; each one is a host sync
 
-AttackProgress = Callable[[int, int, str], None]  # done, the most there can be, what is going on
+AttackProgress = Callable[[str, int, int, str], None]  # phase, images done, images at most, state
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,17 @@ class AttackPlan:
         return self.gradient_steps + self.restarts / 3
 
 
+@dataclass(frozen=True)
+class AttackSetup:
+    """A frozen network on `device`, the images, how they are attacked, and in what batches."""
+
+    logits_of: Logits
+    plan: AttackPlan
+    dataset: AttackDataset
+    device: torch.device
+    batches: BatchSizer
+
+
 class AttackResult(NamedTuple):
     """Per image: the attacked x (B, C, H, W), whether the attack succeeded (B,), and the loss there (B,)."""
 
@@ -61,8 +73,41 @@ class AttackResult(NamedTuple):
     loss_B: Tensor
 
 
+@dataclass(frozen=True)
+class CleanResult:
+    """Before any attack: predictions (N,), `correct` and `attacked` images, bool (N,); how many attacked images have a
+    gradient of zero, and the share of zeros among all their gradient components."""
+
+    predictions: Tensor
+    correct: Tensor
+    attacked: Tensor
+    zero_images: int
+    zero_components: float
+
+
+@dataclass(frozen=True)
+class RadiusResult:
+    """After one radius: where an attack succeeded, bool (N,), and the attacked images, float (N, C, H, W)."""
+
+    eps: float
+    success: Tensor
+    x: Tensor
+
+    def robust(self, clean: CleanResult) -> Tensor:
+        """Classified correctly and not broken, bool (N,)."""
+        return clean.correct & ~self.success
+
+    def robust_accuracy(self, clean: CleanResult) -> Accuracy:
+        """The share of robust images among all images."""
+        return Accuracy(int(self.robust(clean).sum()), len(self.success))
+
+    def success_rate(self, clean: CleanResult) -> Accuracy:
+        """The share of the attacked images on which an attack succeeded."""
+        return Accuracy(int((self.success & clean.attacked).sum()), int(clean.attacked.sum()))
+
+
 class BestIterate:
-    """A callback of `pgd` and `apgd` that keeps the best iterate of each image: the first success, else the largest
+    """A callback of `pgd` and `apgd` that records the best iterate of each image: the first success, else the largest
     loss. Every DROP_EVERY steps it drops the images on which the attack has succeeded."""
 
     def __init__(self, start: Tensor, labels_B: Tensor, plan: AttackPlan):
@@ -84,12 +129,12 @@ class BestIterate:
         return remaining
 
     def record(self, x: Tensor, logits_BK: Tensor, loss_B: Tensor) -> None:
-        """Take over what is better than the best so far."""
+        """Replace the best iterate of each image where this one is better."""
         success_B = is_success(logits_BK, self.labels_B[self.rows], self.plan.targeted)
-        earlier = AttackResult(*(part[self.rows] for part in self.best))
-        better = ~earlier.success_B & (success_B | (loss_B > earlier.loss_B))
-        for kept, old, new in zip(self.best, earlier, (x, success_B, loss_B)):
-            kept[self.rows] = torch.where(broadcast_rows(better, old), new, old)
+        previous = AttackResult(*(part[self.rows] for part in self.best))
+        better = ~previous.success_B & (success_B | (loss_B > previous.loss_B))
+        for best, old, new in zip(self.best, previous, (x, success_B, loss_B)):
+            best[self.rows] = torch.where(broadcast_rows(better, old), new, old)
 
 
 def run_restart(
@@ -117,96 +162,51 @@ def run_restart(
     return best.best
 
 
-@dataclass(frozen=True)
-class CleanResult:
-    """Before any attack: predictions (N,), which images are attacked, and how many of their gradients vanish."""
-
-    predictions: Tensor
-    attacked: Tensor
-    zero_images: int
-    zero_components: float
-
-
-@dataclass(frozen=True)
-class RadiusResult:
-    """After one radius. `success`: bool (N,), images that an attack broke or, targeted, pushed to their target; `x`:
-    float (N, C, H, W), the attacked images."""
-
-    eps: float
-    success: Tensor
-    x: Tensor = field(repr=False)
-
-    def robust(self, clean: CleanResult, labels: Tensor) -> Tensor:
-        """Classified correctly and not broken, bool (N,)."""
-        return (clean.predictions == labels) & ~self.success
-
-    def robust_accuracy(self, clean: CleanResult, labels: Tensor) -> Accuracy:
-        """The share of all images that is robust."""
-        return Accuracy(int(self.robust(clean, labels).sum()), len(labels))
-
-    def success_rate(self, clean: CleanResult) -> Accuracy:
-        """The share of the attacked images on which the attack succeeded."""
-        return Accuracy(int((self.success & clean.attacked).sum()), int(clean.attacked.sum()))
-
-
-def evaluate_clean(
-    logits_of: Logits, plan: AttackPlan, dataset: AttackDataset, device: torch.device, batches: BatchSizer
-) -> CleanResult:
+def evaluate_clean(setup: AttackSetup) -> CleanResult:
     """Classify the images. Attacked are those that are classified correctly and, if targeted, not of their target's
     class. Vanishing gradients indicate masking rather than robustness (Athalye et al. 2018)."""
-    loss = attack_loss(plan.loss, plan.targeted)
+    dataset, loss = setup.dataset, attack_loss(setup.plan.loss, setup.plan.targeted)
 
     def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
-        x, labels_B = to_model(dataset.images.pixels[rows].to(device)), dataset.attack_labels[rows].to(device)
-        logits_BK, _, gradient = value_and_grad(logits_of, lambda logits: loss(logits, labels_B), x)
+        x, labels_B = (part[rows].to(setup.device) for part in (dataset.images.pixels, dataset.attack_labels))
+        logits_BK, _, gradient = value_and_grad(setup.logits_of, partial(loss, labels_B=labels_B), to_model(x))
         return logits_BK.argmax(dim=1).cpu(), (gradient == 0).flatten(1).float().mean(dim=1).cpu()
 
-    results = [batches.run(evaluate, rows) for rows in torch.arange(len(dataset)).split(batches.batch_size)]
-    predictions, zero_shares = (torch.cat(parts) for parts in zip(*results))
-    attacked = predictions == dataset.images.labels
-    if dataset.targets is not None:
-        attacked &= dataset.images.labels != dataset.targets
+    predictions, zero_shares = setup.batches.run(evaluate, torch.arange(len(dataset)))
+    correct = predictions == dataset.images.labels
+    attacked = correct if dataset.targets is None else correct & (dataset.images.labels != dataset.targets)
     zero = zero_shares[attacked]
-    return CleanResult(predictions, attacked, int((zero == 1).sum()), float(zero.mean()) if len(zero) else 0.0)
+    return CleanResult(predictions, correct, attacked, int((zero == 1).sum()), float(zero.mean()) if len(zero) else 0.0)
 
 
 def attack_dataset(
-    logits_of: Logits,
-    plan: AttackPlan,
-    dataset: AttackDataset,
-    clean: CleanResult,
-    radii: Sequence[float],
-    *,
-    device: torch.device,
-    batches: BatchSizer,
-    on_progress: AttackProgress = noop,
+    setup: AttackSetup, clean: CleanResult, radii: Sequence[float], on_progress: AttackProgress = noop
 ) -> Iterator[RadiusResult]:
-    """One result per radius, the smallest first. `logits_of` must be frozen. Before each restart the images that are
-    still robust are packed into full batches again."""
-    success = torch.zeros(len(dataset), dtype=torch.bool)
-    best_x, best_loss = to_model(dataset.images.pixels), torch.full((len(dataset),), -torch.inf)
-    count, rounds = int(clean.attacked.sum()), len(radii) * plan.restarts
-    for number, eps in enumerate(sorted(radii)):
-        best_loss.fill_(-torch.inf)  # a larger ball: search again
+    """One result per radius, the smallest first. Before each restart the images that are still robust are packed into
+    full batches again."""
+    plan, dataset, device, batches = setup.plan, setup.dataset, setup.device, setup.batches
+
+    def attack(rows: Tensor, eps: float, restart: int) -> AttackResult:
+        center, labels_B = to_model(dataset.images.pixels[rows].to(device)), dataset.attack_labels[rows].to(device)
+        start = center
+        if plan.start == "random" or restart > 0:
+            seeds_B = (dataset.seed + dataset.indices[rows]).to(device)
+            start = random_start(center, seeds_B, eps, plan.norm, restart)
+        return AttackResult(*(part.cpu() for part in run_restart(setup.logits_of, plan, eps, start, center, labels_B)))
+
+    success, best_x = torch.zeros(len(dataset), dtype=torch.bool), to_model(dataset.images.pixels)
+    count, done = int(clean.attacked.sum()), 0
+    for eps in sorted(radii):
+        best_loss = torch.full((len(dataset),), -torch.inf)  # of this ball, which contains the smaller ones
         for restart in range(plan.restarts):
-
-            def attack(rows: Tensor, eps: float = eps, restart: int = restart) -> AttackResult:
-                center, labels_B = to_model(dataset.images.pixels[rows].to(device)), dataset.attack_labels[rows]
-                seeds_B = (dataset.seed + dataset.indices[rows]).to(device)
-                from_image = plan.start == "image" and restart == 0
-                start = center if from_image else random_start(center, seeds_B, eps, plan.norm, restart)
-                result = run_restart(logits_of, plan, eps, start, center, labels_B.to(device))
-                return AttackResult(*(part.cpu() for part in result))
-
             remaining = (clean.attacked & ~success).nonzero().squeeze(1)
-            left = len(remaining)
-            for rows in remaining.split(batches.batch_size) if left else ():
-                x, succeeded, loss = batches.run(attack, rows)
+            done += count - len(remaining)
+            for rows in torch.split(remaining, batches.batch_size) if len(remaining) else ():
+                x, succeeded, loss = batches.run(partial(attack, eps=eps, restart=restart), rows)
                 better = succeeded | (loss > best_loss[rows])
                 best_x[rows[better]], best_loss[rows[better]] = x[better], loss[better]
                 success[rows[succeeded]] = True
-                left -= len(rows)
-                done = (number * plan.restarts + restart + 1) * count - left
-                robust = f"{1 - int(success.sum()) / count:.1%} robust"
-                on_progress(done, rounds * count, f"eps {eps:g}, restart {restart + 1}, {robust}")
+                done += len(rows)
+                state = f"eps {eps:g}, restart {restart + 1}, {1 - int(success.sum()) / count:.1%} robust"
+                on_progress("attacking", done, count * len(radii) * plan.restarts, state)
         yield RadiusResult(eps, success.clone(), best_x.clone())

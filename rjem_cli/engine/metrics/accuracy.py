@@ -46,6 +46,17 @@ class Accuracy:
         return {"value": value, "interval_95": [round(low, 5), round(high, 5)], "count": self.correct, "of": self.count}
 
 
+def accuracy_per_class(correct: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The share of `correct` (bool, (N,)) among the images of each class that has any."""
+    successes = torch.bincount(labels, weights=correct.double(), minlength=len(class_names)).tolist()
+    counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+    return {
+        name: Accuracy(int(success), count).to_dict()
+        for name, success, count in zip(class_names, successes, counts)
+        if count
+    }
+
+
 def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
     """At most `limit` images at fixed places spread over the set; 0 means all."""
     return images.subset(spread_indices(len(images), limit))

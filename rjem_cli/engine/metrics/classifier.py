@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rjem_cli.config import DATASETS, SYNTHETIC_SETS, DataOptions, EvalConfig, GenerateConfig
-from rjem_cli.engine.attacks.eval_data import EvalImages, attack_targets, load_eval_images, resolve_radii
-from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult, attack_dataset, evaluate_clean
+from rjem_cli.engine.attacks.robustness import (
+    AttackPlan,
+    AttackSetup,
+    CleanResult,
+    RadiusResult,
+    attack_dataset,
+    evaluate_clean,
+)
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import read_collection
@@ -25,6 +31,7 @@ from rjem_cli.engine.metrics.ood import SCORES, Outputs, auroc, compute_outputs,
 from rjem_cli.engine.metrics.requirements import Requirements, check_finite, parse_requirements
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.models.eval_images import AttackDataset, EvalImages, load_eval_images, resolve_radii
 from rjem_cli.engine.runtime import Runtime, scoring_runtime
 from rjem_cli.engine.sampling.generate import SampleJob, SampleSetup
 from rjem_cli.engine.timing import find_batch_size, time_pass
@@ -185,7 +192,7 @@ def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> C
         "ece": calibration_error(bins),
     }
     clean, robust = attack_test_images(job, on_progress)
-    scores |= {robust_name(result.eps): float(result.robust(clean, labels).double().mean()) for result in robust}
+    scores |= {robust_name(result.eps): float(result.robust(clean).double().mean()) for result in robust}
     strongest = robust[-1]
     attacked_x = strongest.x[clean.attacked]
     outputs[f"attacked, eps up to {strongest.eps:g}"] = job.outputs("attacked images", attacked_x, on_progress)
@@ -211,20 +218,11 @@ def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> C
 
 def attack_test_images(job: ClassifierJob, on_progress: OnProgress) -> tuple[CleanResult, list[RadiusResult]]:
     """The test images before the attack, and a result per radius, the smallest first."""
-    dataset = attack_targets(job.test, None, targeted=False, seed=job.config.seed)
-    device = job.runtime.device
-    clean = evaluate_clean(job.logits_of, job.plan, dataset, device, job.batches)
-    results = attack_dataset(
-        job.logits_of,
-        job.plan,
-        dataset,
-        clean,
-        job.radii,
-        device=device,
-        batches=job.batches,
-        on_progress=lambda done, total, text: on_progress("attacking", done, total),
-    )
-    return clean, list(results)
+    dataset = AttackDataset(job.test.images, job.test.indices, None, job.config.seed)
+    setup = AttackSetup(job.logits_of, job.plan, dataset, job.runtime.device, job.batches)
+    clean = evaluate_clean(setup)
+    progress = lambda phase, done, total, state: on_progress(phase, done, total)  # noqa: E731
+    return clean, list(attack_dataset(setup, clean, job.radii, progress))
 
 
 def draw_samples(job: ClassifierJob, samples: SampleJob, on_progress: OnProgress) -> Tensor:

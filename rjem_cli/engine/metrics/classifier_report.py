@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 from rjem_cli.config.fields import format_epsilon
-from rjem_cli.engine.attacks.attack_report import accuracy_per_class, describe_plan
+from rjem_cli.engine.attacks.attack_report import describe_plan
 from rjem_cli.engine.figures import energy_histograms, reliability_diagram
-from rjem_cli.engine.metrics.accuracy import Accuracy
+from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy_per_class
 from rjem_cli.engine.metrics.classifier import ClassifierJob, ClassifierScores
 from rjem_cli.engine.metrics.ood import Outputs
 from rjem_cli.engine.metrics.results import Pictures, describe_call
@@ -28,8 +28,8 @@ def describe_classifier_scores(job: ClassifierJob, found: ClassifierScores, seco
             {
                 "eps": result.eps,
                 "eps_text": format_epsilon(result.eps, job.plan.norm),
-                "accuracy": result.robust_accuracy(found.clean, labels).to_dict(),
-                "per_class": accuracy_per_class(result.robust(found.clean, labels), labels, names),
+                "accuracy": result.robust_accuracy(found.clean).to_dict(),
+                "per_class": accuracy_per_class(result.robust(found.clean), labels, names),
             }
             for result in found.robust
         ],

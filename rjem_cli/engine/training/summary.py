@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rjem_cli.config.fields import format_epsilon
-from rjem_cli.engine.attacks.eval_data import AttackDataset
-from rjem_cli.engine.attacks.robustness import AttackPlan, attack_dataset, evaluate_clean
+from rjem_cli.engine.attacks.robustness import AttackPlan, AttackSetup, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import Splits, spread_indices
 from rjem_cli.engine.metrics.accuracy import Accuracy
+from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.engine.training.checkpointing import best_checkpoint
 from rjem_cli.engine.training.metrics_log import events_in
 from rjem_cli.engine.training.progress import TrainingCallbacks
@@ -27,21 +27,15 @@ def summarize(trainer: Trainer, callbacks: TrainingCallbacks) -> dict[str, Any]:
     model = runtime.scoring().frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     dataset = AttackDataset(splits.test.subset(indices), indices, None, trainer.config.seed)
-    batches = BatchSizer(TEST_BATCH, callbacks.warn)
-    clean = evaluate_clean(model, TEST_PLAN, dataset, runtime.device, batches)
-    (attacked,) = attack_dataset(
-        model,
-        TEST_PLAN,
-        dataset,
-        clean,
-        [TEST_EPS],
-        device=runtime.device,
-        batches=batches,
-        on_progress=lambda done, total, text: callbacks.progress("attacking test images", done, total),
-    )
-    labels = dataset.images.labels
-    correct = Accuracy(int((clean.predictions == labels).sum()), len(labels))
-    robust = describe_accuracy(attacked.robust_accuracy(clean, labels), splits)
+    setup = AttackSetup(model, TEST_PLAN, dataset, runtime.device, BatchSizer(TEST_BATCH, callbacks.warn))
+
+    def on_progress(phase: str, done: int, total: int, state: str) -> None:
+        callbacks.progress("attacking test images", done, total)
+
+    clean = evaluate_clean(setup)
+    (attacked,) = attack_dataset(setup, clean, [TEST_EPS], on_progress)
+    correct = Accuracy(int(clean.correct.sum()), len(dataset))
+    robust = describe_accuracy(attacked.robust_accuracy(clean), splits)
     steps = f"{TEST_PLAN.steps} steps, from the image, best iterate, 1 restart"
     best = best_checkpoint(checkpoints_in(trainer.run_dir))
     return {

@@ -1,4 +1,4 @@
-"""The images that a classifier is tested on and attacked with."""
+"""The images that a checkpoint is tested on and attacked with, and the radii of the attacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_
 
 @dataclass(frozen=True)
 class EvalImages:
-    """Images with the checkpoint's class numbers; `indices` are their places in `source`, which has `total` images."""
+    """Images with the checkpoint's class numbers. `indices` (N,) are their positions in `source`, which has `total`
+    images."""
 
     images: ImageSet
     indices: Tensor
@@ -27,8 +28,8 @@ class EvalImages:
 
 @dataclass(frozen=True)
 class AttackDataset:
-    """The images to attack, on the host. `indices` are their places in the split; `targets` the wanted classes of a
-    targeted attack, or None. Random draws for an image depend on `seed` and its index only."""
+    """The N images to attack, on the host. `indices` (N,) are their positions in the split; `targets` (N,) are the
+    wanted classes of a targeted attack, or None. Random draws for an image depend on `seed` and its index only."""
 
     images: ImageSet
     indices: Tensor
@@ -40,12 +41,13 @@ class AttackDataset:
 
     @property
     def attack_labels(self) -> Tensor:
-        """The labels that an attack works with, int64 (N,)."""
+        """The labels that the attack loss uses, int64 (N,): the true or the wanted classes."""
         return self.images.labels if self.targets is None else self.targets
 
 
 def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImages:
-    """Raises AbsentError if nothing can be read and DataError for images that do not fit the checkpoint."""
+    """The images that the options select, by default those of the checkpoint's data set. Raises AbsentError if they
+    cannot be read, and DataError if they do not fit the checkpoint."""
     try:
         if options.data:
             data_options: DataOptions = replace(info.config, data=options.data, test_data=options.test_data)
@@ -65,34 +67,6 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
     return EvalImages(images.subset(indices), indices, name, len(images))
 
 
-def attack_targets(found: EvalImages, target: int | None, targeted: bool, seed: int) -> AttackDataset:
-    """The images with the classes that a targeted attack wants: `target`, or (`targeted`) random wrong ones."""
-    targets, labels = None, found.images.labels
-    if target is not None:
-        targets = torch.full_like(labels, target)
-    elif targeted:
-        targets = random_targets(labels, found.indices, len(found.images.class_names), seed)
-    return AttackDataset(found.images, found.indices, targets, seed)
-
-
-def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: int) -> Tensor:
-    """A wrong class for each image, uniform, fixed by seed and index."""
-    chance = 1 - uniform(seed + indices_N, (1,), TARGET_STREAM).squeeze(1)  # [0, 1)
-    return (labels_N + 1 + (chance * (num_classes - 1)).long().clamp_max(num_classes - 2)) % num_classes
-
-
-def resolve_radii(options: EvalDataOptions, info: CheckpointInfo) -> tuple[str, tuple[float, ...]]:
-    """(norm, radii in model units, ascending). Raises ConfigError for invalid radii."""
-    radii = options.eps if options.eps is not None else (info.config.adv_eps,)
-    if not radii:
-        raise ConfigError("--eps is empty; give a radius such as 8/255")
-    norm = options.norm or info.config.norm
-    if options.eps is None and norm != info.config.norm:
-        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
-    check_radius("--eps", max(radii), norm)
-    return norm, tuple(sorted(set(radii)))
-
-
 def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:
     """The images with the checkpoint's class numbers. Raises DataError if shapes or classes differ."""
     if images.image_shape != info.image_shape:
@@ -107,3 +81,22 @@ def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet
             )
     numbers = torch.tensor([info.class_names.index(class_name) for class_name in images.class_names])
     return replace(images, labels=numbers[images.labels], class_names=info.class_names)
+
+
+def resolve_radii(options: EvalDataOptions, info: CheckpointInfo) -> tuple[str, tuple[float, ...]]:
+    """(norm, radii in model units, ascending), by default those of the training. Raises ConfigError for invalid
+    radii."""
+    radii = options.eps if options.eps is not None else (info.config.adv_eps,)
+    if not radii:
+        raise ConfigError("--eps is empty; give a radius such as 8/255")
+    norm = options.norm or info.config.norm
+    if options.eps is None and norm != info.config.norm:
+        raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
+    check_radius("--eps", max(radii), norm)
+    return norm, tuple(sorted(set(radii)))
+
+
+def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: int) -> Tensor:
+    """A wrong class for each image, int64 (N,): uniform, and determined by the seed and the image's index."""
+    chance = 1 - uniform(seed + indices_N, (1,), TARGET_STREAM).squeeze(1)  # [0, 1)
+    return (labels_N + 1 + (chance * (num_classes - 1)).long().clamp_max(num_classes - 2)) % num_classes
