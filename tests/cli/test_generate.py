@@ -1,7 +1,13 @@
+"""`rjem generate`: what it writes, how it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
 import csv
 import io
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +22,7 @@ import torch
 from PIL import Image
 
 from rjem_cli.engine.data.digits import load_digit_splits
-from rjem_cli.engine.sampling import job as sampling
+from rjem_cli.engine.sampling import generate as sampling
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked
 
@@ -50,16 +56,67 @@ def test_sample_i_depends_on_seed_plus_i_only(rjem, trained, tmp_path):
         assert rjem("generate", "-o", tmp_path / name, *flags).code == 0
         return images(tmp_path / name)
 
-    whole = run("whole", "-n", 64, "--class", "4")
+    one_call = run("one-call", "-n", 64, "--class", "4")
     for batch_size in (64, 16, 7):
-        assert run(f"batch-{batch_size}", "-n", 64, "--batch-size", batch_size, "--class", "4") == whole
+        assert run(f"batch-{batch_size}", "-n", 64, "--batch-size", batch_size, "--class", "4") == one_call
     shards = [run(f"shard-{index}", "-n", 64, "--shard", f"{index}/4", "--class", "4") for index in range(4)]
-    assert {name: content for shard in shards for name, content in shard.items()} == whole
+    assert {name: content for shard in shards for name, content in shard.items()} == one_call
     shifted = run("shifted", "-n", 4, "--seed", 6, "--class", "4")
-    assert list(shifted.values()) == list(whole.values())[6:10]
+    assert list(shifted.values()) == list(one_call.values())[6:10]
 
 
-def test_earlier_samples_are_replaced_only_when_asked_and_foreign_files_never(rjem, trained, tmp_path):
+def run_ranks(world_size, *arguments):
+    """rjem in processes with the variables that torchrun sets, and nothing to connect to. Returns (code, stdout,
+    stderr) of each."""
+    variables = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "rjem_cli", *map(str, arguments)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
+
+
+def test_each_process_of_torchrun_writes_a_shard_and_together_they_are_the_samples_of_one(rjem, trained, tmp_path):
+    flags = ("-n", 61, "--seed", 3, "--noise-std", 0.02)
+    for name in ("x.npz", "samples"):
+        assert rjem("generate", *flags, "-o", tmp_path / name).code == 0
+        (code, out, err), other = run_ranks(2, "generate", *flags, "-o", tmp_path / name)
+        stem, suffix = os.path.splitext(name)
+        first, second = (tmp_path / f"{stem}-{rank}of2{suffix}" for rank in range(2))
+        assert (code, out) == (0, f"{first}\n"), err
+        assert other == (0, "", "")  # only the main process reports
+        ending = "" if suffix else "/"
+        assert err.splitlines()[-1] == f"next: rjem eval {first}{ending} {second}{ending}"
+    assert images(tmp_path / "samples-0of2") | images(tmp_path / "samples-1of2") == images(tmp_path / "samples")
+    with np.load(tmp_path / "x.npz") as one, contextlib.ExitStack() as stack:
+        shards = [stack.enter_context(np.load(tmp_path / f"x-{rank}of2.npz")) for rank in range(2)]
+        for key in ("arr_0", "labels", "seeds"):
+            assert np.array_equal(np.concatenate([shard[key] for shard in shards]), one[key])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("-o", "-"), "-o - cannot be used with torchrun"),
+        (("--shard", "0/2"), "--shard cannot be used with torchrun"),
+        (("-o", "."), "-o .: with torchrun, give the name of a new folder or file"),
+    ],
+)
+def test_torchrun_needs_an_output_that_each_process_can_name(trained, flags, message):
+    (code, out, err), other = run_ranks(2, "generate", *flags)
+    assert (code, out) == (2, "") and err.startswith(f"rjem: {message}") and len(err.splitlines()) == 1
+    assert other == (2, "", "")
+
+
+def test_earlier_samples_are_replaced_only_with_overwrite_and_foreign_files_never(rjem, trained, tmp_path):
     out = tmp_path / "out"
     assert rjem("generate", "-n", 4, "-o", out).code == 0
     for flags, message in ((["-n", 2], "holds more samples than -n 2"), (["--seed", 7], "samples of another call")):
@@ -92,52 +149,95 @@ def read(output: Path) -> tuple[np.ndarray, list[int]]:
     return np.stack([np.asarray(Image.open(output / row["file"])) for row in rows]), [int(r["label"]) for r in rows]
 
 
-FORMS = ["out", "out.npz", "out.tar"]
+FORMATS = ["out", "out.npz", "out.tar"]
 
 
-@pytest.mark.parametrize("form", FORMS[1:])
-def test_archives_hold_what_the_folder_holds(rjem, trained, tmp_path, form):
-    for output in ("out", form):
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_archives_hold_what_the_folder_holds(rjem, trained, tmp_path, name):
+    for output in ("out", name):
         assert rjem("generate", "-n", 23, "-o", tmp_path / output).code == 0
-    (pixels, labels), (expected, expected_labels) = read(tmp_path / form), read(tmp_path / "out")
+    (pixels, labels), (expected, expected_labels) = read(tmp_path / name), read(tmp_path / "out")
     assert np.array_equal(pixels, expected) and labels == expected_labels == [index % 10 for index in range(23)]
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.new"))
+    assert files_beside(tmp_path / name) == {"out", name}
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("damage", [0, 1, 700])
-def test_an_interrupted_call_goes_on_and_ends_with_the_same_bytes(rjem, trained, tmp_path, monkeypatch, form, damage):
-    flags = ("-n", 40, "--batch-size", 7)
-    assert rjem("generate", *flags, "-o", tmp_path / f"whole-{form}").code == 0
-    original, out = sampling.generate, tmp_path / form
+def files_beside(output: Path) -> set[str]:
+    """The names in its folder, without the test's home and hidden, empty locks."""
+    return {path.name for path in output.parent.iterdir() if path.name != "rjem-home"} - {f".{output.name}.lock"}
 
-    def dies(*args, **kwargs):
-        batches = original(*args, **kwargs)
-        yield from (next(batches) for _ in range(3))
+
+def interrupt(rjem, monkeypatch, batch_count, *arguments):
+    """Run a command whose chains fail after some batches."""
+    original = sampling.generate
+
+    def fail(*args, **kwargs):
+        yield from itertools.islice(original(*args, **kwargs), batch_count)
         raise RjemError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "generate", dies)
-        assert rjem("generate", *flags, "-o", out).code == 1
-    torn = {"out": out / "labels.csv"}.get(form, tmp_path / f"{form}.part")
-    with torn.open("r+b") as file:  # as a kill in the middle of a write leaves it
-        file.truncate(max(0, torn.stat().st_size - damage))
-    again = rjem("generate", *flags, "-o", out)
+        patch.setattr(sampling, "generate", fail)
+        assert rjem(*arguments).code == 1
+
+
+@pytest.mark.parametrize("cut_bytes", [0, 1, 700])
+def test_an_interrupted_folder_resumes_to_the_same_bytes(rjem, trained, tmp_path, monkeypatch, cut_bytes):
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    flags = ("generate", "-n", 40, "--batch-size", 7, "-o")
+    assert rjem(*flags, expected).code == 0
+    interrupt(rjem, monkeypatch, 3, *flags, out)
+    with (out / "labels.csv").open("r+b") as file:  # as a kill during a write leaves it
+        file.truncate(max(0, os.path.getsize(out / "labels.csv") - cut_bytes))
+    again = rjem(*flags, out)
     assert again.code == 0, again.err
-    if damage == 0:
-        assert "behind 21 that were there" in again.err
-    if form == "out":
-        assert images(out) == images(tmp_path / "whole-out")
-        assert (out / "grid.png").read_bytes() == (tmp_path / "whole-out/grid.png").read_bytes()
-        assert (out / "labels.csv").read_bytes() == (tmp_path / "whole-out/labels.csv").read_bytes()
-        assert json.loads((out / "meta.json").read_text())["complete"] is True
-    else:
-        assert out.read_bytes() == (tmp_path / f"whole-{form}").read_bytes()
+    assert ("after 21 that were already there" in again.err) == (cut_bytes == 0)
+    assert images(out) == images(expected)
+    for name in ("grid.png", "labels.csv"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
+    assert json.loads((out / "meta.json").read_text())["complete"] is True
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_output_of_another_call_is_left_alone(rjem, trained, tmp_path, form):
-    out = tmp_path / form
+def test_images_that_an_interrupted_call_wrote_beyond_its_rows_are_removed(rjem, trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    interrupt(rjem, monkeypatch, 3, "generate", "-n", 40, "--batch-size", 7, "-o", out)
+    labels = (out / "labels.csv").read_bytes().splitlines(keepends=True)
+    (out / "labels.csv").write_bytes(b"".join(labels[:15]))  # a kill after 21 images and 14 rows
+    assert rjem("generate", "-n", 16, "-o", out).code == 0
+    assert len(images(out)) == len(read(out)[0]) == 16
+
+
+@pytest.mark.parametrize("name", FORMATS[1:])
+def test_an_interrupted_archive_leaves_nothing_and_starts_again(rjem, trained, tmp_path, monkeypatch, name):
+    flags = ("generate", "-n", 40, "--batch-size", 7, "-o", tmp_path / name)
+    interrupt(rjem, monkeypatch, 3, *flags)
+    assert files_beside(tmp_path / name) == set()
+    again = rjem(*flags)
+    assert again.code == 0 and "40 samples in" in again.err
+    before = (tmp_path / name).read_bytes()
+    interrupt(rjem, monkeypatch, 3, *flags, "--seed", 1, "--overwrite")
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_call_leaves_no_part_of_an_npz(trained, tmp_path, number):
+    out = tmp_path / "out.npz"
+    command = [sys.executable, "-m", "rjem_cli", "generate", "-n", "100000", "--batch-size", "50", "-o", out]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("generating: "):
+            break
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert files_beside(out) == set()
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert f"{out} was not written (a folder can be resumed)" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_samples_of_another_call_are_left_alone(rjem, trained, tmp_path, name):
+    out = tmp_path / name
     assert rjem("generate", "-n", 4, "-o", out).code == 0
     before = read(out)[0]
     refused = rjem("generate", "-n", 4, "--seed", 9, "-o", out)
@@ -145,17 +245,6 @@ def test_an_output_of_another_call_is_left_alone(rjem, trained, tmp_path, form):
     assert np.array_equal(read(out)[0], before)
     assert rjem("generate", "-n", 4, "--seed", 9, "-o", out, "--overwrite").code == 0
     assert not np.array_equal(read(out)[0], before)
-
-
-@pytest.mark.parametrize("form", ["out.npz", "out.tar"])
-@pytest.mark.parametrize("content", [b"not ours\n", bytes(5000), b"{}\n" + bytes(600), b"x" * 3_000_000])
-def test_a_part_of_something_else_is_no_part_of_ours(rjem, trained, tmp_path, form, content):
-    part = tmp_path / f"{form}.part"
-    part.write_bytes(content)
-    outcome = rjem("generate", "-n", 4, "-o", tmp_path / form)
-    assert outcome.code == 2 and "was left by another call" in outcome.error_line()
-    assert part.read_bytes() == content
-    assert rjem("generate", "-n", 4, "-o", tmp_path / form, "--overwrite").code == 0
 
 
 @pytest.mark.slow
@@ -176,18 +265,18 @@ def test_a_stream_on_stdout_is_a_tar_and_nothing_else(trained, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_a_full_disk_is_one_line_and_the_call_goes_on_when_there_is_room(trained, tmp_path, form):
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_full_disk_is_one_line_and_the_call_can_be_repeated(trained, tmp_path, name):
     def run(limit: str, count: int = 60):
-        flags = f"-n {count} --batch-size 10 -o {tmp_path / form}"
+        flags = f"-n {count} --batch-size 10 -o {tmp_path / name}"
         command = f"trap '' XFSZ; {limit}; {sys.executable} -m rjem_cli generate {flags}"
         return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
 
-    if form == "out":
+    if name == "out":
         run("true", 10)
-        (tmp_path / form / "000030.png").mkdir()  # a place that cannot be written, in the middle
+        (tmp_path / name / "000030.png").mkdir()  # cannot be written
         failed = run("true")
-        (tmp_path / form / "000030.png").rmdir()
+        (tmp_path / name / "000030.png").rmdir()
     else:
         failed = run("ulimit -f 3")  # kilobytes: fails in the middle, as a full disk does
     assert failed.returncode == 1, failed.stderr
@@ -195,11 +284,11 @@ def test_a_full_disk_is_one_line_and_the_call_goes_on_when_there_is_room(trained
     assert len(lines) == 1 and "cannot write" in lines[0] and "Traceback" not in failed.stderr
     again = run("true")
     assert again.returncode == 0, again.stderr
-    assert len(read(tmp_path / form)[0]) == 60
+    assert len(read(tmp_path / name)[0]) == 60
 
 
 @pytest.mark.slow
-def test_a_signal_finishes_the_batch_and_the_same_call_goes_on(trained, tmp_path):
+def test_a_signal_finishes_the_batch_and_the_folder_can_be_resumed(trained, tmp_path):
     command = [sys.executable, "-m", "rjem_cli", "generate", "-n", "4000", "--sgld-steps", "50", "--batch-size", "50"]
     process = subprocess.Popen([*command, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / "000049.png").exists():
@@ -207,13 +296,13 @@ def test_a_signal_finishes_the_batch_and_the_same_call_goes_on(trained, tmp_path
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and "the same command goes on" in errors.splitlines()[-1]
+    assert process.returncode == 143 and "run the same command again to resume" in errors.splitlines()[-1]
     with (tmp_path / "out" / "labels.csv").open() as file:
         assert len(file.readlines()) - 1 == len(images(tmp_path / "out")) > 0
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["complete"] is False
 
 
-def test_names_that_look_like_samples_prove_nothing(rjem, trained, tmp_path):
+def test_a_folder_with_images_named_like_samples_is_left_alone(rjem, trained, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "20240101.png").write_bytes(b"mine")
@@ -224,37 +313,28 @@ def test_names_that_look_like_samples_prove_nothing(rjem, trained, tmp_path):
     assert (photos / "20240101.png").read_bytes() == b"mine" and len(list(photos.iterdir())) == 1
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_two_calls_cannot_write_one_output(rjem, trained, tmp_path, form):
-    target = tmp_path / form / "meta.json" if form == "out" else tmp_path / f"{form}.part"
+@pytest.mark.parametrize("name", FORMATS)
+def test_two_calls_cannot_write_one_output(rjem, trained, tmp_path, name):
+    target = tmp_path / name / "meta.json" if name == "out" else tmp_path / name
     with locked(target, wait=False):
-        refused = rjem("generate", "-n", 2, "-o", tmp_path / form)
+        refused = rjem("generate", "-n", 2, "-o", tmp_path / name)
     assert refused.code == 1 and "is in use by another process" in refused.error_line()
-    assert rjem("generate", "-n", 2, "-o", tmp_path / form).code == 0
-    left = [path for path in tmp_path.rglob("*.lock") if "home" not in str(path)]
-    assert [path.name for path in left] == [f".{target.name}.lock"] and left[0].stat().st_size == 0  # hidden, and empty
+    assert rjem("generate", "-n", 2, "-o", tmp_path / name).code == 0
+    locks = [path for path in tmp_path.rglob("*.lock") if "home" not in str(path)]
+    assert [path.name for path in locks] == [f".{target.name}.lock"] and locks[0].stat().st_size == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_with_overwrite_too_an_interrupted_call_goes_on(rjem, trained, tmp_path, monkeypatch, form):
-    out = tmp_path / form
+def test_an_interrupted_folder_resumes_also_with_overwrite(rjem, trained, tmp_path, monkeypatch):
+    out = tmp_path / "out"
     assert rjem("generate", "-n", 12, "--seed", 5, "-o", out).code == 0
-
-    def dies(*args, **kwargs):
-        yield from itertools.islice(generate(*args, **kwargs), 2)
-        raise RjemError("the power is gone")
-
     flags = ("generate", "-n", 20, "--batch-size", 5, "-o", out, "--overwrite")
-    generate = sampling.generate
-    with monkeypatch.context() as patch:
-        patch.setattr(sampling, "generate", dies)
-        assert rjem(*flags).code == 1
+    interrupt(rjem, monkeypatch, 2, *flags)
     again = rjem(*flags)
-    assert again.code == 0 and "10 samples in" in again.err and "behind 10 that were there" in again.err
+    assert again.code == 0 and "10 samples in" in again.err and "after 10 that were already there" in again.err
     assert len(read(out)[0]) == 20
 
 
-def test_with_overwrite_fewer_samples_than_an_unfinished_call_left_are_made_anew(rjem, trained, tmp_path):
+def test_with_overwrite_fewer_samples_replace_those_of_an_unfinished_call(rjem, trained, tmp_path):
     out = tmp_path / "out"
     assert rjem("generate", "-n", 9, "-o", out).code == 0
     document = json.loads((out / "meta.json").read_text())
@@ -263,7 +343,7 @@ def test_with_overwrite_fewer_samples_than_an_unfinished_call_left_are_made_anew
     assert rjem("generate", "-n", 4, "-o", out, "--overwrite").code == 0 and len(images(out)) == 4
 
 
-def test_changed_images_of_a_user_are_another_call(rjem, trained, tmp_path):
+def test_changed_images_of_a_user_make_another_call(rjem, trained, tmp_path):
     for seed in (0, 7):
         start = ("generate", "-n", 2, "--sgld-steps", 0, "--seed", seed)
         assert rjem(*start, "-o", tmp_path / "own", "--overwrite").code == 0
@@ -284,27 +364,26 @@ def test_the_number_of_threads_changes_no_byte(rjem, trained, tmp_path):
     assert images(tmp_path / "1") == images(tmp_path / "2") == images(tmp_path / "3")
 
 
-@pytest.mark.parametrize("init", ["noise", "data", "buffer", "own"])
-def test_chains_begin_where_init_says(rjem, trained, tmp_path, init):
-    assert rjem("generate", "-n", 3, "--class", "1,2", "--sgld-steps", 0, "-o", tmp_path / "own").code == 0
-    start = tmp_path / "own" if init == "own" else init
+@pytest.mark.parametrize("init", ["noise", "data", "buffer", "user"])
+def test_chains_start_from_what_init_names(rjem, trained, tmp_path, init):
+    assert rjem("generate", "-n", 3, "--class", "1,2", "--sgld-steps", 0, "-o", tmp_path / "user").code == 0
+    start = tmp_path / "user" if init == "user" else init
     outcome = rjem("generate", "-n", 7, "--init", start, "--sgld-steps", 0, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
-    drawn = read(tmp_path / "out")[0]
+    samples, labels = read(tmp_path / "out")
     if init == "noise":
-        assert 100 < drawn.mean() < 155 and drawn.std() > 60
+        assert 100 < samples.mean() < 155 and samples.std() > 60
     if init in ("data", "buffer"):
-        assert all((image == drawn[0]).mean() < 1 for image in drawn[1:])
-        images_of_class = load_digit_splits(0.1, shifted=False).train
-        shown = torch.from_numpy(drawn.astype(np.uint8))[:, None]
-        same = (shown[:, None] == images_of_class.pixels[None]).flatten(2).all(dim=2)
+        assert all((image == samples[0]).mean() < 1 for image in samples[1:])
+        train = load_digit_splits(0.1, shifted=False).train
+        pixels = torch.from_numpy(samples.astype(np.uint8))[:, None]
+        same = (pixels[:, None] == train.pixels[None]).flatten(2).all(dim=2)
         assert same.any(dim=1).all() == (init == "data")
         if init == "data":
-            found = images_of_class.labels[same.float().argmax(dim=1)]
-            assert found.tolist() == read(tmp_path / "out")[1]
-    if init == "own":  # grid.png is of another size; only the three samples are images of theirs
-        expected = read(tmp_path / "own")[0]
-        assert np.array_equal(read(tmp_path / "out")[0], expected[[0, 1, 2, 0, 1, 2, 0]])
+            assert train.labels[same.float().argmax(dim=1)].tolist() == labels
+    if init == "user":  # not grid.png, although it is in the folder
+        expected = read(tmp_path / "user")[0]
+        assert np.array_equal(samples, expected[[0, 1, 2, 0, 1, 2, 0]])
 
 
 def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
@@ -313,8 +392,8 @@ def test_a_user_s_image_that_does_not_fit_is_named(rjem, trained, tmp_path):
     for init, code, message in (
         (tmp_path / "large.png", 1, "large.png are 9x8; this checkpoint takes 8x8"),
         (tmp_path / "cut.png", 1, "cut.png is corrupt or not an image"),
-        (tmp_path / "nowhere.png", 3, "nowhere.png is not there"),
-        ("priro", 2, "--init 'priro' is unknown and no file; did you mean prior?"),
+        (tmp_path / "nowhere.png", 3, "nowhere.png does not exist"),
+        ("priro", 2, "--init 'priro' is not a known start or a file; did you mean prior?"),
         ("~nosuchuser/x.png", 2, "there is no such home folder"),
     ):
         outcome = rjem("generate", "-n", 1, "--init", init, "-o", tmp_path / "out")
@@ -335,7 +414,7 @@ def test_the_prior_is_fitted_again_when_the_cache_is_gone(rjem, trained, own_hom
     assert images(tmp_path / "a") == images(tmp_path / "b")
 
 
-def test_a_home_that_cannot_be_written_needs_no_kept_prior(rjem, trained, own_home, tmp_path):
+def test_a_home_that_cannot_be_written_needs_no_cached_prior(rjem, trained, own_home, tmp_path):
     assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
     shutil.rmtree(own_home / "cache" / "priors")
     (own_home / "cache" / "priors").write_text("in the way")
@@ -350,7 +429,7 @@ def test_files_with_names_like_our_temporary_ones_are_left_alone(rjem, trained, 
     assert (tmp_path / "out.npz.new").read_text() == "mine"
     (tmp_path / "link.npz").symlink_to(tmp_path / "nowhere")
     refused = rjem("generate", "-n", 2, "-o", tmp_path / "link.npz")
-    assert refused.code == 2 and "exists already" in refused.error_line() and (tmp_path / "link.npz").is_symlink()
+    assert refused.code == 2 and "already exists" in refused.error_line() and (tmp_path / "link.npz").is_symlink()
 
 
 def test_json_is_one_document(rjem, trained, tmp_path):
@@ -360,7 +439,7 @@ def test_json_is_one_document(rjem, trained, tmp_path):
 
 def test_no_checkpoint_yet(rjem):
     outcome = rjem("generate")
-    assert outcome.code == 3 and "no checkpoint yet" in outcome.error_line() and "rjem train" in outcome.err
+    assert outcome.code == 3 and "no checkpoint in" in outcome.error_line() and "rjem train" in outcome.err
 
 
 def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
@@ -379,7 +458,7 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         ([tmp_path / "text.safetensors"], 1, "is not a whole safetensors file"),
         (["-o", "samples.zip"], 2, "give a folder, a .npz, a .tar or -"),
         (["--shard", "4/4"], 2, "--shard '4/4': give i/k"),
-        (["--class", "none", "--mode", "attack"], 2, "--class none has nothing to attack towards"),
+        (["--class", "none", "--mode", "attack"], 2, "--class none has no class to attack towards"),
         (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
         (["-o", tmp_path / "file"], 2, "is a file; give a folder"),
         (["-o", tmp_path / "file" / "below"], 1, "cannot create folder"),

@@ -1,3 +1,5 @@
+"""`rjem langevin`: the files of recorded chains, and what it refuses."""
+
 from __future__ import annotations
 
 import csv
@@ -15,7 +17,7 @@ from rjem_cli.cli.formatting import sparkline
 from rjem_cli.files import locked
 
 
-def test_chains_leave_data_pictures_and_a_table(rjem, trained, tmp_path):
+def test_chains_are_written_as_data_pictures_and_a_table(rjem, trained, tmp_path):
     out = tmp_path / "chains"
     outcome = rjem("langevin", "-n", 5, "--class", "3,7", "--sgld-steps", 12, "--record", 5, "--seed", 9, "-o", out)
     assert outcome.code == 0, outcome.err
@@ -60,7 +62,7 @@ def test_unconditional_chains_and_other_starts(rjem, trained, tmp_path):
 
 
 def test_temperature_divides_the_energy(rjem, trained, tmp_path):
-    """With a clip that is not felt, half of the temperature is twice the step."""
+    """Where no gradient is clipped, half the temperature is twice the step."""
     for name, flags in (("cold", ("--temperature", 0.5)), ("long", ("--sgld-step-size", 0.004, "--inner-steps", 1))):
         base = () if name == "long" else ("--sgld-step-size", 0.002, "--inner-steps", 1)
         assert rjem("langevin", "-n", 2, "--sgld-steps", 3, *base, *flags, "-o", tmp_path / name).code == 0
@@ -69,22 +71,22 @@ def test_temperature_divides_the_energy(rjem, trained, tmp_path):
         assert cold["joint_energy"] == pytest.approx(long["joint_energy"], abs=1e-4)
 
 
-def test_proper_langevin_has_the_noise_of_its_step_and_no_clip(rjem, trained, tmp_path):
-    flags = ("--proper", "--sgld-step-size", 0.01, "--inner-steps", 2, "--sgld-steps", 3, "-n", 2)
+def test_langevin_noise_is_that_of_the_step_and_there_is_no_clip(rjem, trained, tmp_path):
+    flags = ("--langevin-noise", "--sgld-step-size", 0.01, "--inner-steps", 2, "--sgld-steps", 3, "-n", 2)
     outcome = rjem("langevin", *flags, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     plan = json.loads((tmp_path / "out/chains.json").read_text())["plan"]
     assert plan["noise_std"] == pytest.approx(0.2) and plan["grad_clip"] is None  # sqrt(2 * 0.02)
     both = rjem("langevin", *flags, "--noise-std", 1)
-    assert both.code == 2 and "--proper sets the noise" in both.error_line()
+    assert both.code == 2 and "--langevin-noise sets the noise" in both.error_line()
 
 
-def test_chains_that_go_astray_are_reported_by_index(rjem, trained, tmp_path):
+def test_chains_that_leave_the_box_or_are_not_finite_are_reported_by_index(rjem, trained, tmp_path):
     free = rjem("langevin", "-n", 3, "--sgld-steps", 3, "--no-clamp", "--noise-std", 1, "-o", tmp_path / "free")
     assert free.code == 0 and "3 of 3 chains left the box [-1, 1]: 0, 1, 2" in free.err
     assert all(c["left_box_at"] == 1 for c in json.loads((tmp_path / "free/chains.json").read_text())["chains"])
     lost = rjem("langevin", "-n", 2, "--sgld-steps", 9, "--no-clamp", "--noise-std", 1e38, "-o", tmp_path / "lost")
-    assert lost.code == 1 and "chains that are not finite: 0 (step" in lost.error_line()
+    assert lost.code == 1 and "2 of 2 chains are not finite: 0 (step" in lost.error_line()
     document = json.loads((tmp_path / "lost/chains.json").read_text())  # every file is there, and JSON has no NaN
     assert document["chains"][1]["not_finite_from"] > 0 and None in document["chains"][1]["joint_energy"]
     assert (tmp_path / "lost/film.png").exists() and (tmp_path / "lost/energies.png").exists()
@@ -99,7 +101,7 @@ def test_a_folder_of_other_files_is_left_alone(rjem, trained, tmp_path):
     assert "add --overwrite" in rjem("langevin", "-n", 2, "--sgld-steps", 1, "-o", tmp_path / "out").error_line()
 
 
-def test_an_unfinished_call_is_begun_again_and_two_cannot_share_a_folder(rjem, trained, tmp_path):
+def test_an_interrupted_call_starts_again_and_two_cannot_share_a_folder(rjem, trained, tmp_path):
     out = tmp_path / "out"
     flags = ("langevin", "-n", 2, "--sgld-steps", 1, "-o", out)
     assert rjem(*flags).code == 0
@@ -119,7 +121,7 @@ def test_the_chains_of_a_folder_can_be_refined(rjem, trained, tmp_path):
     assert (tmp_path / "a/000001.png").read_bytes() == (tmp_path / "b/000001.png").read_bytes()
 
 
-def test_what_is_no_place_for_chains_or_their_starts(rjem, trained, tmp_path):
+def test_invalid_outputs_starts_and_options_are_refused(rjem, trained, tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     for flags, code, message in (
         (("-o", "-"), 2, "give a folder"),

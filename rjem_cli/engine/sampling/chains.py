@@ -37,15 +37,6 @@ STRIP_FRAMES, STRIP_CHAINS = 12, 16
 GIF_COLUMNS, GIF_MILLISECONDS, LAST_FRAME_MILLISECONDS = 8, 120, 1500
 
 
-class ChainBatch(NamedTuple):
-    """B chains of S steps on the host. stats (B, S + 1, 5): the values of `compute_stats` for each state. frames: uint8
-    (at most FILMED_CHAINS, F, C, H, W). final: uint8 (B, C, H, W)."""
-
-    stats: Tensor
-    frames: Tensor
-    final: Tensor
-
-
 @dataclass(frozen=True)
 class Chains:
     """N chains of S steps, in blocks of `block_size`.
@@ -82,66 +73,50 @@ class ChainPictures(NamedTuple):
 
 
 def run_chains(
-    job: SampleJob,
-    *,
-    record: int,
-    clamp: bool,
-    log: Log = noop,
-    on_progress: Callable[[int, int], None] = noop,
+    job: SampleJob, *, record: int, clamp: bool, log: Log = noop, on_progress: Callable[[int, int], None] = noop
 ) -> Chains:
     """Run the job's chains and record an image every `record` steps and of the last. `on_progress` gets the done and
     the total chain steps. Unless the block size was given, all chains start again in smaller blocks if memory is too
     small, which `log` reports."""
+    steps, count = job.request.plan.sgld_steps, job.request.count
+    frame_steps = sorted({*range(0, steps + 1, record), steps})
 
     def run(block_size: int) -> Chains:
-        return run_blocks(job, replace(job.request, block_size=block_size), record, clamp, on_progress)
+        blocks = []
+        for index_B in torch.split(job.request.indices(), block_size):
+
+            def on_step(step: int, index_B: Tensor = index_B) -> None:
+                on_progress(int(index_B[0]) * steps + (step + 1) * len(index_B), steps * count)
+
+            blocks.append(run_block(job, index_B, frame_steps, clamp, on_step))
+        stats, frames, final = concatenate(blocks)
+        energy_SN, joint_energy_SN, saturation_SN, outside_SN, invalid_SN = stats.permute(2, 1, 0).numpy()
+        return Chains(
+            request=replace(job.request, block_size=block_size),
+            energy=energy_SN,
+            joint_energy=joint_energy_SN,
+            saturation=saturation_SN,
+            left_at=find_first_step(outside_SN),
+            invalid_at=find_first_step(invalid_SN),
+            frame_steps=frame_steps,
+            frames=frames.transpose(0, 1),
+            final=final,
+        )
 
     if job.setup.config.block_size is not None:
         return run(job.request.block_size)
     return BatchSizer(job.request.block_size, log).run_largest(run)
 
 
-def run_blocks(
-    job: SampleJob, request: SampleRequest, record: int, clamp: bool, on_progress: Callable[[int, int], None]
-) -> Chains:
-    steps = request.plan.sgld_steps
-    frame_steps = sorted({*range(0, steps + 1, record), steps})
-    batches = []
-    for index_B in torch.split(request.indices(), request.block_size):
-        done = int(index_B[0])
-
-        def on_step(step: int, done: int = done, count: int = len(index_B)) -> None:
-            on_progress(done * steps + (step + 1) * count, steps * request.count)
-
-        batches.append(run_block(job, index_B, max(0, FILMED_CHAINS - done), frame_steps, clamp, on_step))
-    batch = concatenate(batches)
-    energy_SN, joint_energy_SN, saturation_SN, outside_SN, invalid_SN = batch.stats.permute(2, 1, 0).numpy()
-    return Chains(
-        request=request,
-        energy=energy_SN,
-        joint_energy=joint_energy_SN,
-        saturation=saturation_SN,
-        left_at=find_first_step(outside_SN),
-        invalid_at=find_first_step(invalid_SN),
-        frame_steps=frame_steps,
-        frames=batch.frames.transpose(0, 1),
-        final=batch.final,
-    )
-
-
 def run_block(
-    job: SampleJob,
-    index_B: Tensor,
-    filmed: int,
-    frame_steps: list[int],
-    clamp: bool,
-    on_step: Callable[[int], None],
-) -> ChainBatch:
-    """Run B chains at once and record frames of the first `filmed`. The host waits for the device only when an image is
-    recorded."""
+    job: SampleJob, index_B: Tensor, frame_steps: list[int], clamp: bool, on_step: Callable[[int], None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run B chains at once. Returns, on the host, the values of `compute_stats` for each state (B, S + 1, 5), frames of
+    chains below FILMED_CHAINS, uint8 (b, F, C, H, W), and final images, uint8 (B, C, H, W). The host waits for the
+    device only when an image is recorded."""
     plan, device, logits_of = job.request.plan, job.setup.runtime.device, job.setup.logits_of
     labels_B, seeds_B = job.request.labels(index_B), (job.request.seed + index_B).to(device)
-    device_labels_B = labels_B.to(device)
+    device_labels_B, filmed = labels_B.to(device), max(0, FILMED_CHAINS - int(index_B[0]))
     stats, frames = [], []
 
     def record_state(step: int, x: Tensor, logits_BK: Tensor) -> None:
@@ -155,10 +130,10 @@ def run_block(
         record_state(state.step, state.x, state.logits_BK)
         on_step(state.step)
 
-    x = (job.start.sampler >> build_chain(plan, logits_of, clamp, callback))(labels_B, seeds_B)
+    x = (job.start.sampler >> build_chain(plan, logits_of, clamp=clamp, callback=callback))(labels_B, seeds_B)
     with torch.no_grad():
         record_state(plan.sgld_steps, x, logits_of(x))
-    return ChainBatch(torch.stack(stats, dim=1).cpu(), torch.stack(frames, dim=1), to_pixels(x).cpu())
+    return torch.stack(stats, dim=1).cpu(), torch.stack(frames, dim=1), to_pixels(x).cpu()
 
 
 def compute_stats(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Tensor:

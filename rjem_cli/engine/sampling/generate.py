@@ -109,7 +109,7 @@ class SampleJob:
         return build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
 
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
-        """The requested samples without the first `skip`. The host waits for the device once per batch. Raises
+        """The requested samples without the first `skip`. The host waits for the device once per block. Raises
         RjemError with the index of a sample that is not finite."""
         return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
 
@@ -135,33 +135,18 @@ def generate(
     sampler: Sampler, request: SampleRequest, *, skip: int, batch_size: int, device: torch.device
 ) -> Iterator[SampleBatch]:
     """`SampleJob.generate` for any sampler, such as one with stages of your own."""
-    first = request.first + skip
-    pixels, finite = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.bool)
+    first, pixels = request.first + skip, torch.empty(0, dtype=torch.uint8)
     for x in sample_blocks(sampler, request, first, request.last, device):
-        new_pixels, new_finite = to_pixels(x), x.isfinite().flatten(1).all(dim=1)
-        pixels = torch.cat([pixels, new_pixels]) if len(pixels) else new_pixels
-        finite = torch.cat([finite, new_finite]) if len(finite) else new_finite
+        invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
+        if len(invalid):
+            raise RjemError(f"sample {first + len(pixels) + int(invalid[0])} is not finite; {NOT_FINITE_HINT}")
+        block = to_pixels(x).cpu()
+        pixels = torch.cat([pixels, block]) if len(pixels) else block
         while len(pixels) >= batch_size:
-            yield copy_to_host(first, pixels[:batch_size], finite[:batch_size])
-            first, pixels, finite = first + batch_size, pixels[batch_size:], finite[batch_size:]
+            yield SampleBatch(first, pixels[:batch_size])
+            first, pixels = first + batch_size, pixels[batch_size:]
     if len(pixels):
-        yield copy_to_host(first, pixels, finite)
-
-
-def copy_to_host(first: int, pixels: Tensor, finite_B: Tensor) -> SampleBatch:
-    """Raises RjemError for a sample that is not finite."""
-    invalid = (~finite_B).nonzero().flatten().tolist()
-    if invalid:
-        raise RjemError(f"sample {first + invalid[0]} is not finite; {NOT_FINITE_HINT}")
-    return SampleBatch(first, pixels.cpu())
-
-
-def take_until(should_stop: Callable[[], bool], batches: Iterator[SampleBatch]) -> Iterator[SampleBatch]:
-    """The batches, up to and including the one during which `should_stop` became true."""
-    for batch in batches:
-        yield batch
-        if should_stop():
-            return
+        yield SampleBatch(first, pixels)
 
 
 def preview(

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, START_STREAM, standard_normal, uniform
-from rjem_cli.engine.sampling.sgld import ChainCallback, sgld
+from rjem_cli.engine.sampling.sgld import sgld
 
 Stage = Callable[..., Tensor]  # x (B, C, H, W) or None, labels (B,), seeds (B,) -> x (B, C, H, W) in [-1, 1]
 
@@ -121,38 +123,21 @@ def contrast(scale: float) -> Sampler:
 
 
 def langevin(
-    logits_of: Logits,
-    *,
-    steps: int,
-    step_size: float = 1.0,
-    noise_std: float = 0.0,
-    grad_clip: float | None = 1.0,
-    temperature: float = 1.0,
-    conditional: bool = True,
-    clamp: bool = True,
-    callback: ChainCallback | None = None,
+    logits_of: Logits, *, steps: int, step_size: float = 1.0, conditional: bool = True, **options: Any
 ) -> Sampler:
-    """SGLD on E(x, y), or on E(x) if not `conditional`. `step_size` is per outer step, in model units. The noise of row
-    i depends on its seed and the step only. `logits_of` must be frozen."""
+    """SGLD on E(x, y), or on E(x) if not `conditional`; `options` as in `sgld`. The noise of row i depends on its seed
+    and the step only. `logits_of` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         labels_on_device = labels_B.to(x.device, non_blocking=True)
-
-        def conditional_energy(logits_BK: Tensor) -> Tensor:
-            return joint_energy(logits_BK, labels_on_device)
-
         return sgld(
             logits_of,
             x,
             steps=steps,
             step_size=step_size,
-            energy_of=conditional_energy if conditional else energy,
-            grad_clip=grad_clip,
-            noise_std=noise_std,
+            energy_of=partial(joint_energy, labels_B=labels_on_device) if conditional else energy,
             noise=lambda step, x: standard_normal(seeds_B, tuple(x.shape[1:]), CHAIN_STREAM, step),
-            temperature=temperature,
-            clamp=clamp,
-            callback=callback,
+            **options,
         )
 
     return Sampler((stage,))
@@ -220,18 +205,15 @@ def build_sampler(plan: SamplePlan, start: Sampler, logits_of: Logits) -> Sample
     return sampler
 
 
-def build_chain(
-    plan: SamplePlan, logits_of: Logits, clamp: bool = True, callback: ChainCallback | None = None
-) -> Sampler:
-    """The plan's Langevin stage alone."""
+def build_chain(plan: SamplePlan, logits_of: Logits, **options: Any) -> Sampler:
+    """The plan's Langevin stage alone; `options` as in `sgld`, such as a callback."""
     return langevin(
         logits_of,
         steps=plan.sgld_steps,
         step_size=plan.sgld_step_size,
+        conditional=plan.conditional,
         noise_std=plan.noise_std,
         grad_clip=plan.grad_clip,
         temperature=plan.temperature,
-        conditional=plan.conditional,
-        clamp=clamp,
-        callback=callback,
+        **options,
     )

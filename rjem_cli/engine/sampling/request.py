@@ -48,14 +48,8 @@ class SampleRequest:
 
     @property
     def block_count(self) -> int:
-        """Network passes per step. Blocks are aligned to the seed, so the first and the last one may be needed only in
-        part."""
+        """Blocks that go through the network. They are aligned to the seed, so their ends may be dropped."""
         return -(-(self.seed + self.last) // self.block_size) - (self.seed + self.first) // self.block_size
-
-    @property
-    def computed_count(self) -> int:
-        """Samples that go through the network, in complete blocks."""
-        return self.block_count * self.block_size
 
     def indices(self) -> Tensor:
         return torch.arange(self.first, self.last)

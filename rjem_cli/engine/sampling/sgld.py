@@ -30,9 +30,6 @@ class ChainState(NamedTuple):
     gradient: Tensor
 
 
-ChainCallback = Callable[[ChainState], None]
-
-
 def sgld_step(
     x: Tensor,
     gradient: Tensor,
@@ -60,7 +57,7 @@ def sgld(
     noise: NoiseFunction | None = None,
     temperature: float = 1.0,
     clamp: bool = True,
-    callback: ChainCallback | None = None,
+    callback: Callable[[ChainState], None] | None = None,
 ) -> Tensor:
     """Run `steps` outer steps from x (B, C, H, W) in [-1, 1]. Returns the last state.
 

@@ -11,24 +11,22 @@ import re
 import shutil
 import tarfile
 import tempfile
-import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from rjem_cli.config import STREAM, GenerateConfig
 from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, to_image, write_images
-from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob, take_until
-from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
+from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob
+from rjem_cli.engine.sampling.request import LABEL_COLUMNS
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import (
     append_rows,
@@ -45,26 +43,28 @@ from rjem_cli.files import (
 from rjem_cli.paths import expand
 
 QUEUE = 4  # batches that may wait for the writer: memory stays flat if it is slower than the chains
-UNSUPPORTED_SUFFIXES = {
-    *(".zip", ".gz", ".xz", ".bz2", ".zst", ".tgz", ".7z", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".npy", ".pt"),
-    *(".pth", ".safetensors", ".h5", ".parquet", ".txt", ".csv", ".json", ".yaml"),
-}
+UNSUPPORTED_SUFFIXES = (
+    ".zip .gz .xz .bz2 .zst .tgz .7z .png .jpg .jpeg .gif .webp .npy .pt .pth .safetensors .h5 .parquet .txt .csv "
+    ".json .yaml"
+).split()
 FOLDER_FILES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
 GRID_SAMPLES, GRID_COLUMNS = 100, 10
 TAR_META = "__meta.json__"  # WebDataset skips names that begin with two underscores
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class SampleWriter(Protocol):
+class SampleWriter:
     """One output. `done` samples are written already; `write` takes the next ones in order; `finish` completes the
-    output; `close` releases it."""
+    output. The caller opens and closes what it writes to."""
 
-    @property
-    def done(self) -> int: ...
+    def __init__(self, job: SampleJob):
+        self.job, self.request, self.done = job, job.request, 0
 
-    def write(self, batch: SampleBatch) -> None: ...
-    def finish(self) -> None: ...
-    def close(self) -> None: ...
+    def write(self, batch: SampleBatch) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        raise NotImplementedError
 
 
 class WriteResult(NamedTuple):
@@ -90,90 +90,78 @@ def write_samples(
     """Generate and write all samples, or those up to the batch during which `should_stop` became true. `on_done` gets
     the number of written samples. Raises ConfigError if the output holds something else, RjemError if it cannot be
     written."""
-    with closing(open_writer(job, config, stdout)) as writer:
+    with ExitStack() as stack:
+        writer = open_writer(job, config, stdout, stack)
         skipped = writer.done
         on_done(skipped)
-        batches = take_until(should_stop, job.generate(skip=skipped, batch_size=config.batch_size))
-        for done in write_in_background(batches, writer):
-            on_done(skipped + done)
+        for done in write_in_background(job.generate(skip=skipped, batch_size=config.batch_size), writer, should_stop):
+            on_done(done)
         if writer.done == job.request.last - job.request.first:
             writer.finish()
         return WriteResult(writer.done, skipped)
 
 
-def open_writer(job: SampleJob, config: GenerateConfig, stdout: Callable[[], BinaryIO]) -> SampleWriter:
+def open_writer(
+    job: SampleJob, config: GenerateConfig, stdout: Callable[[], BinaryIO], stack: ExitStack
+) -> SampleWriter:
     """The writer for `config.output`."""
     if config.output == STREAM:
-        return TarWriter(stdout(), "standard output", job.request, job.meta)
+        return TarWriter(job, stdout(), "standard output")
     path = expand(config.output)
     match path.suffix.lower():
-        case ".tar":
-            return TarFileWriter(path, job.request, job.meta, config.overwrite)
         case ".npz":
-            return NpzWriter(path, job.request, job.meta, config.overwrite)
-    return FolderWriter(path, job.request, job.meta, config.overwrite, job.first_starts)
+            return NpzWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
+        case ".tar":
+            return TarFileWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
+    earlier = stack.enter_context(claimed_folder(path, "-o", FOLDER_FILES, "meta.json"))
+    return FolderWriter(job, path, earlier, config.overwrite)
 
 
-def write_in_background(batches: Iterator[SampleBatch], writer: SampleWriter) -> Iterator[int]:
-    """Generate batches here and write them in another thread. Yields how many samples are written, after each batch and
-    at the end. An error of the writer is raised here, and nothing is written after it. Before an error of the chains is
-    raised, the batches before it are written."""
-    waiting: deque[tuple[Future[None], int]] = deque()
-    done, failed = 0, threading.Event()
+def write_in_background(
+    batches: Iterator[SampleBatch], writer: SampleWriter, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[int]:
+    """Generate batches here and write them in another thread. Yields `writer.done` after each batch and at the end. An
+    error of the writer is raised here, and nothing is written after it. Before an error of the chains is raised, the
+    batches before it are written."""
 
-    def write(batch: SampleBatch) -> None:
-        if failed.is_set():
-            return
-        try:
-            writer.write(batch)
-        except BaseException:
-            failed.set()
-            raise
+    def write(batch: SampleBatch, previous: Future[None] | None) -> None:
+        if previous is not None:
+            previous.result()  # raises if an earlier batch was not written
+        writer.write(batch)
 
-    def collect(max_waiting: int) -> int:
-        """The number of written samples, once at most `max_waiting` batches wait."""
-        nonlocal done
-        while waiting and (len(waiting) > max_waiting or waiting[0][0].done()):
-            future, count = waiting.popleft()
-            future.result()
-            done += count
-        return done
-
+    waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "writer") as pool:
         for batch in batches:
-            waiting.append((pool.submit(write, batch), len(batch.pixels)))
-            yield collect(QUEUE)
-        yield collect(0)
+            waiting.append(pool.submit(write, batch, waiting[-1] if waiting else None))
+            while waiting and (len(waiting) > QUEUE or waiting[0].done()):
+                waiting.popleft().result()
+            yield writer.done
+            if should_stop():
+                break
+        for future in waiting:
+            future.result()
+        yield writer.done
 
 
 # --- a folder ---
 
 
-class FolderWriter:
+class FolderWriter(SampleWriter):
     """000000.png ..., labels.csv, meta.json and grid.png. A row in labels.csv is written after its image, so the rows
     count the complete images. meta.json says whether the folder is complete."""
 
-    def __init__(
-        self,
-        folder: Path,
-        request: SampleRequest,
-        meta: dict[str, Any],
-        overwrite: bool,
-        first_starts: Callable[[int], Tensor],
-    ):
-        self.folder, self.request, self.meta, self.first_starts = folder, request, meta, first_starts
-        self.labels_path = folder / "labels.csv"
-        with ExitStack() as stack:
-            earlier = stack.enter_context(claimed_folder(folder, "-o", FOLDER_FILES, "meta.json"))
-            self.done = 0 if earlier is None else self.resume_or_clear(earlier, overwrite)
-            self.write_meta(complete=False)  # first, because it marks the folder as rjem's
-            self.remove_images_without_row()
-            self.stack = stack.pop_all()
+    def __init__(self, job: SampleJob, folder: Path, earlier: dict[str, Any] | None, overwrite: bool):
+        """`earlier` is the meta.json of an earlier call, None for an empty folder. Raises ConfigError for samples that
+        are not the request's, unless they may be overwritten."""
+        super().__init__(job)
+        self.folder, self.labels_path = folder, folder / "labels.csv"
+        self.done = 0 if earlier is None else self.resume_or_clear(earlier, overwrite)
+        self.write_meta(complete=False)  # first, because it marks the folder as rjem's
+        self.remove_incomplete()
 
     def resume_or_clear(self, earlier: dict[str, Any], overwrite: bool) -> int:
-        """How many samples of an earlier call to keep. With `overwrite`, samples that cannot be resumed are removed.
-        Raises ConfigError for samples of another call, or more than the request's."""
-        is_same = earlier.get("request") == self.meta["request"]
+        """How many samples of the earlier call to keep. `overwrite` removes samples that cannot be resumed."""
+        is_same = earlier.get("request") == self.job.meta["request"]
         done, has_more = self.count_rows() if is_same else (0, False)
         if overwrite and (not is_same or has_more or earlier.get("complete")):
             empty_own_folder(self.folder, FOLDER_FILES)
@@ -200,9 +188,9 @@ class FolderWriter:
                     return index - request.first, False
             return request.last - request.first, bool(file.read(1))
 
-    def remove_images_without_row(self) -> None:
-        """Cut labels.csv to the rows of the first `done` samples, and remove images that an interrupted call wrote
-        without a row."""
+    def remove_incomplete(self) -> None:
+        """Cut labels.csv to the rows of the first `done` samples, and remove images without a row, which an interrupted
+        call wrote."""
         rows = [self.request.row(self.request.first + offset) for offset in range(self.done)]
         write_atomically(self.labels_path, csv_text([LABEL_COLUMNS, *rows]))
         names = {row[0] for row in rows}
@@ -221,58 +209,53 @@ class FolderWriter:
         count = min(GRID_SAMPLES, self.done)
         names = [self.request.row(self.request.first + offset)[0] for offset in range(count)]
         samples = torch.stack([from_image(Image.open(self.folder / name)) for name in names])
-        grids = [("start", self.first_starts(count)), (self.request.plan.mode, samples)]
+        grids = [("start", self.job.first_starts(count)), (self.request.plan.mode, samples)]
         columns = min(GRID_COLUMNS, count)
         figure = side_by_side([(title, contact_sheet(pixels, columns)) for title, pixels in grids])
         write_atomically(self.folder / "grid.png", png_bytes(figure))
         self.write_meta(complete=True)
 
-    def close(self) -> None:
-        self.stack.close()
-
     def write_meta(self, complete: bool) -> None:
-        write_atomically(self.folder / "meta.json", json.dumps({**self.meta, "complete": complete}, indent=2).encode())
+        document = {**self.job.meta, "complete": complete}
+        write_atomically(self.folder / "meta.json", json.dumps(document, indent=2).encode())
 
 
 # --- one file ---
 
 
-class PendingFile:
-    """A file without a name, which vanishes with the process. `path` is locked until `close`. Raises ConfigError if
-    `path` exists and may not be overwritten, RjemError if nothing can be written there."""
-
-    def __init__(self, path: Path, overwrite: bool):
-        if path.is_dir():
-            raise ConfigError(f"-o {path} is a folder; give a file name")
-        if os.path.lexists(path) and not overwrite:
-            raise ConfigError(f"-o {path} already exists; add --overwrite, or choose another name")
-        check_writable(make_dir(path.parent))
-        self.path = path
-        with ExitStack() as stack:
-            stack.enter_context(locked(path, wait=False))
-            with explained("write", path):
-                self.file: BinaryIO = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
-            self.close = stack.pop_all().close
-
-    def copy_to(self, target: BinaryIO) -> None:
-        self.file.seek(0)
-        shutil.copyfileobj(self.file, target, 2**20)
+@contextmanager
+def pending_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
+    """A file without a name, which vanishes with the process, in the folder of `path`; meanwhile `path` is locked.
+    Raises ConfigError if `path` exists and may not be overwritten, RjemError if nothing can be written there."""
+    if path.is_dir():
+        raise ConfigError(f"-o {path} is a folder; give a file name")
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(f"-o {path} already exists; add --overwrite, or choose another name")
+    check_writable(make_dir(path.parent))
+    with locked(path, wait=False):
+        with explained("write", path):
+            file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+        with file:
+            yield file
 
 
-class NpzWriter:
-    """arr_0 (N, H, W, C) uint8 as ADM and EDM write it, labels, seeds, and meta (JSON text). Rows go to a pending file
-    first, so that memory does not grow."""
+def copy_from_start(file: BinaryIO, target: BinaryIO) -> None:
+    file.seek(0)
+    shutil.copyfileobj(file, target, 2**20)
 
-    def __init__(self, path: Path, request: SampleRequest, meta: dict[str, Any], overwrite: bool):
-        self.request, self.meta, self.done = request, meta, 0
-        self.pending = PendingFile(path, overwrite)
-        self.image_shape: tuple[int, ...] = ()
+
+class NpzWriter(SampleWriter):
+    """arr_0 (N, H, W, C) uint8 as ADM and EDM write it, labels, seeds, and meta (JSON text). Rows go to the pending
+    file first, so that memory does not grow."""
+
+    def __init__(self, job: SampleJob, path: Path, pending: BinaryIO):
+        super().__init__(job)
+        self.path, self.pending = path, pending
 
     def write(self, batch: SampleBatch) -> None:
         pixels_BHWC = batch.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        self.image_shape = pixels_BHWC.shape[1:]
-        with explained("write", self.pending.path):
-            self.pending.file.write(pixels_BHWC.tobytes())
+        with explained("write", self.path):
+            self.pending.write(pixels_BHWC.tobytes())
         self.done += len(pixels_BHWC)
 
     def finish(self) -> None:
@@ -281,19 +264,17 @@ class NpzWriter:
         arrays = {
             "labels": labels.numpy(),
             "seeds": (self.request.seed + indices).numpy(),
-            "meta": np.array(json.dumps(self.meta, indent=2)),
+            "meta": np.array(json.dumps(self.job.meta, indent=2)),
         }
-        path, header = self.pending.path, {"descr": "|u1", "fortran_order": False}
-        with explained("write", path), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        channels, height, width = self.job.setup.checkpoint.info.image_shape
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.done, height, width, channels)}
+        with explained("write", self.path), replacing(self.path) as file, zipfile.ZipFile(file, "w") as archive:
             with open_member(archive, "arr_0") as member:
-                np.lib.format.write_array_header_1_0(member, header | {"shape": (self.done, *self.image_shape)})
-                self.pending.copy_to(member)
+                np.lib.format.write_array_header_1_0(member, header)
+                copy_from_start(self.pending, member)
             for name, array in arrays.items():
                 with open_member(archive, name) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
-
-    def close(self) -> None:
-        self.pending.close()
 
 
 def open_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
@@ -301,13 +282,14 @@ def open_member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)  # type: ignore[return-value]
 
 
-class TarWriter:
+class TarWriter(SampleWriter):
     """A tar in WebDataset's layout on a stream, which may be a pipe: the protocol, then 000000.png and 000000.cls (its
     label) for each sample. An incomplete stream has no end mark, so its reader notices."""
 
-    def __init__(self, stream: BinaryIO, name: str, request: SampleRequest, meta: dict[str, Any]):
-        self.stream, self.name, self.request, self.done = stream, name, request, 0
-        self.append(format_member(TAR_META, json.dumps(meta, indent=2).encode()))
+    def __init__(self, job: SampleJob, stream: BinaryIO, name: str):
+        super().__init__(job)
+        self.stream, self.name = stream, name
+        self.append(format_member(TAR_META, json.dumps(job.meta, indent=2).encode()))
 
     def write(self, batch: SampleBatch) -> None:
         members = []
@@ -326,24 +308,18 @@ class TarWriter:
     def finish(self) -> None:
         self.append(TAR_END)
 
-    def close(self) -> None:
-        """The stream belongs to the caller."""
-
 
 class TarFileWriter(TarWriter):
     """The same tar as a file."""
 
-    def __init__(self, path: Path, request: SampleRequest, meta: dict[str, Any], overwrite: bool):
-        self.pending = PendingFile(path, overwrite)
-        super().__init__(self.pending.file, str(path), request, meta)
+    def __init__(self, job: SampleJob, path: Path, pending: BinaryIO):
+        super().__init__(job, pending, str(path))
+        self.path = path
 
     def finish(self) -> None:
         super().finish()
-        with explained("write", self.name), replacing(self.pending.path) as file:
-            self.pending.copy_to(file)
-
-    def close(self) -> None:
-        self.pending.close()
+        with explained("write", self.path), replacing(self.path) as file:
+            copy_from_start(self.stream, file)
 
 
 def format_member(name: str, content: bytes) -> bytes:
