@@ -26,7 +26,9 @@ class OptionError(ConfigError):
         self.flag, self.value, self.problem, self.text = flag, value, problem, text
 
     def __str__(self) -> str:
-        text = "null" if self.value is None else f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        text = (
+            "null" if self.value is None else f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
+        )
         return f"{self.flag} {self.text or text}{self.problem}"
 
 

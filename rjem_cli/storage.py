@@ -1,164 +1,245 @@
-"""What RJEM_HOME holds, how large it is, and how parts of it are removed. Only what rjem writes there by its own names
-is ever touched."""
+"""What the cache and the runs folder hold, how large it is, and how parts are removed. Only files with names that rjem
+gives are listed or removed."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rjem_cli import paths
-from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.config import DATASETS
+from rjem_cli.config.yaml_files import read_mapping
+from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 from rjem_cli.files import LEFTOVER, explained, locked
 
-LEFTOVER_AGE = 86_400.0  # seconds after which nobody writes a temporary file any more
-RUNS = "runs"
+LEFTOVER_AGE = 86_400.0  # seconds after which a temporary file belongs to no running process
 
 
 class CacheKind(NamedTuple):
-    """A folder of the home: what is in it, how its files or folders are called, whether they are one entry, and whether
-    each is made again when it is needed, from what is there."""
+    """A folder of the cache. `names` matches its files and folders; `single`: they are one entry; `prunable`: they are
+    computed again when they are needed, from files that are still there."""
 
-    what: str
+    description: str
     names: str
-    in_one: bool = False
-    made_again: bool = False
+    single: bool = False
+    prunable: bool = False
 
 
 KINDS = {
-    RUNS: CacheKind("trained models", r"[^.].*"),
-    "datasets": CacheKind("downloads", r"[a-z0-9-]+"),
+    "datasets": CacheKind("downloads", "|".join(DATASETS)),
     "weights": CacheKind("downloads", r"[^.].*\.pth"),
-    "features": CacheKind("of images, for scores", r"[0-9a-f]{40}\.safetensors", in_one=True, made_again=True),
-    "judges": CacheKind("classifiers that score", r"[0-9a-f]{32}"),
-    "priors": CacheKind("where chains start", r"[0-9a-f]{64}\.safetensors", in_one=True),
-    "comparisons": CacheKind("of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
-    "attacks": CacheKind("parts of AutoAttack", r"[0-9a-f]{32}", made_again=True),
+    "features": CacheKind("features of images, for scores", r"[0-9a-f]{40}\.safetensors", single=True, prunable=True),
+    "judges": CacheKind("classifiers that score samples", r"[0-9a-f]{32}"),
+    "priors": CacheKind("class Gaussians, where chains start", r"[0-9a-f]{64}\.safetensors", single=True),
+    "comparisons": CacheKind("rows of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
+    "attacks": CacheKind("partial results of AutoAttack", r"[0-9a-f]{32}", prunable=True),
 }
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """A part of the home that is removed as a whole: its files, of `size` bytes, the last `changed` in seconds since
-    the epoch. `place` is a file or folder; of a kind in one, the folder, which stays."""
+class Usage(NamedTuple):
+    """The files below some paths; `size` in bytes, `changed` in seconds since 1970."""
 
-    name: str
-    place: Path
     files: tuple[Path, ...]
     size: int
     changed: float
 
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Files that are listed and removed together. `path` is a file or a folder; the folder of a single kind stays."""
+
+    name: str
+    path: Path
+    usage: Usage
+
     @property
-    def kind(self) -> str:
+    def kind_name(self) -> str:
         return self.name.partition("/")[0]
 
+    @property
+    def kind(self) -> CacheKind:
+        return KINDS[self.kind_name]
 
-def entries() -> list[CacheEntry]:
-    """All there are, by kind, then by name. Raises RjemError for a home that cannot be read."""
-    found: list[CacheEntry] = []
-    if paths.cache_dir().exists() and not paths.cache_dir().is_dir():
-        raise ConfigError(f"RJEM_HOME {paths.cache_dir()} is a file; give a folder")
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run: the values of its config.yaml as text, its summary.json, and its checkpoints, oldest first."""
+
+    name: str
+    path: Path
+    usage: Usage
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    checkpoints: list[Path]
+
+    @property
+    def step(self) -> int:
+        return paths.parse_step(self.checkpoints[-1]) if self.checkpoints else 0
+
+    @property
+    def steps(self) -> int | None:
+        """The number of training steps; None if the config gives epochs instead."""
+        return int(text) if (text := str(self.config.get("steps"))).isdecimal() else None
+
+    @property
+    def progress(self) -> str:
+        """`600 of 2000 steps` or `step 600 of 150.0 epochs`."""
+        if self.steps is not None:
+            return f"{self.step} of {self.steps} steps"
+        return f"step {self.step}" + (f" of {self.config['epochs']} epochs" if self.config.get("epochs") else "")
+
+    @property
+    def data(self) -> str:
+        return str(self.config.get("data") or self.config.get("dataset") or "unknown")
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.checkpoints) and self.summary.get("step") == self.step
+
+    def accuracy(self, name: str) -> float | None:
+        """The `test_accuracy` or `robust_accuracy` of the summary."""
+        score = self.summary.get(name)
+        value = score.get("value") if isinstance(score, dict) else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+
+def list_cache() -> list[CacheEntry]:
+    """All entries of the cache, by kind, then by name. Raises RjemError if it cannot be read."""
+    return [CacheEntry(name, path, measure(parts)) for name, path, parts in find_cache_entries()]
+
+
+def cache_names() -> list[str]:
+    """The names that `rjem cache rm` takes, for completion."""
+    names = [name for name, _, _ in find_cache_entries()]
+    return sorted({name.partition("/")[0] for name in names} | set(names))
+
+
+def find_cache_entries() -> Iterator[tuple[str, Path, list[Path]]]:
+    """Name, path and parts of each entry."""
     for name, kind in KINDS.items():
         folder = paths.cache_dir() / name
-        with explained("look at", folder):
-            own = list(named(folder, kind.names))
-            if kind.in_one and own:
-                found.append(entry_of(name, folder, own))
-            elif not kind.in_one:
-                found += [entry_of(f"{name}/{place.name}", place, [place]) for place in own if is_ours(name, place)]
-    return found
+        present = [path for path in list_folder(folder) if re.fullmatch(kind.names, path.name)]
+        if kind.single and present:
+            yield name, folder, present
+        elif not kind.single:
+            yield from ((f"{name}/{path.name}", path, [path]) for path in present)
 
 
-def named(folder: Path, pattern: str) -> Iterator[Path]:
-    """What has such a name in a folder, in order; nothing where there is none."""
-    if folder.is_dir():
-        yield from sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name))
+def list_runs() -> list[RunEntry]:
+    """All runs, by name. Raises RjemError if their folder cannot be read."""
+    return [read_run(path) for path in list_folder(paths.runs_dir()) if is_run(path)]
 
 
-def is_ours(kind: str, place: Path) -> bool:
-    """A run's folder can have any name; it is known by what is in it."""
-    return kind != RUNS or (place / "config.yaml").exists() or paths.checkpoints_dir(place).is_dir()
+def run_folder_names() -> list[str]:
+    """The names that `rjem runs` takes, for completion."""
+    return [path.name for path in list_folder(paths.runs_dir()) if is_run(path)]
 
 
-def entry_of(name: str, place: Path, parts: list[Path]) -> CacheEntry:
-    """Of `parts`, files and folders with all that is in them. What vanishes meanwhile is not counted."""
+def is_run(path: Path) -> bool:
+    """A run can have any name, so it is recognized by its content."""
+    return not path.name.startswith(".") and ((path / "config.yaml").exists() or paths.checkpoints_dir(path).is_dir())
+
+
+def read_run(path: Path) -> RunEntry:
+    """Missing or damaged files count as empty."""
+    config: dict[str, Any] = {}
+    summary: Any = None
+    with contextlib.suppress(RjemError):
+        config = read_mapping(path / "config.yaml")
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        summary = json.loads((path / "summary.json").read_bytes())
+    summary = summary if isinstance(summary, dict) else {}
+    return RunEntry(path.name, path, measure([path]), config, summary, paths.checkpoints_in(path))
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing if it does not exist. Raises RjemError if it cannot be read."""
+    for parent in (folder, folder.parent):
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"{parent} is a file; rjem needs a folder there (see RJEM_HOME and RJEM_CACHE)")
+    with explained("read", folder):
+        return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def measure(parts: Iterable[Path]) -> Usage:
+    """Of files, and folders with all their content. Links are not followed; files that vanish meanwhile are ignored."""
     files: list[Path] = []
     size, changed = 0, 0.0
-    for path in [*parts, *(below for part in parts if not part.is_symlink() for below in walked(part))]:
+    for path in (path for part in parts for path in (part, *([] if part.is_symlink() else walk(part)))):
         with contextlib.suppress(FileNotFoundError):
-            seen = path.lstat()
-            changed = max(changed, seen.st_mtime)
-            if not stat.S_ISDIR(seen.st_mode):
+            info = path.lstat()
+            changed = max(changed, info.st_mtime)
+            if not stat.S_ISDIR(info.st_mode):
                 files.append(path)
-                size += seen.st_size
-    return CacheEntry(name, place, tuple(files), size, changed)
+                size += info.st_size
+    return Usage(tuple(files), size, changed)
 
 
-def walked(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):  # passes over what vanishes, and follows no link
-        yield from (Path(where) / name for name in (*folders, *files))
+def walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        yield from (Path(parent) / name for name in (*folders, *files))
 
 
-def entry_names() -> list[str]:
-    """For completions, without a look at sizes."""
-    names = []
-    for name, kind in KINDS.items():
-        own = [place for place in named(paths.cache_dir() / name, kind.names) if is_ours(name, place)]
-        names += [name] if own else []
-        names += [f"{name}/{place.name}" for place in own if not kind.in_one]
-    return names
-
-
-def chosen(names: list[str]) -> list[CacheEntry]:
-    """The entries of these kinds and names. Raises AbsentError for one that is not there."""
-    present = entries()
-    found: dict[str, CacheEntry] = {}
+def select_cache_entries(names: list[str]) -> list[CacheEntry]:
+    """The entries of these names or kinds. Raises AbsentError for an unknown one."""
+    present = list_cache()
+    selected: dict[str, CacheEntry] = {}
     for name in names:
-        own = [entry for entry in present if name in (entry.name, entry.kind)]
-        if not own:
-            known = sorted({entry.name for entry in present} | {entry.kind for entry in present})
-            hint = did_you_mean(name, known) if known else "it is empty"
-            raise AbsentError(f"{name!r} is not in {paths.cache_dir()}; {hint}")
-        found |= {entry.name: entry for entry in own}
-    return list(found.values())
+        matching = {entry.name: entry for entry in present if name in (entry.name, entry.kind_name)}
+        if not matching:
+            known = sorted({entry.name for entry in present} | {entry.kind_name for entry in present})
+            raise AbsentError(missing(name, known, paths.cache_dir()))
+        selected |= matching
+    return list(selected.values())
 
 
-def prunable(seconds: float) -> list[CacheEntry]:
-    """What is made again when it is needed and has not changed for so long, and temporary files of killed processes
-    in what stays."""
-    now, present = time.time(), entries()
-    old = [entry for entry in present if KINDS[entry.kind].made_again and now - entry.changed > seconds]
-    left = []
-    for entry in present:
-        for file in () if entry in old else entry.files:
-            if LEFTOVER.fullmatch(file.name):
-                part = entry_of(str(file.relative_to(paths.cache_dir())), file, [file])
-                left += [part] if now - part.changed > LEFTOVER_AGE else []
-    return [*old, *left]
+def select_runs(names: list[str]) -> list[RunEntry]:
+    """The runs of these names. Raises AbsentError for an unknown one."""
+    known = run_folder_names()
+    for name in names:
+        if name not in known:
+            raise AbsentError(missing(name, known, paths.runs_dir()))
+    return [read_run(paths.runs_dir() / name) for name in dict.fromkeys(names)]
 
 
-def remove(entry: CacheEntry) -> None:
-    """Raises RjemError for what another process works with, and what cannot be removed."""
-    with contextlib.ExitStack() as held:
-        for path in lockable(entry):
-            held.enter_context(locked(path, wait=False))
-        with explained("remove", entry.place):
-            if entry.place.is_dir() and not entry.place.is_symlink() and not KINDS[entry.kind].in_one:
-                shutil.rmtree(entry.place)
+def missing(name: str, known: list[str], folder: Path) -> str:
+    return f"{name!r} is not in {folder}; {did_you_mean(name, known) if known else 'it is empty'}"
+
+
+def prunable_entries(seconds: float) -> list[CacheEntry]:
+    """Entries of prunable kinds that have not changed for so long, and temporary files of killed processes."""
+    now, entries = time.time(), []
+    for entry in list_cache():
+        if entry.kind.prunable and now - entry.usage.changed > seconds:
+            entries.append(entry)
+            continue
+        for file in entry.usage.files:
+            usage = measure([file])
+            if LEFTOVER.fullmatch(file.name) and now - usage.changed > LEFTOVER_AGE:
+                entries.append(CacheEntry(str(file.relative_to(paths.cache_dir())), file, usage))
+    return entries
+
+
+def remove(entry: CacheEntry | RunEntry) -> None:
+    """Raises RjemError if another process uses the entry, or if it cannot be removed."""
+    is_folder = entry.path.is_dir() and not entry.path.is_symlink()
+    lock_files = [path for path in walk(entry.path) if re.fullmatch(r"\..+\.lock", path.name)] if is_folder else []
+    locks = [entry.path, *(path.with_name(path.name[1 : -len(".lock")]) for path in lock_files)]
+    with contextlib.ExitStack() as stack:
+        for path in locks:
+            stack.enter_context(locked(path, wait=False))
+        with explained("remove", entry.path):
+            if is_folder and not (isinstance(entry, CacheEntry) and entry.kind.single):
+                shutil.rmtree(entry.path)
             else:
-                for file in entry.files:
+                for file in entry.usage.files:
                     file.unlink(missing_ok=True)
-
-
-def lockable(entry: CacheEntry) -> list[Path]:
-    """What a process that works with an entry holds a lock of: the whole, or one of its files."""
-    below = entry.place if entry.place.is_dir() and not entry.place.is_symlink() else None
-    locks = [lock for lock in walked(below) if re.fullmatch(r"\..+\.lock", lock.name)] if below else []
-    return [entry.place, *(lock.parent / lock.name[1 : -len(".lock")] for lock in locks)]

@@ -15,13 +15,14 @@ from rjem_cli.cli.commands.env import env
 from rjem_cli.cli.commands.evaluate import evaluate
 from rjem_cli.cli.commands.generate import generate
 from rjem_cli.cli.commands.langevin import langevin
+from rjem_cli.cli.commands.runs import runs
 from rjem_cli.cli.commands.train import train
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.help import SectionedCommand, TrainCommand
 
 app = typer.Typer(
     name="rjem",
-    help="Robust JEM: one network that is classifier, robust classifier and energy-based generator.",
+    help="Robust JEM: one network as classifier, robust classifier and energy-based generator.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -30,17 +31,18 @@ app = typer.Typer(
 )
 app.command("train", cls=TrainCommand, short_help="Train a network, or resume a run.")(train)
 app.command("attack", cls=SectionedCommand, short_help="Measure accuracy under attack.")(attack)
-app.command("langevin", cls=SectionedCommand, short_help="Run chains and show them.")(langevin)
+app.command("langevin", cls=SectionedCommand, short_help="Run and show Langevin chains.")(langevin)
 app.command("generate", cls=SectionedCommand, short_help="Generate images of chosen classes.")(generate)
 app.command("eval", cls=SectionedCommand, short_help="Score samples, or a checkpoint.")(evaluate)
-app.command("compare", cls=SectionedCommand, short_help="Runs and samples in one table.")(compare)
-app.add_typer(cache, short_help="List what is kept, and remove it.")
-app.command(short_help="Show versions, devices and choices.")(env)
+app.command("compare", cls=SectionedCommand, short_help="Compare runs and samples.")(compare)
+app.add_typer(runs, short_help="List, show and remove runs.")
+app.add_typer(cache, short_help="List and remove cached files.")
+app.command(short_help="Show versions, devices and folders.")(env)
 app.command(short_help="Print a shell's completion script.")(completion)
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+def show_version(is_given: bool) -> None:
+    if is_given:
         Console().result(f"rjem {__version__}")
         raise typer.Exit
 
@@ -51,4 +53,4 @@ def root(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Robust JEM: one network that is classifier, robust classifier and energy-based generator."""
+    """Robust JEM: one network as classifier, robust classifier and energy-based generator."""

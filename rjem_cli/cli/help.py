@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
+from rjem_cli.cli.console import Console
 from rjem_cli.cli.options import format_default
 from rjem_cli.config import EMBEDDED_PRESET, TrainConfig
 from rjem_cli.config.fields import options
 from rjem_cli.config.sources import command_sources, preset_for, preset_source, resolve
 from rjem_cli.errors import RjemError
+
+
+def show_group_help(context: typer.Context) -> None:
+    """Show the help of a group that was called without a command."""
+    if context.invoked_subcommand is None:
+        Console().result(context.get_help())
 
 
 class SectionedCommand(TyperCommand):

@@ -1,4 +1,4 @@
-"""What RJEM_HOME holds can be listed and removed: by name, by age, and never under somebody's hands."""
+"""The cache: listed and removed by name or age, never while it is in use, and never with a trained model."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from rjem_cli.files import locked
 
 DAY = 86_400
 OLD = "0123456789abcdef" * 2
-LEFT = "runs/a/checkpoints/.step-00000002.safetensors.k3_x9abc"
+JUDGE = "fedcba9876543210" * 2
+LEFTOVER = f"judges/{JUDGE}/checkpoints/.step-00000002.safetensors.k3_x9abc"
 FOREIGN = (
     "features/model.py",
     "features/.gitignore",
-    "runs/a/.gitignore",
+    f"judges/{JUDGE}/.gitignore",
     "attacks/notes/paper.txt",
-    "runs/c/notes.txt",
+    "models/mine/config.yaml",
 )
 
 
 @pytest.fixture
 def filled(own_home):
-    """Two runs, features, parts of an attack that are old, what a kill left, and files that are none of rjem's."""
-    sizes = {"runs/a/checkpoints/step-00000001.safetensors": 5000, "runs/b/config.yaml": 10, f"{LEFT}": 70}
+    """A judge, a data set, features, an old attack, the leftover of a killed process, and files that are not rjem's."""
+    sizes = {
+        f"judges/{JUDGE}/checkpoints/step-00000001.safetensors": 5000,
+        "datasets/cifar10/cifar-10-binary.tar.gz": 10,
+        LEFTOVER: 70,
+    }
     sizes |= {f"features/{40 * digit}.safetensors": size for digit, size in (("1", 300), ("2", 400))}
     sizes |= {f"attacks/{OLD}/eps-0.1-part-00000.safetensors": 50}
     sizes |= dict.fromkeys(FOREIGN, 1000)
     for name, size in sizes.items():
-        path = own_home / name
+        path = own_home / "cache" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
-    age(own_home / "attacks" / OLD, 40 * DAY)
-    for name in (LEFT, *FOREIGN):
-        age(own_home / name, 400 * DAY)
-    return own_home
+    age(own_home / "cache" / "attacks" / OLD, 40 * DAY)
+    for name in (LEFTOVER, *FOREIGN):
+        age(own_home / "cache" / name, 400 * DAY)
+    return own_home / "cache"
 
 
 def age(path, seconds):
@@ -51,99 +56,128 @@ def listed(rjem):
     return {entry["name"]: entry["bytes"] for entry in json.loads(rjem("cache", "ls", "--json").out)["entries"]}
 
 
-def test_all_is_listed_with_its_size(rjem, filled):
-    assert listed(rjem) == {"runs/a": 6070, "runs/b": 10, "features": 700, f"attacks/{OLD}": 50}
+ALL = {"datasets/cifar10": 10, "features": 700, f"judges/{JUDGE}": 6070, f"attacks/{OLD}": 50}
+
+
+def test_each_entry_is_listed_with_its_size(rjem, filled):
+    assert listed(rjem) == ALL
     outcome = rjem("cache", "ls")
     assert outcome.out.splitlines()[0].split("\t") == ["name", "size", "changed", "what it is"]
-    assert "runs/a\t6070\t" in outcome.out and "6.83 kB in " in outcome.err
-    assert rjem("cache", "dir").out == f"{filled}\n"
+    assert f"judges/{JUDGE}\t6070\t" in outcome.out and "6.83 kB in " in outcome.err
+    assert "KIND" not in rjem("cache").out and "prune" in rjem("cache").out  # its help
 
 
-def test_an_empty_home_is_empty(rjem, own_home):
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"RJEM_CACHE": "/c", "RJEM_HOME": "/h"}, "/c"),
+        ({"RJEM_HOME": "/h"}, "/h/cache"),
+        ({"XDG_CACHE_HOME": "/x", "XDG_DATA_HOME": "/d"}, "/x/rjem"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="the XDG variables are Linux's")
+def test_the_cache_is_where_the_variables_say(rjem, monkeypatch, variables, folder):
+    monkeypatch.delenv("RJEM_HOME")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert rjem("cache", "dir").out == f"{folder}\n"
+    runs = "/d/rjem/runs" if "XDG_DATA_HOME" in variables else "/h/runs"
+    assert rjem("runs", "dir").out == f"{runs}\n"
+
+
+def test_an_empty_cache_is_empty(rjem, own_home):
     assert listed(rjem) == {} and not own_home.exists()
     assert rjem("cache", "prune").code == 0
-    outcome = rjem("cache", "rm", "runs", "--yes")
+    outcome = rjem("cache", "rm", "features", "--yes")
     assert outcome.code == 3 and "it is empty" in outcome.error_line()
 
 
-def test_what_is_named_is_removed_and_a_dry_run_removes_nothing(rjem, filled):
-    before = listed(rjem)
-    found = json.loads(rjem("cache", "rm", "runs/a", "features", "--dry-run", "--json").out)
-    assert [entry["name"] for entry in found["removed"]] == ["runs/a", "features"] and listed(rjem) == before
-    assert "removed 2, 6.77 kB" in rjem("cache", "rm", "runs/a", "features", "--yes").err
-    assert listed(rjem) == {"runs/b": 10, f"attacks/{OLD}": 50}
-    assert rjem("cache", "rm", "runs", "--yes").code == 0
-    assert listed(rjem) == {f"attacks/{OLD}": 50}
+@pytest.mark.parametrize("variable", ["RJEM_HOME", "RJEM_CACHE"])
+def test_a_folder_that_is_a_file_is_an_error(rjem, tmp_path, monkeypatch, variable):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    outcome = rjem("runs" if variable == "RJEM_HOME" else "cache", "ls")
+    assert outcome.code == 2 and "is a file" in outcome.error_line()
 
 
-def test_a_script_must_say_yes_and_a_typing_error_is_met(rjem, filled):
-    outcome = rjem("cache", "rm", "runs/a")
+def test_named_entries_are_removed_and_a_dry_run_removes_nothing(rjem, filled):
+    found = json.loads(rjem("cache", "rm", f"judges/{JUDGE}", "features", "--dry-run", "--json").out)
+    assert [entry["name"] for entry in found["removed"]] == [f"judges/{JUDGE}", "features"] and listed(rjem) == ALL
+    assert "removed 2, 6.77 kB" in rjem("cache", "rm", "judges", "features", "--yes").err
+    assert listed(rjem) == {"datasets/cifar10": 10, f"attacks/{OLD}": 50}
+
+
+def test_clearing_the_whole_cache_deletes_no_trained_model(rjem, filled, trained, monkeypatch):
+    """Also if both lie in one folder."""
+    for folder in (filled, filled.parent):
+        monkeypatch.setenv("RJEM_CACHE", str(folder))
+        assert not any("runs" in name or "tiny" in name for name in listed(rjem))
+        for kind in {name.partition("/")[0] for name in listed(rjem)}:
+            assert rjem("cache", "rm", kind, "--yes").code == 0
+        assert listed(rjem) == {} and rjem("cache", "prune", "--older-than", "1s").code == 0
+        assert rjem("cache", "rm", "runs", "--yes").code == 3
+    assert json.loads(rjem("runs", "ls", "--json").out)["runs"][0]["name"] == "tiny"
+    assert rjem("generate", "tiny", "-n", 1, "-o", filled.parent / "samples").code == 0
+
+
+def test_a_script_must_confirm_and_a_typo_gets_a_hint(rjem, filled):
+    outcome = rjem("cache", "rm", "features")
     assert outcome.code == 2 and "--yes" in outcome.error_line()
-    outcome = rjem("cache", "rm", "runs/aa", "--yes")
-    assert outcome.code == 3 and "did you mean runs/a" in outcome.error_line()
-    assert "runs/a" in listed(rjem)
+    outcome = rjem("cache", "rm", "featurs", "--yes")
+    assert outcome.code == 3 and "did you mean features" in outcome.error_line()
+    assert listed(rjem) == ALL
 
 
-@pytest.mark.parametrize("name", ["../outside", "runs/../..", "/etc", "runs/", ".", ""])
-def test_no_name_leads_out_of_the_home(rjem, filled, tmp_path, name):
+@pytest.mark.parametrize("name", ["../outside", "judges/../..", "/etc", "judges/", ".", ""])
+def test_no_name_leads_out_of_the_cache(rjem, filled, tmp_path, name):
     (tmp_path / "outside").mkdir()
-    before = listed(rjem)
     assert rjem("cache", "rm", name, "--yes").code == 3
-    assert (tmp_path / "outside").exists() and listed(rjem) == before
+    assert (tmp_path / "outside").exists() and listed(rjem) == ALL
 
 
-def test_prune_takes_what_is_old_and_made_again_and_what_kills_left(rjem, filled):
-    age(filled / "runs/b", 400 * DAY)
+def test_prune_removes_old_entries_that_are_made_again_and_leftovers(rjem, filled):
+    age(filled / "datasets/cifar10", 400 * DAY)
     assert "would remove 2, 120 B" in rjem("cache", "prune", "--dry-run").err
     rjem("cache", "prune")
-    assert listed(rjem) == {"runs/a": 6000, "runs/b": 10, "features": 700}
+    assert listed(rjem) == {"datasets/cifar10": 10, "features": 700, f"judges/{JUDGE}": 6000}
     age(filled / "features", 8 * DAY)
     rjem("cache", "prune", "--older-than", "7d")
-    assert listed(rjem) == {"runs/a": 6000, "runs/b": 10}
+    assert listed(rjem) == {"datasets/cifar10": 10, f"judges/{JUDGE}": 6000}
     assert all((filled / name).exists() for name in FOREIGN)
     outcome = rjem("cache", "prune", "--older-than", "soon")
     assert outcome.code == 2 and "30d" in outcome.error_line()
 
 
 @pytest.mark.parametrize(
-    ("held", "entry"),
+    ("locked_path", "entry"),
     [
-        ("runs/a", "runs/a"),
+        (f"judges/{JUDGE}", f"judges/{JUDGE}"),
         (f"attacks/{OLD}/eps-0.1-part-00001.safetensors", f"attacks/{OLD}"),
         (f"features/{40 * '1'}.safetensors", "features"),
     ],
 )
-def test_what_another_process_works_with_stays(rjem, filled, held, entry):
+def test_an_entry_that_another_process_uses_stays(rjem, filled, locked_path, entry):
     before = listed(rjem)
-    holding = f"""
+    script = f"""
 import sys
 from pathlib import Path
 from rjem_cli.files import locked
-with locked(Path({str(filled / held)!r})):
-    print("held", flush=True)
+with locked(Path({str(filled / locked_path)!r})):
+    print("locked", flush=True)
     sys.stdin.read()
 """
-    command = [sys.executable, "-c", holding]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout and holder.stdin and holder.stdout.readline() == "held\n"
-        outcome = rjem("cache", "rm", entry, "runs/b", "--yes")
-        assert outcome.code == 1 and "1 of 2 stay" in outcome.error_line() and "in use" in outcome.error_line()
-        holder.stdin.close()
-    del before["runs/b"]
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdin and process.stdout.readline() == "locked\n"
+        outcome = rjem("cache", "rm", entry, "datasets", "--yes")
+        assert outcome.code == 1 and "1 of 2 not removed" in outcome.error_line() and "in use" in outcome.error_line()
+        process.stdin.close()
+    del before["datasets/cifar10"]
     assert listed(rjem) == before
     assert rjem("cache", "rm", entry, "--yes").code == 0 and entry not in listed(rjem)
 
 
-def test_a_link_is_removed_and_not_what_it_leads_to(rjem, filled, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "file").write_bytes(b"kept")
-    (tmp_path / "elsewhere" / "config.yaml").write_bytes(b"kept")
-    (filled / "runs" / "link").symlink_to(tmp_path / "elsewhere")
-    assert "runs/link" in listed(rjem) and rjem("cache", "rm", "runs/link", "--yes").code == 0
-    assert (tmp_path / "elsewhere" / "config.yaml").exists() and "runs/link" not in listed(rjem)
-
-
-def test_a_kind_that_is_a_link_stays_one(rjem, filled, tmp_path):
+def test_the_folder_of_a_kind_that_is_a_link_stays_one(rjem, filled, tmp_path):
     (filled / "features").rename(tmp_path / "large-disk")
     (filled / "features").symlink_to(tmp_path / "large-disk")
     assert listed(rjem)["features"] == 700 and rjem("cache", "rm", "features", "--yes").code == 0
@@ -151,15 +185,15 @@ def test_a_kind_that_is_a_link_stays_one(rjem, filled, tmp_path):
     assert "features" not in listed(rjem)
 
 
-def test_files_that_come_and_go_meanwhile_are_no_error(rjem, filled):
-    run = filled / "runs" / "a"
-    (run / "gone").symlink_to(run / "nowhere")
+def test_files_that_come_and_go_meanwhile_are_not_an_error(rjem, filled):
+    judge = filled / "judges" / JUDGE
+    (judge / "gone").symlink_to(judge / "nowhere")
     stop = threading.Event()
 
     def churn():
         while not stop.is_set():
-            (run / ".metrics.jsonl.abcdefgh").write_bytes(b"x")
-            (run / ".metrics.jsonl.abcdefgh").unlink()
+            (judge / ".metrics.jsonl.abcdefgh").write_bytes(b"x")
+            (judge / ".metrics.jsonl.abcdefgh").unlink()
 
     thread = threading.Thread(target=churn)
     thread.start()
@@ -170,6 +204,6 @@ def test_files_that_come_and_go_meanwhile_are_no_error(rjem, filled):
         thread.join()
 
 
-def test_locks_are_no_entries(rjem, filled):
+def test_lock_files_are_not_entries(rjem, filled):
     with locked(filled / "features" / f"{40 * '1'}.safetensors"):
         assert listed(rjem)["features"] == 700

@@ -25,7 +25,8 @@ CASES = [
     ("rjem generate ti", "rjem generate tiny"),
     ("rjem generate tiny --class no", "rjem generate tiny --class none"),
     ("rjem generate tiny --class 3,al", "rjem generate tiny --class 3,all"),
-    ("rjem cache rm runs/t", "rjem cache rm runs/tiny"),
+    ("rjem runs rm ti", "rjem runs rm tiny"),
+    ("rjem cache rm pri", "rjem cache rm priors"),
     ("rjem completion fi", "rjem completion fish"),
 ]
 

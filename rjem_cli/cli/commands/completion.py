@@ -1,4 +1,4 @@
-"""`rjem completion`: the scripts that make a shell complete commands, flags and presets on TAB."""
+"""`rjem completion`: scripts for completion in the shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rjem env`: what rjem runs on; to paste into a report of a bug."""
+"""`rjem env`: what rjem runs on, for bug reports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from rjem_cli.config.sources import ENVIRONMENT_PREFIX
 
 
 def env(as_json: AsJson = False) -> None:
-    """Show versions, devices, what auto takes and why, places, and the RJEM_ variables that are set: to paste into a
-    report of a bug.
+    """Show what a bug report needs: versions, devices, what auto chooses and why, folders, RJEM_ variables.
 
     Examples:
 
@@ -29,16 +28,17 @@ def env(as_json: AsJson = False) -> None:
     document = {
         **describe_environment(),
         "home": str(paths.home()),
+        "cache": str(paths.cache_dir()),
         "offline": paths.offline(),
         "variables": variables,
     }
     if as_json:
         console.document(document)
     else:
-        console.table("", ("what", "value"), rows_of(document))
+        console.table("", ("what", "value"), table_rows(document))
 
 
-def rows_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+def table_rows(document: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(name, document[name]) for name in ("rjem", "python", "platform")]
     rows += document["packages"].items()
     cpu = document["cpu"]
@@ -50,10 +50,11 @@ def rows_of(document: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "gpu",
             f"{gpu['name']}, {format_bytes(gpu['memory_bytes'])}, capability {gpu['capability']}, "
-            f"{'bf16' if gpu['bf16'] else 'no bf16, take fp16'}, CUDA {gpu['cuda']}",
+            f"{'bf16' if gpu['bf16'] else 'no bf16, use fp16'}, CUDA {gpu['cuda']}",
         )
         for gpu in document["gpus"]
     ]
     rows += document["auto"].items()
-    rows += [("home", document["home"]), ("offline", "yes, RJEM_OFFLINE is set" if document["offline"] else "no")]
+    rows += [("home", document["home"]), ("cache", document["cache"])]
+    rows += [("offline", "yes, RJEM_OFFLINE is set" if document["offline"] else "no")]
     return [*rows, *document["variables"].items()]
