@@ -6,7 +6,6 @@ python docs/make_reference.py
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import typer
 from rjem_cli.cli.app import app
 from rjem_cli.cli.options import format_default
 from rjem_cli.config import TrainConfig
-from rjem_cli.config.fields import flag_name
+from rjem_cli.config.fields import options
 from rjem_cli.config.sources import preset_names, preset_source, resolve, variable_name
 
 HERE = Path(__file__).parent
@@ -32,7 +31,7 @@ def reference() -> str:
 
 
 def section(name: str, command: Any) -> list[str]:
-    """Of a command; of a group, of those in it."""
+    """The section of a command, or those of all commands in a group."""
     inner = getattr(command, "commands", None)
     if inner is not None:
         return [part for key, child in inner.items() for part in section(f"{name} {key}", child)]
@@ -41,13 +40,13 @@ def section(name: str, command: Any) -> list[str]:
 
 
 def presets() -> str:
-    """A table of the presets' values, where one has another than the default."""
+    """A table of the values that presets change."""
     configs = [resolve(TrainConfig, [preset_source(name)]).config for name in preset_names()]
     rows = ""
-    for option in fields(TrainConfig):
+    for option in options(TrainConfig):
         values = [getattr(config, option.name) for config in configs]
         if option.name != "preset" and any(value != option.default for value in values):
-            rows += f"| `{flag_name(option.name)}` | {' | '.join(map(written, values))} |\n"
+            rows += f"| `{option.flag}` | {' | '.join(map(written, values))} |\n"
     titles = " | ".join(f"`{name}`" for name in preset_names())
     return (
         "\n**Presets**\n\nThe tables below show the defaults. A preset changes these values:\n\n"
@@ -71,7 +70,7 @@ def shown(argument: Any) -> str:
 
 
 def text_of(command: Any) -> str:
-    """What it does, then its examples as a block."""
+    """The description, then the examples as a code block."""
     what, _, examples = inspect.cleandoc(command.help).partition("\nExamples:\n")
     block = "\n".join(line.strip() for line in examples.splitlines() if line.strip())
     return f"\n{' '.join(what.split())}\n\n```sh\n{block}\n```\n"
@@ -79,7 +78,7 @@ def text_of(command: Any) -> str:
 
 def panels(name: str, command: Any) -> list[str]:
     """A table for each group of flags, in the order of --help."""
-    defaults = {option.name: option.default for option in fields(TrainConfig)} if name == "rjem train" else {}
+    defaults = {option.name: option.default for option in options(TrainConfig)} if name == "rjem train" else {}
     found: dict[str, list[str]] = {}
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
@@ -93,8 +92,7 @@ def row(option: Any, default: str) -> str:
     metavar = "" if option.is_flag or not option.metavar else f" {option.metavar}"
     escaped = f"{option.help or ''}{default}".replace("|", "\\|")
     flag = f"{names}{metavar}".replace("|", "\\|")
-    option = getattr(option, "rich_help_panel", None)
-    variable = f" `{variable_name(option.name)}`" if option else ""
+    variable = f" `{variable_name(option.name)}`" if getattr(option, "rich_help_panel", None) else ""
     return f"| `{flag}`{variable} | {escaped} |\n"
 
 

@@ -48,5 +48,5 @@ def test_the_commands_of_the_readme_can_be_meant(home_with_a_run, command, tmp_p
 
 
 def test_every_subcommand_is_in_the_readme():
-    for name in ("train", "generate", "attack", "langevin", "eval", "compare", "cache", "env"):
+    for name in ("train", "generate", "attack", "langevin", "eval", "compare", "runs", "cache", "env"):
         assert any(command.split()[1] == name for command in COMMANDS)

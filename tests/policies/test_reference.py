@@ -13,7 +13,7 @@ from rjem_cli.__main__ import main
 DOCS = Path(__file__).parents[2] / "docs"
 LEAVES = ["train", "attack", "langevin", "generate", "eval", "compare", "env", "completion"]
 WIDTH = 78  # two columns stay free
-LEAVES += ["cache dir", "cache ls", "cache rm", "cache prune"]
+LEAVES += ["runs dir", "runs ls", "runs show", "runs rm", "cache dir", "cache ls", "cache rm", "cache prune"]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def test_every_help_has_two_examples_that_fit_80_columns(capsys, monkeypatch, le
     examples = capsys.readouterr().out.partition("Examples:")[2]
     examples = re.split("^(?:Arguments|Options):", examples, maxsplit=1, flags=re.MULTILINE)[0]
     assert all(len(line) <= WIDTH for line in examples.splitlines())
-    assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
+    assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|tensorboard|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
 
 
-@pytest.mark.parametrize("group", [[], ["cache"]])
+@pytest.mark.parametrize("group", [[], ["cache"], ["runs"]])
 @pytest.mark.parametrize("width", ["60", "80"])
 def test_no_help_of_a_group_is_cut_off(capsys, monkeypatch, group, width):
     monkeypatch.setenv("COLUMNS", width)
