@@ -4,9 +4,9 @@
     python tests/golden/golden.py record after.json --rjem '/path/to/other/.venv/bin/rjem'
     python tests/golden/golden.py compare before.json after.json
 
-A recording holds, for two small networks that it trains itself on embedded data: their weights and metrics, the bytes
-of `generate` in each mode, and the JSON of `attack`, `langevin`, `eval` and `compare`; and the values of every preset.
-Durations, dates, paths, and digests of files that hold names of options are left out. Two recordings of one tree on one
+A recording trains two small networks on embedded data. It holds their weights and metrics, the bytes of `generate` in
+each mode, the JSON of `attack`, `langevin`, `eval` and `compare`, and the values of every preset. It leaves out
+durations, dates, paths, and digests of files that contain names of options. Two recordings of one tree on one
 machine are equal. `compare` prints what differs, lists renamed keys, and exits with 1 if a value differs.
 """
 
@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,11 @@ LEFT_OUT |= {"config_sha256", "request", "weights_sha256", "best_checkpoint", "g
 SHOWN = 10  # differences of each kind and section
 
 Recording = dict[str, Any]
+Leaves = dict[tuple[str, ...], str]  # values as JSON, by path: 1, 1.0 and true differ, and NaN equals itself
+
+
+class RecordingError(Exception):
+    """A known failure, worded as one line."""
 
 
 class Recorder:
@@ -85,33 +91,49 @@ class Recorder:
 
     def __init__(self, rjem: list[str], folder: Path):
         self.rjem, self.folder, self.home = rjem, folder, folder / "home"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RJEM_")}
-        self.environment = {**kept, "RJEM_HOME": str(self.home), "RJEM_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RJEM_")}
+        self.environment |= {"RJEM_HOME": str(self.home), "RJEM_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+        if "PYTHONPATH" in os.environ:  # relative paths would mean another folder
+            entries = os.environ["PYTHONPATH"].split(os.pathsep)
+            self.environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, entries)))
 
     def run(self, command: str) -> str:
-        """Its stdout. Raises SystemExit with its stderr if it fails."""
+        """The command's stdout. Raises RecordingError if it fails."""
         print(f"+ rjem {command}", file=sys.stderr, flush=True)
         words = [*self.rjem, *shlex.split(command)]
         done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{done.stderr}\nrjem {command} exited with {done.returncode}")
+            print(done.stderr, file=sys.stderr)
+            raise RecordingError(f"rjem {command} failed with exit code {done.returncode}")
         return done.stdout
 
     def document(self, command: str) -> Any:
-        return self.plain(json.loads(self.run(f"{command} --json")))
+        return self.normalize(json.loads(self.run(f"{command} --json")))
 
-    def plain(self, value: Any) -> Any:
-        """Without what differs between runs."""
+    def normalize(self, value: Any) -> Any:
+        """Without values that differ between runs."""
         if isinstance(value, dict):
             kept = {key: part for key, part in value.items() if key not in LEFT_OUT}
             if isinstance(checkpoint := kept.get("checkpoint"), dict):
                 kept["checkpoint"] = {key: part for key, part in checkpoint.items() if key != "sha256"}
-            return {self.plain(key): self.plain(part) for key, part in kept.items()}
+            return {self.normalize(key): self.normalize(part) for key, part in kept.items()}
         if isinstance(value, list):
-            return [self.plain(part) for part in value if not (isinstance(part, str) and part in LEFT_OUT)]
+            return [self.normalize(part) for part in value if not (isinstance(part, str) and part in LEFT_OUT)]
         if not isinstance(value, str) or re.fullmatch("[0-9a-f]{64}", value):
             return value
         return re.sub("[0-9a-f]{32,}", "DIGEST", value.replace(str(self.folder.resolve()), "FOLDER"))
+
+
+def parse_command(text: str) -> list[str]:
+    """The words of --rjem, with absolute paths because it runs in another folder. Raises RecordingError."""
+    try:
+        program, *words = shlex.split(text)
+    except ValueError as error:
+        raise RecordingError(f"--rjem {text!r} is not a command: {error}") from None
+    path = shutil.which(program)
+    if path is None:
+        raise RecordingError(f"--rjem {text}: no program {program!r}")
+    return [os.path.abspath(path), *(os.path.abspath(word) if os.path.isfile(word) else word for word in words)]
 
 
 def sha256(content: bytes) -> str:
@@ -125,66 +147,62 @@ def array_digest(array: np.ndarray) -> str:
 def record(rjem: list[str]) -> Recording:
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(rjem, Path(folder))
-        found: Recording = {"environment": recorder.plain(json.loads(recorder.run("env --json"))["cpu"])}
+        recording: Recording = {"environment": recorder.normalize(json.loads(recorder.run("env --json"))["cpu"])}
         for preset in PRESETS:
-            found[f"config/{preset}"] = yaml.safe_load(recorder.run(f"train --preset {preset} --print-config"))
+            recording[f"config/{preset}"] = yaml.safe_load(recorder.run(f"train --preset {preset} --print-config"))
         for name, flags in DATA.items():
-            found[f"config/default for {name}"] = yaml.safe_load(recorder.run(f"train {flags} --print-config"))
+            recording[f"config/default for {name}"] = yaml.safe_load(recorder.run(f"train {flags} --print-config"))
         for name, flags in TRAINING.items():
-            found[f"training/{name}"] = recorder.document(f"train --run {name} {COMMON} {flags}")
-            found |= trained(recorder.home / "runs" / name, recorder, name)
+            recording[f"training/{name}"] = recorder.document(f"train --run {name} {COMMON} {flags}")
+            recording |= describe_run(recorder.home / "runs" / name, recorder, name)
         for name, flags in GENERATED.items():
             recorder.run(f"generate {NETWORK} -n 60 {flags} -o {name}.npz")
             with np.load(recorder.folder / f"{name}.npz") as arrays:
-                found[f"generate/{name}"] = {key: array_digest(arrays[key]) for key in ("arr_0", "labels", "seeds")}
+                recording[f"generate/{name}"] = {key: array_digest(arrays[key]) for key in ("arr_0", "labels", "seeds")}
         recorder.run(f"generate {NETWORK} -n 12 --shard 1/2 -o out")
         files = [path for path in sorted((recorder.folder / "out").iterdir()) if path.suffix in (".png", ".csv")]
-        found["generate/folder"] = {path.name: sha256(path.read_bytes()) for path in files}
+        recording["generate/folder"] = {path.name: sha256(path.read_bytes()) for path in files}
         for name, command in DOCUMENTS.items():
-            found[name] = recorder.document(command)
-        found["langevin/energies.csv"] = list(
+            recording[name] = recorder.document(command)
+        recording["langevin/energies.csv"] = list(
             csv.reader(io.StringIO((recorder.folder / "chains/energies.csv").read_text()))
         )
-        return found
+        return recording
 
 
-def trained(run: Path, recorder: Recorder, name: str) -> Recording:
-    """Metrics, weights and state of a run."""
+def describe_run(run: Path, recorder: Recorder, name: str) -> Recording:
+    """The metrics, weights and state of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     files = {"weights": f"step-{STEPS:08d}.safetensors", "state": f"step-{STEPS:08d}.state.safetensors"}
-    found = {f"metrics/{name}": recorder.plain(lines)}
+    recording: Recording = {f"metrics/{name}": recorder.normalize(lines)}
     for kind, file in files.items():
         arrays = load_file(run / "checkpoints" / file)
-        found[f"{kind}/{name}"] = {key: array_digest(array) for key, array in sorted(arrays.items())}
-    return found
+        recording[f"{kind}/{name}"] = {key: array_digest(array) for key, array in sorted(arrays.items())}
+    return recording
 
 
-def flat(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path, value) of every leaf."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if parts is None or not value:
-        yield path, value
-        return
-    for key, part in parts:
-        yield from flat(part, (*path, str(key)))
-
-
-Leaves = dict[tuple[str, ...], Any]
+def flatten(value: Any, path: tuple[str, ...] = ()) -> Leaves:
+    """Every leaf of a document."""
+    if not isinstance(value, (dict, list)) or not value:
+        return {path: json.dumps(value)}
+    leaves: Leaves = {}
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        leaves |= flatten(part, (*path, str(key)))
+    return leaves
 
 
 def rename_keys(first: Leaves, second: Leaves) -> tuple[Leaves, dict[tuple[str, str], int]]:
-    """`first` with the names of `second`, and how many values each rename concerns. A key counts as renamed if its old
-    name is nowhere in `second`, its new one nowhere in `first`, and all values under both names are equal."""
-    found: dict[tuple[str, str], int] = {}
-    while pair := next((pair for pair in candidates(first, second) if is_rename(*pair, first, second)), None):
-        old, new = pair
-        found[pair] = sum(old in path for path in first)
-        first = {replaced(path, old, new): value for path, value in first.items()}
-    return first, found
+    """`first` with the names of `second`, and the number of values of each rename. A key is renamed if its old name is
+    nowhere in `second`, its new one nowhere in `first`, and all values under both names are equal."""
+    renames: dict[tuple[str, str], int] = {}
+    while pair := next((pair for pair in find_candidates(first, second) if is_rename(*pair, first, second)), None):
+        renames[pair] = sum(pair[0] in path for path in first)
+        first = {replace_key(path, *pair): value for path, value in first.items()}
+    return first, renames
 
 
-def candidates(first: Leaves, second: Leaves) -> Iterator[tuple[str, str]]:
-    """(old, new) of paths in one recording only that differ in one key; an index of a list is no key."""
+def find_candidates(first: Leaves, second: Leaves) -> Iterator[tuple[str, str]]:
+    """(old, new) for paths in one recording only that differ in one key. The index of a list is not a key."""
     gone, added = first.keys() - second.keys(), second.keys() - first.keys()
     for path in sorted(gone):
         for other in sorted(added):
@@ -196,56 +214,89 @@ def candidates(first: Leaves, second: Leaves) -> Iterator[tuple[str, str]]:
 def is_rename(old: str, new: str, first: Leaves, second: Leaves) -> bool:
     if any(old in path for path in second) or any(new in path for path in first):
         return False
-    mapped = [(path, replaced(path, old, new)) for path in first if old in path]
-    return all(first[path] == second[other] for path, other in mapped if other in second)
+    renamed = {replace_key(path, old, new): value for path, value in first.items() if old in path}
+    return all(value == second[path] for path, value in renamed.items() if path in second)
 
 
-def replaced(path: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+def replace_key(path: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if word == old else word for word in path)
 
 
-def compare(before: Recording, after: Recording, say: Callable[[str], None] = print) -> bool:
-    """Whether all values are equal apart from names of keys. `say` gets a readable report."""
-    same = True
+def compare(before: Recording, after: Recording, log: Callable[[str], None] = print) -> bool:
+    """Whether all values are equal apart from names of keys. `log` gets a readable report."""
+    equal = True
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
-            say(f"{name}: only in the {'second' if name in after else 'first'} recording")
-            same = False
+            log(f"{name}: only in the {'second' if name in after else 'first'} recording")
+            equal = False
             continue
-        second = dict(flat(after[name]))
-        first, names = rename_keys(dict(flat(before[name])), second)
+        second = flatten(after[name])
+        first, names = rename_keys(flatten(before[name]), second)
         changed = [path for path in first if path in second and first[path] != second[path]]
         gone, added = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
         if changed or gone or added:
-            counts = f"{len(changed)} changed, {len(gone)} gone, {len(added)} new"
-            say(f"{name}: {counts} of {len(first)} values")
-            same = False
+            log(f"{name}: {len(changed)} changed, {len(gone)} gone, {len(added)} new of {len(first)} values")
+            equal = False
         elif names:
-            say(f"{name}: equal except for renamed keys")
+            log(f"{name}: equal except for renamed keys")
         lines = [f"renamed {old} -> {new} ({count} values)" for (old, new), count in names.items()]
-        lines += [f"{'.'.join(path)}: {first[path]!r} -> {second[path]!r}" for path in changed[:SHOWN]]
-        lines += [f"{'.'.join(path)}: {first[path]!r} is gone" for path in gone[:SHOWN]]
-        lines += [f"{'.'.join(path)}: {second[path]!r} is new" for path in added[:SHOWN]]
+        lines += [f"{'.'.join(path)}: {first[path]} -> {second[path]}" for path in changed[:SHOWN]]
+        lines += [f"{'.'.join(path)}: {first[path]} is gone" for path in gone[:SHOWN]]
+        lines += [f"{'.'.join(path)}: {second[path]} is new" for path in added[:SHOWN]]
         for line in lines:
-            say(f"  {line}")
-    say("equal" if same else "the recordings differ")
-    return same
+            log(f"  {line}")
+    log("equal" if equal else "the recordings differ")
+    return equal
 
 
-def main() -> int:
+def read_recording(path: Path) -> Recording:
+    """Raises RecordingError for a file that is missing, damaged or empty."""
+    try:
+        recording = json.loads(path.read_text())
+    except OSError as error:
+        raise RecordingError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise RecordingError(f"{path} is not a recording: {error}; record it again") from None
+    if not isinstance(recording, dict) or not recording:
+        raise RecordingError(f"{path} is not a recording: it is empty or holds no sections; record it again")
+    return recording
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the commands run. Raises RecordingError."""
+    if path.is_dir():
+        raise RecordingError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise RecordingError(f"cannot write {path}: there is no folder {path.parent}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            path.open("r+").close()
+    except OSError as error:
+        raise RecordingError(f"cannot write {path}: {error.strerror}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 for equal recordings, 1 for different ones, 2 for an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    recording = commands.add_parser("record", help="run the commands and write what they gave to FILE")
+    recording = commands.add_parser("record", help="run the commands and write their results to FILE")
     recording.add_argument("file", type=Path)
     recording.add_argument("--rjem", default=f"{sys.executable} -m rjem_cli", help="the command to record")
     comparing = commands.add_parser("compare", help="compare two recordings")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
-    given = parser.parse_args()
-    if given.command == "record":
-        given.file.write_text(json.dumps(record(shlex.split(given.rjem)), indent=1))
-        return 0
-    return 0 if compare(*(json.loads(path.read_text()) for path in (given.before, given.after))) else 1
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "record":
+            check_writable(options.file)
+            options.file.write_text(json.dumps(record(parse_command(options.rjem)), indent=1))
+            return 0
+        return 0 if compare(read_recording(options.before), read_recording(options.after)) else 1
+    except RecordingError as error:
+        print(f"golden: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
