@@ -1,4 +1,4 @@
-"""Entry point: run the app; turn a known error into one line on stderr and an exit code."""
+"""Entry point: run the app, and turn a known error into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import TracebackType
 from rjem_cli.errors import InterruptedRunError, PeerLostError, RjemError, is_out_of_memory
 
 INTERRUPTED = 128 + 2
-SECONDS_FOR_MAIN = 1.0  # other processes wait so long before they fail, as torchrun then ends the main one too
+SECONDS_FOR_MAIN = 1.0  # delay of the other processes' failure: torchrun ends the main one with the first that fails
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         code = run(arguments or sys.argv[1:] or ["--help"])
-    except KeyboardInterrupt:  # while modules are imported
+    except KeyboardInterrupt:  # during imports
         from rjem_cli.cli.console import fail
 
         fail("interrupted")
@@ -41,37 +41,37 @@ def run(arguments: list[str]) -> int:
     from rjem_cli.cli.console import fail
 
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file and class names may not fit the terminal's encoding
-            unicode = str(stream.encoding).lower().startswith("utf")
-            stream.reconfigure(errors="surrogateescape" if unicode else "backslashreplace")
-    if COMPLETE_VARIABLE in os.environ:  # a shell asks for completions
+        if hasattr(stream, "reconfigure"):  # names of files and classes may not fit the terminal's encoding
+            is_unicode = str(stream.encoding).lower().startswith("utf")
+            stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
+    if COMPLETE_VARIABLE in os.environ:  # the shell asks for completions
         from typer.completion import completion_init
 
         completion_init()
     try:
         code = int(app(arguments, prog_name="rjem", standalone_mode=False) or 0)
-        if code == INTERRUPTED:  # Typer swallows a KeyboardInterrupt
+        if code == INTERRUPTED:  # Typer handles a KeyboardInterrupt itself
             fail("interrupted")
         return code
     except BrokenPipeError:  # the reader of our pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            error.__traceback__ = own_part(error.__traceback__)
+        explanation = explain(error)
+        if explanation is None:
+            error.__traceback__ = trim_traceback(error.__traceback__)
             raise
-        message, code = explained
+        message, code = explanation
         report(error, message)
         return code
 
 
 def explain(error: Exception) -> tuple[str, int] | None:
-    """(one line, exit code) of a known error; None for a bug."""
+    """The message and exit code of a known error; None for a bug."""
     if isinstance(error, RjemError):
         return str(error), error.exit_code
-    if is_usage(error):
-        return f"{error.format_message().rstrip('.')} (see --help)", int(error.exit_code)  # type: ignore[attr-defined]
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error, whose class Typer hides
+        return f"{error.format_message().rstrip('.')} (see --help)", int(error.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
     if isinstance(error, ImportError) and is_out_of_memory(error):
@@ -82,7 +82,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
 
 
 def report(error: Exception, message: str) -> None:
-    """One line. With several processes, each reports its own errors, but those that all have alike only once."""
+    """Log one line. With several processes, errors that all have alike are logged by the main process only."""
     from rjem_cli.cli.console import fail
     from rjem_cli.engine.distributed import rank_from_environment
 
@@ -93,17 +93,13 @@ def report(error: Exception, message: str) -> None:
         fail(f"rank {rank}: {message}")
 
 
-def own_part(traceback: TracebackType | None) -> TracebackType | None:
-    """From the command on, if it came so far: how the command line was parsed does not matter."""
+def trim_traceback(traceback: TracebackType | None) -> TracebackType | None:
+    """Leave out how the command line was parsed, before the frame of the command."""
+    commands = os.path.join("", "rjem_cli", "cli", "commands", "")
     part = traceback
-    while part and f"{os.sep}rjem_cli{os.sep}cli{os.sep}commands{os.sep}" not in part.tb_frame.f_code.co_filename:
+    while part and commands not in part.tb_frame.f_code.co_filename:
         part = part.tb_next
     return part or traceback
-
-
-def is_usage(error: Exception) -> bool:
-    """Typer keeps its usage errors in a private module."""
-    return hasattr(error, "format_message") and hasattr(error, "exit_code")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How files are written: whole or not at all, by one process at a time, and into folders that are ours."""
+"""Writing files: completely or not at all, by one process at a time, and only into folders of rjem's own files."""
 
 from __future__ import annotations
 
@@ -18,45 +18,52 @@ from typing import Any, BinaryIO
 from rjem_cli.errors import ConfigError, RjemError
 
 BLOCK = 2**22  # bytes
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.rjem-probe-\d+")  # of `replacing` and `check_writable`, after a kill
-LOCK_PATIENCE = 0.5  # seconds between two calls of `waiting`
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}|\.rjem-probe-\d+")  # temporary files that a killed process leaves behind
+LOCK_SECONDS = 0.5  # between two calls of `on_wait`
 
 
 @contextlib.contextmanager
 def explained(action: str, path: Path | str) -> Iterator[None]:
-    """Turn an OSError under it into one line: `cannot write out/1.png: No space left on device`."""
+    """Turn an OSError into an RjemError of one line: `cannot write out/1.png: No space left on device`."""
     try:
         yield
-    except BrokenPipeError:  # a reader that has gone is no error of the place
+    except BrokenPipeError:  # the reader of a pipe has gone, which is no failure of the path
         raise
     except OSError as error:
         raise RjemError(
-            f"cannot {action} {path}: {error.strerror or error}; choose another place or make room"
+            f"cannot {action} {path}: {error.strerror or error}; choose another folder or free some space"
         ) from error
 
 
 def make_dir(path: Path) -> Path:
-    """Create a folder with its parents. Raises RjemError where that is not possible."""
+    """Create a folder with its parents. Raises RjemError."""
     with explained("create folder", path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def own_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) -> dict[str, Any] | None:
-    """Make a folder for results, whose files (paths below it) match `ours`; gives the JSON `document` of earlier ones,
-    None in an empty folder. Raises ConfigError where other files are in it, or any without that document, since names
-    such as 000001.png prove nothing; RjemError where it cannot be written."""
+@contextlib.contextmanager
+def lock_output_folder(
+    folder: Path, flag: str, names: re.Pattern[str], document: str
+) -> Iterator[dict[str, Any] | None]:
+    """Create and lock a folder for results. Yields the content of its JSON `document` from an earlier call, None for an
+    empty folder. Raises ConfigError and RjemError like check_output_folder, which runs before anything, even a lock, is
+    written there."""
+    check_output_folder(folder, flag, names, document)
+    with locked(folder / document, wait=False):
+        yield check_output_folder(folder, flag, names, document)
+
+
+def check_output_folder(folder: Path, flag: str, names: re.Pattern[str], document: str) -> dict[str, Any] | None:
+    """Raises ConfigError if the folder holds a file whose path below it does not match `names`, or files without rjem's
+    JSON `document`, since names such as 000001.png prove nothing; RjemError if it cannot be written."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{flag} {folder} is a file; give a folder")
-    make_dir(folder)
-    check_writable(folder)
+    check_writable(make_dir(folder))
     with explained("write to", folder):
-        present = [
-            path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()
-        ]
-        present = [path for path in present if not path.name.startswith(".")]
-        foreign = [path.as_posix() for path in present if not ours.fullmatch(path.as_posix())]
-        if foreign:
+        paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        present = [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
+        if foreign := [name for name in present if not names.fullmatch(name)]:
             raise ConfigError(f"{flag} {folder} holds other files, such as {foreign[0]}; give an empty folder")
         if not present:
             return None
@@ -69,38 +76,27 @@ def own_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) ->
     return earlier
 
 
-@contextlib.contextmanager
-def claimed_folder(folder: Path, flag: str, ours: re.Pattern[str], document: str) -> Iterator[dict[str, Any] | None]:
-    """`own_folder`, for this process alone. Nothing is put into a folder that is not ours, not even a lock."""
-    own_folder(folder, flag, ours, document)
-    with locked(folder / document, wait=False):
-        yield own_folder(folder, flag, ours, document)
-
-
-def empty_own_folder(folder: Path, ours: re.Pattern[str]) -> None:
+def clear_output_folder(folder: Path, names: re.Pattern[str]) -> None:
     """Remove the results of an earlier call, and nothing else. Raises RjemError."""
     with explained("clear", folder):
-        present = [path for path in folder.rglob("*") if ours.fullmatch(path.relative_to(folder).as_posix())]
-        for path in present:
+        files = [path for path in folder.rglob("*") if names.fullmatch(path.relative_to(folder).as_posix())]
+        for path in files:
             path.unlink()
-        for below in {path.parent for path in present} - {folder}:
-            with contextlib.suppress(OSError):  # something hidden is in it
-                below.rmdir()
+        for parent in {path.parent for path in files} - {folder}:
+            with contextlib.suppress(OSError):  # it holds a hidden file
+                parent.rmdir()
 
 
 def check_writable(folder: Path) -> None:
     """Fail before the work, not after it. Raises RjemError."""
     probe = folder / f".rjem-probe-{os.getpid()}"
-    try:
+    with explained("write to", folder):
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise RjemError(f"cannot write to {folder}: {error.strerror}; choose another place") from None
 
 
-def check_file_place(flag: str, path: Path) -> None:
-    """That a file can be written there once the work is done. Raises ConfigError for what is no file's name, RjemError
-    where nothing can be written."""
+def check_output_file(flag: str, path: Path) -> None:
+    """Check before the work that a file can be written. Raises ConfigError for an invalid path, else RjemError."""
     if path.name == "-":
         raise ConfigError(f"{flag} -: give a file's name")
     if path.is_dir():
@@ -111,15 +107,17 @@ def check_file_place(flag: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file beside `path` that takes its place, fsynced, once the body is done; nothing is left if it fails."""
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` that replaces it, fsynced, after the body; it is removed if the body fails."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; ours follow the umask
+        mask = os.umask(0o077)  # mkstemp makes private files; ours follow the umask
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -128,12 +126,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes, *, read_back: bool = False) -> None:
-    """Write beside `path`, fsync, rename: a reader, or a crash, sees the old file or the new one. With `read_back`,
-    what the disk holds is compared before it takes the old file's place, and the new name is on the disk too. Raises
-    RjemError."""
+    """Write beside `path`, fsync, rename: a reader, or a crash, sees the old file or the new one. With `read_back`, the
+    new file is compared with its content on the disk before the rename, and the rename is fsynced. Raises RjemError."""
     make_dir(path.parent)
     with explained("write", path):
-        with replacing(path) as file:
+        with replace_file(path) as file:
             file.write(content)
             if read_back:
                 compare_with_disk(file, content)
@@ -142,20 +139,20 @@ def write_atomically(path: Path, content: bytes, *, read_back: bool = False) -> 
 
 
 def compare_with_disk(file: BinaryIO, content: bytes) -> None:
-    """Raises OSError where a file just written reads otherwise."""
+    """Raises OSError if a file just written does not read back as its content."""
     file.flush()
     os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):  # else what is read is the memory's copy
+    if hasattr(os, "posix_fadvise"):  # else the page cache is read, not the disk
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     file.seek(0)
     expected = memoryview(content)
     for start in range(0, len(content), BLOCK):
         if file.read(BLOCK) != expected[start : start + BLOCK]:
-            raise OSError(errno.EIO, "it reads back otherwise than it was written")
+            raise OSError(errno.EIO, "it does not read back as it was written")
 
 
 def sync_folder(folder: Path) -> None:
-    """A rename is safe once its folder is; some file systems cannot say so."""
+    """Make renames in a folder durable, where the file system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -165,40 +162,46 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raises RjemError where fewer than `needed` bytes are free."""
-    with explained("look at", folder):
+    """Raises RjemError if fewer than `needed` bytes are free."""
+    with explained("read", folder):
         free = shutil.disk_usage(folder).free
     if free < needed:
         raise RjemError(
-            f"{what} needs {needed / 1e6:.1f} MB and {folder} has {free / 1e6:.1f} MB left; make batches, or move "
-            "RJEM_HOME"
+            f"{what} needs {needed / 1e6:.1f} MB, but {folder} has only {free / 1e6:.1f} MB left; free some space, "
+            "or move RJEM_HOME"
         )
 
 
 def append_line(path: Path, line: str | None) -> None:
-    """One line, whole or not at all, whoever else appends; None only tries whether it could. Raises RjemError."""
+    """Append one line to a file that several processes share; None only checks that it could. Raises RjemError."""
     if path.is_dir():
         raise RjemError(f"{path} is a folder; give a file's name")
     if line is None and not path.exists():
         check_writable(make_dir(path.parent))
         return
     with locked(path):
-        if line is None:
-            with explained("write", path), path.open("ab"):
-                return
-        append_text(path, line + "\n")
+        append_text(path, "" if line is None else line + "\n")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Whole or not at all, by the one process that may write it. Raises RjemError."""
+    """Append all of the text, or nothing. Only one process may write the file. Raises RjemError."""
+    append_bytes(path, text.encode())
+
+
+def append_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Append all rows to a CSV file, or none. Only one process may write the file. Raises RjemError."""
+    append_bytes(path, csv_text(rows))
+
+
+def append_bytes(path: Path, content: bytes) -> None:
     with explained("write", path), path.open("ab", buffering=0) as file:
-        before, rest = file.seek(0, os.SEEK_END), memoryview(text.encode())
+        size, rest = file.seek(0, os.SEEK_END), memoryview(content)
         try:
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(before)
+                file.truncate(size)
             raise
 
 
@@ -209,46 +212,24 @@ def csv_text(rows: Iterable[Sequence[object]]) -> bytes:
     return text.getvalue().encode("utf-8", errors="surrogateescape")
 
 
-def append_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Append all rows to a CSV file, or none. Raises RjemError."""
-    with explained("write", path), path.open("ab") as file:
-        before = file.tell()
-        try:
-            file.write(csv_text(rows))
-            file.flush()
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(before)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def lock_path(path: Path) -> Path:
-    return path.parent / f".{path.name}.lock"
-
-
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """One process at a time may write `path`; the operating system frees the lock of a process that died. `waiting` is
-    called again and again until the lock is free, and may raise. Without `wait`, a lock that is held raises RjemError.
-    The lock's file stays: were it removed, one process could hold the old file and another a new one of that name."""
+def locked(path: Path, *, wait: bool = True, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One process at a time may write `path`. The operating system releases the lock of a process that died. `on_wait`
+    is called repeatedly until the lock is free, and may raise. Without `wait`, a lock in use raises RjemError.
+
+    The lock file stays. If it were removed, one process could lock the old file and another a new one of that name."""
     from filelock import FileLock, Timeout
 
     make_dir(path.parent)
-    lock = FileLock(lock_path(path))
+    lock = FileLock(path.parent / f".{path.name}.lock")
     with explained("lock", path):
         while not lock.is_locked:
             try:
-                lock.acquire(timeout=LOCK_PATIENCE if wait else 0)
-            except Timeout:  # an OSError too
+                lock.acquire(timeout=LOCK_SECONDS if wait else 0)
+            except Timeout:  # a subclass of OSError
                 if not wait:
-                    raise RjemError(f"{path} is in use by another process; wait for it, or take another name") from None
-                waiting()
+                    raise RjemError(f"{path} is in use by another process; wait for it, or use another name") from None
+                on_wait()
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ def hold(path, held, free) -> None:
 
 
 def test_who_waits_for_a_lock_is_called_meanwhile_and_may_give_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_PATIENCE", 0.01)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.01)
     path, context = tmp_path / "x", multiprocessing.get_context("spawn")
     held, free = context.Event(), context.Event()
     holder = context.Process(target=hold, args=(path, held, free))
@@ -28,9 +28,9 @@ def test_who_waits_for_a_lock_is_called_meanwhile_and_may_give_up(tmp_path, monk
     def give_up() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), files.locked(path, waiting=give_up):
+    with pytest.raises(KeyboardInterrupt), files.locked(path, on_wait=give_up):
         raise AssertionError("two processes hold one lock")
-    with files.locked(path, waiting=free.set):
+    with files.locked(path, on_wait=free.set):
         assert free.is_set()
     holder.join()
 

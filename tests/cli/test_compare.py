@@ -172,7 +172,7 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["nobody"], 3, "no images, checkpoint or run named 'nobody'"),
         (["--published", "--mode", "magic"], 2, "--mode 'magic'"),
         (["--published", "--eps", "0.1,0.2"], 2, "give one radius"),
-        (["--published", "--seeds", "3"], 2, "--seeds goes with --reproduce"),
+        (["--published", "--seeds", "3"], 2, "--seeds needs --reproduce"),
         (["--reproduce", "table1", "--mode", "attack"], 2, "--mode only applies to runs"),
         (["--published", "--format", "xlsx"], 2, "--format 'xlsx' is unknown"),
         (["--published", "-o", "table.txt"], 2, "-o table.txt: give --format, or a name that ends in .md"),

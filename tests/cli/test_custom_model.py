@@ -267,7 +267,7 @@ def test_an_error_in_the_users_code_keeps_its_traceback(rjem):
 
 def test_dataset_without_model_is_refused(rjem, monkeypatch):
     outcome = rjem("generate", *DATA)
-    assert outcome.code == 2 and "goes with --model" in outcome.error_line()
+    assert outcome.code == 2 and "--dataset needs --model" in outcome.error_line()
     monkeypatch.setenv("RJEM_DATASET", "digits")  # set for training
-    assert "there is no run" not in (outcome := rjem("generate")).err and outcome.code == 3
+    assert "no checkpoint" in (outcome := rjem("generate")).err and outcome.code == 3
     assert "nothing to score" in rjem("eval").error_line()

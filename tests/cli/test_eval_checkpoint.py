@@ -71,13 +71,13 @@ def test_other_images_by_path(rjem, trained, tmp_path):
     ("arguments", "code", "message"),
     [
         (["tinny"], 3, "did you mean tiny"),
-        (["tiny", "--metrics", "fid"], 2, "--metrics goes with samples, and tiny is none"),
-        (["digits:test", "--ood", "noise"], 2, "--ood goes with checkpoints, and digits:test is none"),
+        (["tiny", "--metrics", "fid"], 2, "--metrics applies to samples only, but tiny is a checkpoint"),
+        (["digits:test", "--ood", "noise"], 2, "--ood applies to checkpoints only, but digits:test holds samples"),
         (["tiny", "--ood", "noise,"], 2, "has an empty name"),
         (["tiny", "--ood", "nois"], 2, "did you mean noise"),
         (["tiny", "--ood", "svhn"], 3, "RJEM_OFFLINE"),
         (["tiny", "--require", "fid<3"], 2, "does not compute 'fid'"),
-        (["tiny", "--eps", "8"], 2, "did you mean 8/255"),
+        (["tiny", "--eps", "8"], 2, "such as 8/255"),
         (["tiny", "--bins", "0"], 2, "1 or more"),
     ],
 )

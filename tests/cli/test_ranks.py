@@ -125,7 +125,7 @@ def numbers_in(line):
     [
         (("train", "--nonsense"), 2, "No such option"),
         (("train", "--run", "odd", *TINY_FLAGS, "--batch-size", 15), 2, "15 images have no 2 equal shares"),
-        (("generate", "nobody"), 3, "nobody is no checkpoint"),
+        (("generate", "nobody"), 3, "no run or checkpoint named 'nobody'"),
         (("eval", "-"), 2, "- is read by one process"),
         (("compare", "--published"), 2, "runs in one process"),
         (("generate", "tiny", "--device", "cuda:1"), 2, "each has a GPU of its own"),

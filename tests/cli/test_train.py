@@ -286,12 +286,12 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--no-such-flag"], 2, "--no-such-flag"),
         (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
         (["--run", "../up"], 2, "--run '../up': give a plain name"),
-        (["--data", "nowhere"], 3, "nowhere is not there"),
-        (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml is not there"),
+        (["--data", "nowhere"], 3, "nowhere does not exist"),
+        (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml does not exist"),
         (["--resume", "auto"], 3, "no run to resume in"),
-        (["--resume", "nobody"], 3, "--run nobody --resume auto starts it"),
+        (["--resume", "nobody"], 3, "start it with --run nobody --resume auto"),
         (["--resume", "auto", "--run", "../up"], 2, "--run '../up': give a plain name"),
-        (["--adv-eps", "8"], 2, "--adv-eps 8 covers the whole box [-1, 1]; did you mean 8/255?"),
+        (["--adv-eps", "8"], 2, "--adv-eps 8 covers the whole box [-1, 1]; give at most 255/255"),
         (["--dataset", "cifar10"], 3, "cifar10 is not available"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_bad_yaml_file_is_named(rjem, tmp_path):
     file = tmp_path / "bad.yaml"
     for text, message in (
         ("adv_epz: 1", "did you mean adv_eps"),
-        ("[1, 2", "is not YAML"),
+        ("[1, 2", "is not valid YAML"),
         ("just text", "keys and values"),
     ):
         file.write_text(text)

@@ -13,7 +13,7 @@ from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.config import SUFFIXES, CompareConfig
 from rjem_cli.config.fields import given_flags
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import check_file_place, write_atomically
+from rjem_cli.files import check_output_file, write_atomically
 
 if TYPE_CHECKING:
     from rjem_cli.engine.compare.rows import Comparison
@@ -100,7 +100,7 @@ def check_files(config: CompareConfig) -> None:
     """Raises ConfigError or RjemError for output files that cannot be written."""
     files = [(flag, paths.expand(file)) for flag, file in (("-o", config.output), ("--html", config.html)) if file]
     for flag, path in files:
-        check_file_place(flag, path)
+        check_output_file(flag, path)
     if len({path.resolve() for _, path in files}) < len(files):
         raise ConfigError(f"-o and --html both name {files[0][1]}; give two files")
 

@@ -44,7 +44,7 @@ from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, 
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import claimed_folder, csv_text, empty_own_folder, make_dir, write_atomically
+from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, make_dir, write_atomically
 from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
@@ -163,12 +163,12 @@ def open_report(job: AttackJob, clean: CleanResult) -> Iterator[AttackReport]:
     if folder is None:
         yield report
         return
-    with claimed_folder(folder, "--save", OUR_NAMES, "attack.json") as earlier:
+    with lock_output_folder(folder, "--save", OUR_NAMES, "attack.json") as earlier:
         if earlier is not None:
             unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")
             if not job.config.overwrite and not unfinished:
                 raise ConfigError(f"--save {folder} already has results; add --overwrite, or choose another folder")
-            empty_own_folder(folder, OUR_NAMES)
+            clear_output_folder(folder, OUR_NAMES)
         report.save()
         yield report
 

@@ -51,7 +51,7 @@ def sample_checkpoint(
     def measure() -> dict[str, Any]:
         return {"seconds_per_1000": draw_samples(job, file, phase, callbacks), "device": runtime.describe()}
 
-    with locked(file.with_suffix(""), waiting=lambda: callbacks.on_progress("waiting for another rjem compare", 0, 1)):
+    with locked(file.with_suffix(""), on_wait=lambda: callbacks.on_progress("waiting for another rjem compare", 0, 1)):
         if not holds_samples(file, job):
             timing.unlink(missing_ok=True)
         document = load_or_measure(timing, measure)

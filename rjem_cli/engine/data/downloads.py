@@ -58,7 +58,7 @@ def fetch_file(file: RemoteFile, folder: Path, on_progress: OnProgress = noop, w
     if paths.offline():
         state = "is damaged" if path.exists() else "does not exist"
         raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
-    with files.locked(path, waiting=lambda: on_progress(phase, 0, file.size)):
+    with files.locked(path, on_wait=lambda: on_progress(phase, 0, file.size)):
         if (content := read_intact(path, file)) is not None:  # another process downloaded it
             return content
         try:
@@ -277,7 +277,7 @@ def download_with_torchvision(name: str, folder: Path, on_progress: OnProgress) 
     dataset, temporary, phase = TORCHVISION[name], folder / ".download", f"downloading {name}"
     if paths.offline():
         raise AbsentError(f"it is not in {folder}, and RJEM_OFFLINE forbids the download")
-    with files.locked(folder / name, waiting=lambda: on_progress(phase, 0, 1)):
+    with files.locked(folder / name, on_wait=lambda: on_progress(phase, 0, 1)):
         if is_downloaded(name):  # by another process
             return
         shutil.rmtree(temporary, ignore_errors=True)

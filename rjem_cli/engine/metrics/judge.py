@@ -111,7 +111,7 @@ def train_judge(
     if len(splits.class_names) < 2:
         raise DataError(f"{splits.name} has one class and a judge needs two; give another judge: --features PATH")
     folder = judge_folder(splits)
-    with locked(folder, waiting=waiting):
+    with locked(folder, on_wait=waiting):
         judge = trained_before(splits, runtime.device)
         if judge is not None:
             return judge

@@ -15,7 +15,7 @@ from rjem_cli import __version__
 from rjem_cli.config import EvalConfig
 from rjem_cli.engine.metrics.requirements import Requirements
 from rjem_cli.errors import ConfigError, RjemError
-from rjem_cli.files import append_line, claimed_folder, empty_own_folder, write_atomically
+from rjem_cli.files import append_line, clear_output_folder, lock_output_folder, write_atomically
 from rjem_cli.paths import expand, results_file
 
 OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
@@ -59,7 +59,7 @@ class Results:
         append_line(self.lines, json.dumps(document, allow_nan=False))
         if self.folder is None:
             return
-        empty_own_folder(self.folder, OUR_NAMES)
+        clear_output_folder(self.folder, OUR_NAMES)
         for name, draw in pictures.items():
             write_atomically(self.folder / name, draw())
         write_atomically(self.folder / "eval.json", json.dumps(document, indent=2, allow_nan=False).encode())
@@ -74,7 +74,7 @@ def opened_results(config: EvalConfig) -> Iterator[Results]:
     folder = None if config.save is None else expand(config.save)
     with ExitStack() as held:
         if folder is not None:
-            earlier = held.enter_context(claimed_folder(folder, "--save", OUR_NAMES, "eval.json"))
+            earlier = held.enter_context(lock_output_folder(folder, "--save", OUR_NAMES, "eval.json"))
             if earlier is not None and not config.overwrite:
                 raise ConfigError(f"--save {folder} holds results already; add --overwrite, or give another folder")
         yield Results(lines, folder)

@@ -27,7 +27,7 @@ from rjem_cli.engine.sampling.pipeline import build_chain
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.sgld import ChainState
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import claimed_folder, csv_text, empty_own_folder, write_atomically
+from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, write_atomically
 
 FILMED_CHAINS = 64  # chains whose images are recorded
 BOX_SLACK = 1e-6
@@ -235,12 +235,12 @@ def draw_animation(frames: Tensor, steps: list[int]) -> bytes:
 def open_chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> Iterator[None]:
     """An empty folder that only this process may write. What an interrupted call of the same request wrote is removed.
     Raises ConfigError if the folder holds anything else."""
-    with claimed_folder(folder, "-o", FOLDER_FILES, "chains.json") as earlier:
+    with lock_output_folder(folder, "-o", FOLDER_FILES, "chains.json") as earlier:
         if earlier is not None:
             is_unfinished = earlier.get("request") == meta["request"] and not earlier.get("complete")
             if not overwrite and not is_unfinished:
                 raise ConfigError(f"-o {folder} already holds chains; add --overwrite, or give another folder")
-            empty_own_folder(folder, FOLDER_FILES)
+            clear_output_folder(folder, FOLDER_FILES)
         write_json(folder, {**meta, "complete": False})
         yield
 

@@ -31,13 +31,13 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.files import (
     append_rows,
     check_writable,
-    claimed_folder,
+    clear_output_folder,
     csv_text,
-    empty_own_folder,
     explained,
+    lock_output_folder,
     locked,
     make_dir,
-    replacing,
+    replace_file,
     write_atomically,
 )
 from rjem_cli.paths import expand
@@ -113,7 +113,7 @@ def open_writer(
             return NpzWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
         case ".tar":
             return TarFileWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
-    earlier = stack.enter_context(claimed_folder(path, "-o", FOLDER_FILES, "meta.json"))
+    earlier = stack.enter_context(lock_output_folder(path, "-o", FOLDER_FILES, "meta.json"))
     return FolderWriter(job, path, earlier, config.overwrite)
 
 
@@ -164,7 +164,7 @@ class FolderWriter(SampleWriter):
         is_same = earlier.get("request") == self.job.meta["request"]
         done, has_more = self.count_rows() if is_same else (0, False)
         if overwrite and (not is_same or has_more or earlier.get("complete")):
-            empty_own_folder(self.folder, FOLDER_FILES)
+            clear_output_folder(self.folder, FOLDER_FILES)
             return 0
         if not is_same or has_more:
             content = f"more samples than -n {self.request.count}"
@@ -268,7 +268,7 @@ class NpzWriter(SampleWriter):
         }
         channels, height, width = self.job.setup.checkpoint.info.image_shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.done, height, width, channels)}
-        with explained("write", self.path), replacing(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+        with explained("write", self.path), replace_file(self.path) as file, zipfile.ZipFile(file, "w") as archive:
             with open_member(archive, "arr_0") as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 copy_from_start(self.pending, member)
@@ -318,7 +318,7 @@ class TarFileWriter(TarWriter):
 
     def finish(self) -> None:
         super().finish()
-        with explained("write", self.path), replacing(self.path) as file:
+        with explained("write", self.path), replace_file(self.path) as file:
             copy_from_start(self.stream, file)
 
 

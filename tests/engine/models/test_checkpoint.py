@@ -192,6 +192,6 @@ def test_any_flipped_bit_is_found(saved):
 def test_a_file_that_reads_back_differently_never_replaces_the_old_one(saved, monkeypatch):
     content = saved.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
-    with pytest.raises(RjemError, match="reads back otherwise"):
+    with pytest.raises(RjemError, match="does not read back"):
         save_checkpoint(saved, build_model(CONFIG, 1, 3), replace(INFO, step=13))
     assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]

@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_ends_no_training_but_its_end(tmp_path, monkeypatch
     monkeypatch.setattr("rjem_cli.engine.training.checkpointing.check_space", counted)
     result, steps = train(tmp_path / "a", notes=notes)
     assert steps == [1, 2, 3, 4, 5, 6] and result.finished
-    assert len(notes) == 1 and "has 0.0 MB left; make room" in notes[0] and "training goes on" in notes[0]
+    assert len(notes) == 1 and "has only 0.0 MB left; free some space" in notes[0] and "training goes on" in notes[0]
     full_after(lambda: len(told) >= 4)  # from the second checkpoint on
     with pytest.raises(RjemError, match="has 0.0 MB left.*the newest checkpoint is that of step 0"):
         train(tmp_path / "b")
