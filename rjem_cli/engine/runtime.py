@@ -157,7 +157,7 @@ def has_bf16_units() -> bool:
 def choose_compile(requested: bool | None, device: torch.device) -> tuple[bool, str]:
     """(whether to compile, reason). Raises AbsentError if torch.compile does not work here."""
     if requested is None:
-        return False, "auto: compiling takes half a minute and pays in long runs only"
+        return False, "auto: compilation takes half a minute, which only a long run repays"
     if requested:
         check_compiler(device)
     return requested, "requested"

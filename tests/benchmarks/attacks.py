@@ -1,26 +1,28 @@
-"""Do our attacks agree with those of foolbox, torchattacks and pyautoattack, on the same model and images?
+"""Do rjem's attacks agree with those of foolbox, torchattacks and pyautoattack on the same model and images?
 
-Prints one line a comparison: robust accuracy of ours and theirs, in percent, and the seconds of both. PGD starts from
-the image and takes the last iterate, as the others can. Run it alone on the machine, on a run of `rjem train`:
+Prints one line per comparison: the robust accuracies in percent and the seconds of both. PGD starts from the image and
+uses the last iterate, because the others can do that too. Run it alone on the machine, on a run of `rjem train`:
 
     pip install foolbox torchattacks pyautoattack
-    python tests/benchmarks/attacks.py RUN [--data cifar10-test.tar.xz] [--eps 8/255] [--limit 500]
+    python -m tests.benchmarks.attacks RUN [--data cifar10-test.tar.xz] [--eps 8/255] [--limit 500]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from rjem_cli.config import AttackConfig
 from rjem_cli.config.fields import parse_epsilon
-from rjem_cli.engine.attacks.eval_data import load_eval_images
-from rjem_cli.engine.attacks.robustness import AttackDataset, AttackPlan, attack_images, evaluate_clean
+from rjem_cli.engine.attacks.eval_data import AttackDataset, attack_targets, load_eval_images
+from rjem_cli.engine.attacks.robustness import AttackPlan, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.models.checkpoint import load_checkpoint
@@ -33,7 +35,7 @@ STEPS = 20
 
 
 class OnPixels(nn.Module):
-    """The model for attacks that think in [0, 1]."""
+    """The model for attacks on images in [0, 1]."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -44,22 +46,22 @@ class OnPixels(nn.Module):
         return self.model(2 * x - 1)
 
 
-def ours(model: nn.Module, chosen: AttackDataset, eps: float, plan: AttackPlan) -> Tensor:
-    clean = evaluate_clean(model, plan, chosen, CPU, BatchSizer(BATCH))
-    (result,) = attack_images(model, plan, chosen, clean, [eps], device=CPU, batches=BatchSizer(BATCH))
-    return (clean.predictions == chosen.images.labels) & ~result.hit
+def attack_with_rjem(model: nn.Module, dataset: AttackDataset, eps: float, plan: AttackPlan) -> Tensor:
+    """Which images are robust, bool (N,)."""
+    clean = evaluate_clean(model, plan, dataset, CPU, BatchSizer(BATCH))
+    (result,) = attack_dataset(model, plan, dataset, clean, [eps], device=CPU, batches=BatchSizer(BATCH))
+    return result.robust(clean, dataset.images.labels)
 
 
-def theirs(model: nn.Module, chosen: AttackDataset, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`attack` maps (x in [0, 1], labels) to attacked x in [0, 1]."""
-    standing = []
-    for pixels, labels in zip(chosen.images.pixels.split(BATCH), chosen.images.labels.split(BATCH)):
-        x = (to_model(pixels) + 1) / 2
-        attacked = attack(x, labels)
+def attack_with(model: nn.Module, dataset: AttackDataset, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The same with another library. `attack`: (x in [0, 1], labels) -> attacked x in [0, 1]."""
+    robust = []
+    for pixels, labels in zip(dataset.images.pixels.split(BATCH), dataset.images.labels.split(BATCH)):
+        x = to_model(pixels)
+        attacked = 2 * attack((x + 1) / 2, labels) - 1
         with torch.no_grad():
-            right = [model(images).argmax(dim=1) == labels for images in (to_model(pixels), 2 * attacked - 1)]
-        standing.append(right[0] & right[1])
-    return torch.cat(standing)
+            robust.append((model(x).argmax(dim=1) == labels) & (model(attacked).argmax(dim=1) == labels))
+    return torch.cat(robust)
 
 
 def foolbox_pgd(model: nn.Module, eps: float, norm: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -98,35 +100,29 @@ def main() -> None:
     checkpoint = load_checkpoint(find_checkpoint(options.run), CPU)
     model = freeze(checkpoint.model)
     config = AttackConfig(limit=options.limit, data=options.data)
-    chosen, name, of = load_eval_images(config, checkpoint.info, None)
-    print(f"{checkpoint.path.name}, {len(chosen)} of {of} images of {name}, {torch.get_num_threads()} threads")
+    images = load_eval_images(config, checkpoint.info)
+    dataset = attack_targets(images, None, targeted=False, seed=0)
+    counts = f"{len(dataset)} of {images.total} images of {images.source}"
+    print(f"{checkpoint.path.name}, {counts}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
-    right = (
-        (evaluate_clean(model, pgd, chosen, CPU, BatchSizer(BATCH)).predictions == chosen.images.labels).float().mean()
-    )
-    print(f"clean accuracy {100 * float(right):.1f} %")
+    clean = evaluate_clean(model, pgd, dataset, CPU, BatchSizer(BATCH))
+    print(f"clean accuracy {(clean.predictions == images.images.labels).float().mean():.1%}")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
-    for norm, eps in ((norm, eps) for norm in ("linf", "l2") for eps in options.eps):
+    rivals = (("PGD", pgd, foolbox_pgd), ("PGD", pgd, torchattacks_pgd), ("APGD-CE", apgd, autoattack_apgd))
+    for norm, eps, (label, plan, rival) in itertools.product(("linf", "l2"), options.eps, rivals):
         radius = parse_epsilon(eps, "model") * (1 if norm == "linf" else 8)
-        for label, plan, rival in (
-            ("PGD", pgd, foolbox_pgd),
-            ("PGD", pgd, torchattacks_pgd),
-            ("APGD-CE", apgd, autoattack_apgd),
-        ):
-            plan = AttackPlan(**{**vars(plan), "norm": norm})
-            started = time.perf_counter()
-            mine = ours(model, chosen, radius, plan)
-            middle = time.perf_counter()
-            other = theirs(model, chosen, rival(model, radius / 2, norm))
-            seconds = (middle - started, time.perf_counter() - middle)
-            shares = [100 * float(standing.float().mean()) for standing in (mine, other)]
-            rival_name = rival.__name__.split("_")[0]
-            print(
-                f"{norm}\t{radius:g}\t{label}\t{rival_name}\t{shares[0]:.1f}\t{shares[1]:.1f}\t"
-                f"{shares[0] - shares[1]:+.1f}\t{seconds[0]:.1f}\t{seconds[1]:.1f}",
-                flush=True,
-            )
+        started = time.perf_counter()
+        ours = attack_with_rjem(model, dataset, radius, replace(plan, norm=norm))
+        middle = time.perf_counter()
+        theirs = attack_with(model, dataset, rival(model, radius / 2, norm))
+        seconds = (middle - started, time.perf_counter() - middle)
+        percents = [100 * float(robust.float().mean()) for robust in (ours, theirs)]
+        print(
+            f"{norm}\t{radius:g}\t{label}\t{rival.__name__.split('_')[0]}\t{percents[0]:.1f}\t{percents[1]:.1f}\t"
+            f"{percents[0] - percents[1]:+.1f}\t{seconds[0]:.1f}\t{seconds[1]:.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

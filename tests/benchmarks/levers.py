@@ -1,7 +1,7 @@
-"""What each lever of rjem's speed brings alone.
+"""What does each lever of rjem's speed bring by itself?
 
-The same work with one lever and without it, in turns, in one process: medians of the ratio, with quartiles. What brings
-nothing on a device is not used there, or is left to its flag.
+Runs the same work with and without one lever, in turns, in one process. Prints medians of the ratio, with quartiles. A
+lever that brings nothing on a device is not used there, or only with its flag.
 
     python -m tests.benchmarks.levers [--depth 28 --width 10 --batch-size 256 --device cuda] [--compile]
 """
@@ -23,23 +23,19 @@ import torch
 from torch import nn
 
 from rjem_cli.config import TrainConfig
-from rjem_cli.engine.attacks.pgd import pgd
+from rjem_cli.engine.gradients import Logits, value_and_grad
 from rjem_cli.engine.models import wide_resnet
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.moves import Network, Question, ask, together
 from rjem_cli.engine.runtime import M_MMAP_MAX, M_TRIM_THRESHOLD, Runtime, keep_freed_memory, start_runtime
-from rjem_cli.engine.sampling.sgld import sgld
-from rjem_cli.engine.timing import seconds_of
-from rjem_cli.engine.training.estimate import Rehearsal, dummy_prior
-from rjem_cli.engine.training.loss_pass import LossPass
-from rjem_cli.engine.training.replay_buffer import draw_from_prior
-from rjem_cli.engine.training.trainer import Trainer
+from rjem_cli.engine.training.estimate import dummy_prior
+from rjem_cli.engine.training.replay_buffer import sample_prior
+from rjem_cli.engine.training.trainer import LossPass, Trainer
 from tests.benchmarks.plain_loop import PlainLoop
-from tests.benchmarks.speed import SHAPE, Call, quartiles
+from tests.benchmarks.speed import SHAPE, Call, build_trainer, quartiles, time_call
 
 M_MMAP_THRESHOLD = -3  # of malloc.h, as those of runtime.py
-# what glibc comes to by itself once its largest blocks were freed
+# glibc's own settings after its largest blocks were freed
 GLIBC_DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**26, M_MMAP_THRESHOLD: 2**25}
 
 
@@ -51,19 +47,19 @@ class Lever(NamedTuple):
 
 
 @contextmanager
-def activations_apart() -> Iterator[None]:
-    """As if none took the place of what it is of."""
-    in_place = wide_resnet.activated
-    wide_resnet.activated = lambda x_BCHW, own=True: in_place(x_BCHW, own=False)
+def without_inplace() -> Iterator[None]:
+    """No activation is computed in place."""
+    activate = wide_resnet.activate
+    wide_resnet.activate = lambda x_BCHW, inplace=True: activate(x_BCHW, inplace=False)
     try:
         yield
     finally:
-        wide_resnet.activated = in_place
+        wide_resnet.activate = activate
 
 
 @contextmanager
-def memory_given_back() -> Iterator[None]:
-    """As glibc does of itself."""
+def with_glibc_defaults() -> Iterator[None]:
+    """Freed memory returns to the system."""
     glibc = ctypes.CDLL(None)
     for parameter, value in GLIBC_DEFAULTS.items():
         glibc.mallopt(parameter, value)
@@ -73,25 +69,21 @@ def memory_given_back() -> Iterator[None]:
         keep_freed_memory()
 
 
-def within(context: Callable[[], AbstractContextManager[None]], call: Call) -> Call:
-    def work() -> None:
+def inside(context: Callable[[], AbstractContextManager[None]], call: Call) -> Call:
+    def call_inside() -> None:
         with context():
             call()
 
-    return work
+    return call_inside
 
 
 def chain_levers(trainer: Trainer, plain: PlainLoop, compiled: bool) -> Iterator[Lever]:
-    """Of one gradient of E(x), or of a few moves."""
+    """Levers of one gradient of E(x)."""
     batch, runtime, model = trainer.next_batch(), trainer.runtime, trainer.model
     x, frozen = batch.x, runtime.frozen(model)
 
-    def gradient(network: Network) -> Call:
-        return lambda: ask(network, [Question(x, energy)])
-
-    def moves(shared: bool) -> Call:
-        attack, chain = {"eps": 0.1, "steps": 2}, {"sgld_steps": 2, "step_size": 1.0}
-        return lambda: together(frozen, pgd(x, batch.labels, **attack), sgld(energy, x, **chain), shared=shared)
+    def gradient(logits_of: Logits) -> Call:
+        return lambda: value_and_grad(logits_of, energy, x)
 
     one_inner = copy.copy(plain)
     one_inner.config = replace(plain.config, inner_steps=1)
@@ -101,12 +93,11 @@ def chain_levers(trainer: Trainer, plain: PlainLoop, compiled: bool) -> Iterator
     by_planes = FrozenLogits(model)
     by_planes.network.to(memory_format=torch.contiguous_format)
     yield Lever("channels last", "gradient", gradient(FrozenLogits(model)), gradient(by_planes))
-    yield Lever("activations in place", "gradient", gradient(frozen), within(activations_apart, gradient(frozen)))
+    yield Lever("activations in place", "gradient", gradient(frozen), inside(without_inplace, gradient(frozen)))
     in_bf16 = FrozenLogits(model, torch.bfloat16)
     yield Lever("bf16 throughout", "gradient", gradient(in_bf16), gradient(FrozenLogits(model)))
     in_autocast = replace(runtime, precision="bf16").logits(with_norms)
     yield Lever("bf16 copy, not autocast", "gradient", gradient(in_bf16), gradient(in_autocast))
-    yield Lever("attack and chain share passes", "2 + 2 moves", moves(shared=True), moves(shared=False))
     if compiled:
         yield Lever("compiled", "gradient", gradient(FrozenLogits(model, frozen.dtype, True)), gradient(frozen))
 
@@ -116,43 +107,43 @@ def training_levers(trainer: Trainer, plain: PlainLoop) -> Iterator[Lever]:
     images = (batch.x, batch.x_energy, batch.x.flip(3))
 
     def losses(loss_pass: nn.Module) -> Call:
-        def work() -> None:
+        def compute_gradients() -> None:
             model.zero_grad(set_to_none=True)
             torch.stack([logits_BK.square().mean() for logits_BK in loss_pass(*images)]).sum().backward()
 
-        return work
+        return compute_gradients
 
-    joint, separate = (LossPass(model, runtime, joint).train() for joint in (True, False))
+    joint, separate = (LossPass(model, runtime.logits(model), joint).train() for joint in (True, False))
     yield Lever("one pass for x_adv, x and x_q", "loss pass", losses(joint), losses(separate))
-    yield Lever("activations in place", "loss pass", losses(joint), within(activations_apart, losses(joint)))
+    yield Lever("activations in place", "loss pass", losses(joint), inside(without_inplace, losses(joint)))
     if sys.platform == "linux" and runtime.device.type == "cpu":
-        yield Lever("freed memory is kept", "loss pass", losses(joint), within(memory_given_back, losses(joint)))
+        yield Lever("freed memory is kept", "loss pass", losses(joint), inside(with_glibc_defaults, losses(joint)))
     fused = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9, fused=True)
     yield Lever("fused SGD", "update", fused.step, trainer.optimizer.step)
     generator, count = torch.Generator(), len(batch.x)
     restarted = max(1, round(count * trainer.config.reinit_prob))
     yield Lever(
-        "prior draws of those that restart, at once",
-        "draw",
-        lambda: draw_from_prior(trainer.prior, restarted, generator),
+        "prior samples for restarts only, in one batch",
+        "sampling",
+        lambda: sample_prior(trainer.prior, restarted, generator),
         lambda: plain.prior_starts(count),
     )
 
 
-def compared(lever: Lever, rounds: int, device: torch.device) -> list[float]:
-    """Seconds without over seconds with: first quartile, median, third."""
+def measure_lever(lever: Lever, rounds: int, device: torch.device) -> list[float]:
+    """Seconds without the lever divided by seconds with it: first quartile, median, third quartile."""
     calls = {"used": lever.used, "unused": lever.unused}
     ratios = []
     for number in range(rounds + 1):
         order = ("used", "unused") if number % 2 else ("unused", "used")
-        seconds = {name: seconds_of(calls[name], device) for name in order}
+        seconds = {name: time_call(calls[name], device) for name in order}
         ratios.append(seconds["unused"] / seconds["used"])
     return quartiles(ratios[1:])  # the first round warms up
 
 
 def all_levers(config: TrainConfig, runtime: Runtime, folder: Path, compiled: bool) -> Iterator[Lever]:
     prior = dummy_prior(SHAPE)
-    trainer = Rehearsal(config, SHAPE, prior.to(runtime.device), runtime, folder)
+    trainer = build_trainer(config, prior, runtime, folder)
     plain = PlainLoop(config, prior, runtime.device)
     yield from chain_levers(trainer, plain, compiled)
     yield from training_levers(trainer, plain)
@@ -174,7 +165,7 @@ def main() -> None:
     print("lever\tof\ttimes as fast with it (quartiles)")
     with tempfile.TemporaryDirectory() as folder:
         for lever in all_levers(config, runtime, Path(folder), options.compile):
-            low, median, high = compared(lever, options.rounds, runtime.device)
+            low, median, high = measure_lever(lever, options.rounds, runtime.device)
             print(f"{lever.name}\t{lever.of}\t{median:.2f} ({low:.2f}-{high:.2f})", flush=True)
 
 

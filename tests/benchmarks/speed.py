@@ -1,9 +1,8 @@
-"""How fast are chains, attacks, training, sampling and features: against a plain loop, and against what the device can
-do?
+"""How fast are chains, attacks, training, sampling and features, against a plain loop and against the device's peak?
 
-Ours and the plain loop (plain_loop.py; for features, torch-fidelity's own call) take turns in one process, and each
-round measures the peak of the device in that moment with a large convolution, so that what else runs slows all of them.
-Ratios are medians over the rounds, with quartiles. The share of the peak counts the FLOPs of our own network passes.
+rjem and the plain loop (plain_loop.py; for features, torch-fidelity's own call) take turns in one process. Each round
+also measures the device's peak with a large convolution, so that other load on the machine slows all of them. Ratios
+are medians over the rounds, with quartiles. The share of the peak counts the FLOPs of rjem's own network passes.
 
     python -m tests.benchmarks.speed                            WRN-16-2, batch 64
     python -m tests.benchmarks.speed --depth 28 --width 10 --batch-size 256 --device cuda --precision bf16
@@ -16,13 +15,13 @@ import json
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rjem_cli.engine.moves import walk
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -31,12 +30,13 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
 from rjem_cli.engine.metrics.weights import tensors_of
-from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
 from rjem_cli.engine.sampling.sgld import sgld
-from rjem_cli.engine.timing import seconds_of
-from rjem_cli.engine.training.estimate import DataShape, Rehearsal, dummy_prior, dummy_splits
+from rjem_cli.engine.timing import synchronize
+from rjem_cli.engine.training.estimate import DataShape, dummy_prior, dummy_splits
+from rjem_cli.engine.training.trainer import Trainer
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.random_inception import write_random_inception
 
@@ -49,7 +49,7 @@ Call = Callable[[], object]
 
 @dataclass
 class Task:
-    """A call of ours and one of the plain loop, for `units` of work each."""
+    """A call of rjem and one of the plain loop, for `units` of work each."""
 
     name: str
     unit: str
@@ -62,7 +62,7 @@ class Task:
 
     def measure(self, device: torch.device, peak: Callable[[], float], order: tuple[str, str]) -> None:
         for name in order:
-            self.seconds[name].append(seconds_of(getattr(self, name), device))
+            self.seconds[name].append(time_call(getattr(self, name), device))
         self.peaks.append(peak())
 
     def result(self) -> dict[str, Any]:
@@ -77,6 +77,15 @@ class Task:
             "share_of_peak": quartiles([self.flops / mine / peak for mine, peak in zip(ours, self.peaks)]),
             "peak_gflops": statistics.median(self.peaks) / 1e9,
         }
+
+
+def time_call(call: Call, device: torch.device) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -98,14 +107,14 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-def flops_of(call: Call) -> int:
+def count_flops(call: Call) -> int:
     with FlopCounter() as counter:
         call()
     return counter.total
 
 
-def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
-    """FLOP/s of a large convolution in the runtime's own arithmetic, as it is now: the best of three."""
+def build_peak(runtime: Runtime, batch_size: int) -> Callable[[], float]:
+    """A function that measures the FLOP/s of a large convolution in the runtime's precision: the best of three."""
     device, dtype = runtime.device, runtime.dtype
     layer = nn.Conv2d(PEAK_CHANNELS, PEAK_CHANNELS, 3, padding=1, bias=False)
     layer = layer.to(device, dtype, memory_format=torch.channels_last)
@@ -119,13 +128,19 @@ def peak_of(runtime: Runtime, batch_size: int) -> Callable[[], float]:
             layer(x)
 
     flops = repeats * 2 * x.numel() * 9 * PEAK_CHANNELS
-    return lambda: flops / min(seconds_of(convolve, device) for _ in range(3))
+    return lambda: flops / min(time_call(convolve, device) for _ in range(3))
+
+
+def build_trainer(config: TrainConfig, prior: ClassGaussianPrior, runtime: Runtime, folder: Path) -> Trainer:
+    """On noise images. `prior` on the host."""
+    splits, on_device = dummy_splits(SHAPE, config.batch_size), prior.to(runtime.device)
+    return Trainer(config, splits, runtime, folder, fit_prior=lambda: on_device)
 
 
 def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: int) -> dict[str, Task]:
-    """On the same number of images and the same network; `steps` of a chain or an attack a call."""
+    """On the same number of images and the same network. Each call takes `steps` of a chain or an attack."""
     prior, device, count = dummy_prior(SHAPE), runtime.device, config.batch_size
-    trainer = Rehearsal(config, SHAPE, prior.to(device), runtime, folder)
+    trainer = build_trainer(config, prior, runtime, folder)
     plain = PlainLoop(config, prior, device)
     batch, frozen = trainer.next_batch(), runtime.frozen(trainer.model)
     images = dummy_splits(SHAPE, count).train
@@ -136,10 +151,10 @@ def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: in
     wanted, seeds = torch.arange(count) % SHAPE.classes, torch.arange(count, device=device)
 
     def chain() -> Tensor:
-        return walk(frozen, sgld(energy, batch.x, sgld_steps=steps, step_size=step_size))
+        return sgld(frozen, batch.x, steps=steps, step_size=step_size)
 
     def attack() -> Tensor:
-        return walk(frozen, pgd(batch.x, labels, eps=config.adv_eps, steps=steps))
+        return pgd(frozen, batch.x, labels, eps=config.adv_eps, steps=steps)
 
     return {
         "sgld": Task("SGLD", "steps/s", steps, chain, lambda: plain.sgld(x, steps)),
@@ -182,19 +197,19 @@ def feature_task(device: torch.device, folder: Path) -> Task:
     return Task("Inception features", "images/s", count, extract, fidelity)
 
 
-def measured(config: TrainConfig, runtime: Runtime, names: list[str], steps: int, rounds: int) -> list[Task]:
-    """Each task once to warm up, then `rounds` times, ours and theirs first in turn."""
+def measure_tasks(config: TrainConfig, runtime: Runtime, names: list[str], steps: int, rounds: int) -> list[Task]:
+    """Each task once to warm up, then `rounds` times, with rjem and the plain loop first in turn."""
     with tempfile.TemporaryDirectory() as folder:
         tasks = network_tasks(config, runtime, Path(folder), steps) if set(names) - {"features"} else {}
         if "features" in names:
             tasks["features"] = feature_task(runtime.device, Path(folder))
-        chosen, peak = [tasks[name] for name in names], peak_of(runtime, config.batch_size)
-        for task in chosen:
+        selected, peak = [tasks[name] for name in names], build_peak(runtime, config.batch_size)
+        for task in selected:
             task.plain()
-            task.flops = flops_of(task.ours)
+            task.flops = count_flops(task.ours)
             for number in range(rounds):
                 task.measure(runtime.device, peak, ("plain", "ours") if number % 2 else ("ours", "plain"))
-        return chosen
+        return selected
 
 
 def main() -> None:
@@ -204,18 +219,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--pgd-steps", type=int, default=15)
     parser.add_argument("--sgld-steps", type=int, default=10)
-    parser.add_argument("--chain", type=int, default=3, help="steps of a chain or an attack that is timed alone")
+    parser.add_argument("--chain", type=int, default=3, help="steps of a chain or an attack timed by itself")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--only", default=",".join(TASKS), help="some of %(default)s")
-    parser.add_argument("--json", type=Path, help="where all of it goes")
+    parser.add_argument("--only", default=",".join(TASKS), help="a subset of %(default)s")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     options = parser.parse_args()
     names = ("depth", "width", "batch_size", "pgd_steps", "sgld_steps", "device", "precision", "compile")
     config = TrainConfig(**{name: getattr(options, name) for name in names}, ema_decay=0.99)
     runtime = start_runtime(config)
-    tasks = measured(config, runtime, options.only.split(","), options.chain, options.rounds)
+    tasks = measure_tasks(config, runtime, options.only.split(","), options.chain, options.rounds)
     where = f"{runtime.describe()}, {torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     print(f"WRN-{config.depth}-{config.width}, batch {config.batch_size}; {where}; {options.rounds} rounds")
     print("task\tours\tplain\tunit\tratio (quartiles)\tshare of the peak (quartiles)\tpeak, GFLOP/s")
