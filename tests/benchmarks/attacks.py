@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from rjem_cli.config import AttackConfig
 from rjem_cli.config.fields import parse_epsilon
-from rjem_cli.engine.attacks.eval_data import AttackDataset, attack_targets, load_eval_images
-from rjem_cli.engine.attacks.robustness import AttackPlan, attack_dataset, evaluate_clean
+from rjem_cli.engine.attacks.robustness import AttackPlan, AttackSetup, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.models.checkpoint import load_checkpoint
+from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.paths import find_checkpoint
 
@@ -48,9 +48,10 @@ class OnPixels(nn.Module):
 
 def attack_with_rjem(model: nn.Module, dataset: AttackDataset, eps: float, plan: AttackPlan) -> Tensor:
     """Which images are robust, bool (N,)."""
-    clean = evaluate_clean(model, plan, dataset, CPU, BatchSizer(BATCH))
-    (result,) = attack_dataset(model, plan, dataset, clean, [eps], device=CPU, batches=BatchSizer(BATCH))
-    return result.robust(clean, dataset.images.labels)
+    setup = AttackSetup(model, plan, dataset, CPU, BatchSizer(BATCH))
+    clean = evaluate_clean(setup)
+    (result,) = attack_dataset(setup, clean, [eps])
+    return result.robust(clean)
 
 
 def attack_with(model: nn.Module, dataset: AttackDataset, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -101,13 +102,13 @@ def main() -> None:
     model = freeze(checkpoint.model)
     config = AttackConfig(limit=options.limit, data=options.data)
     images = load_eval_images(config, checkpoint.info)
-    dataset = attack_targets(images, None, targeted=False, seed=0)
+    dataset = AttackDataset(images.images, images.indices, targets=None, seed=0)
     counts = f"{len(dataset)} of {images.total} images of {images.source}"
     print(f"{checkpoint.path.name}, {counts}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
-    clean = evaluate_clean(model, pgd, dataset, CPU, BatchSizer(BATCH))
-    print(f"clean accuracy {(clean.predictions == images.images.labels).float().mean():.1%}")
+    clean = evaluate_clean(AttackSetup(model, pgd, dataset, CPU, BatchSizer(BATCH)))
+    print(f"clean accuracy {clean.correct.float().mean():.1%}")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
     rivals = (("PGD", pgd, foolbox_pgd), ("PGD", pgd, torchattacks_pgd), ("APGD-CE", apgd, autoattack_apgd))
     for norm, eps, (label, plan, rival) in itertools.product(("linf", "l2"), options.eps, rivals):
