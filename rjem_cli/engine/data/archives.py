@@ -34,13 +34,8 @@ MAX_HEADER_BYTES = 2**16
 MAX_IMAGE_PIXELS = 4096 * 4096
 MAX_MEMORY_SHARE = 0.4  # for decoded images, which are then copied into one array
 THREADS = 8  # Pillow decodes without Python's lock
-LONG_HEADERS = {
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-}
+LONG_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+LONG_HEADERS = LONG_NAME_TYPES | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 
 Member = tuple[str, bytes]  # name and content
 NameFilter = Callable[[PurePosixPath], bool]

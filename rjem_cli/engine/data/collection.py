@@ -37,16 +37,7 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError
 META_NAMES = {"meta.json", "__meta.json__"}
 LABELS_NAME = "labels.csv"
 # What is equal in the meta.json of all shards of one `rjem generate`
-CALL_KEYS = (
-    "checkpoint_sha256",
-    "dataset.train_digest",
-    "plan",
-    "init",
-    "init_sha256",
-    "classes",
-    "seed",
-    "block_size",
-)
+CALL_KEYS = "checkpoint_sha256 dataset.train_digest plan init init_sha256 classes seed block_size".split()
 NUMBERED_FOLDER = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
 HINT = "give PNG files, class folders of them, an archive or an .npz"
 

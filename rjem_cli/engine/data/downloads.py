@@ -76,8 +76,8 @@ def fetch_file(file: RemoteFile, folder: Path, on_progress: OnProgress = noop, w
 
 def read_intact(path: Path, file: RemoteFile) -> bytes | None:
     with contextlib.suppress(OSError):
-        content = path.read_bytes()
-        return content if is_intact(content, file) else None
+        if is_intact(content := path.read_bytes(), file):
+            return content
     return None
 
 
@@ -151,9 +151,8 @@ class TorchvisionSet(NamedTuple):
 def describe_mnist(class_name: str, url: str, class_names: str) -> TorchvisionSet:
     """A data set of the same form as MNIST."""
     files = tuple(f"{class_name}/raw/{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in IDX_KINDS)
-    return TorchvisionSet(
-        class_name, url, files, {"train": {"train": True}, "test": {"train": False}}, tuple(class_names.split())
-    )
+    parts = {"train": {"train": True}, "test": {"train": False}}
+    return TorchvisionSet(class_name, url, files, parts, tuple(class_names.split()))
 
 
 TORONTO = "https://www.cs.toronto.edu/~kriz"
@@ -177,12 +176,13 @@ CIFAR = {
 }
 DIGITS = "0 1 2 3 4 5 6 7 8 9"
 IDX_KINDS = ("images-idx3", "labels-idx1")
+BY_SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
 TORCHVISION = {
     "svhn": TorchvisionSet(
         "SVHN",
         "http://ufldl.stanford.edu/housenumbers/",
         ("train_32x32.mat", "test_32x32.mat"),
-        {"train": {"split": "train"}, "test": {"split": "test"}},
+        BY_SPLIT,
         tuple(DIGITS.split()),
     ),
     "mnist": describe_mnist("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", DIGITS),
@@ -205,7 +205,7 @@ TORCHVISION = {
         "STL10",
         "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         tuple(f"stl10_binary/{name}.bin" for name in ("train_X", "train_y", "test_X", "test_y")),
-        {"train": {"split": "train"}, "test": {"split": "test"}},
+        BY_SPLIT,
         tuple("airplane bird car cat deer dog horse monkey ship truck".split()),
     ),
 }
@@ -233,9 +233,9 @@ def load_published(name: str, on_progress: OnProgress = noop, warn: Log = noop) 
             download_with_torchvision(name, folder, on_progress)
     except AbsentError as error:
         url = CIFAR[name].archive.url if name in CIFAR else TORCHVISION[name].url
-        names = () if name in CIFAR else (" (unpacked: ", ", ".join(TORCHVISION[name].files), ")")
+        files_needed = "" if name in CIFAR else f" (unpacked: {', '.join(TORCHVISION[name].files)})"
         raise AbsentError(
-            f"{name} is not available: {error}; download {url} elsewhere into {folder}{''.join(names)}, "
+            f"{name} is not available: {error}; download {url} elsewhere into {folder}{files_needed}, "
             "or use your own images (--data, or --reference for scores)"
         ) from None
     return read_with_torchvision(name, folder, "train"), read_with_torchvision(name, folder, "test")
@@ -244,11 +244,8 @@ def load_published(name: str, on_progress: OnProgress = noop, warn: Log = noop) 
 def read_cifar(archive: bytes, layout: Cifar) -> tuple[ImageSet, ImageSet]:
     """(train, test) of the binary version, in the order of its files."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
-        contents = {
-            Path(member.name).name: file.read()
-            for member in members
-            if (file := members.extractfile(member)) is not None
-        }
+        opened = ((Path(member.name).name, members.extractfile(member)) for member in members)
+        contents = {name: file.read() for name, file in opened if file is not None}
     lines = contents[layout.names].decode().split("\n")
     class_names = tuple(re.sub(r"\s+", "_", line.strip()) for line in lines if line)
 
@@ -288,7 +285,7 @@ def download_with_torchvision(name: str, folder: Path, on_progress: OnProgress) 
             for file in dataset.files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary / file, folder / file)
-        except RjemError:  # from on_progress
+        except (RjemError, MemoryError):  # RjemError: from on_progress
             raise
         except Exception as error:  # network errors have many types, and torchvision turns some into RuntimeError
             raise AbsentError(f"cannot download {dataset.url} ({shorten(error)})") from None
@@ -331,13 +328,15 @@ def read_with_torchvision(name: str, folder: Path, part: Literal["train", "test"
         data = dataset_class(folder, **dataset.parts[part])
         pixels = torch.as_tensor(data.data)
         labels = torch.as_tensor(data.labels if hasattr(data, "labels") else data.targets)
-        if name == "emnist":  # published mirrored, with labels from 1
+        if name == "emnist":  # published transposed, with labels from 1
             pixels, labels = pixels.mT, labels - 1
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
         images = ImageSet(pixels.contiguous(), labels, dataset.class_names)
         expected = (info.train if part == "train" else info.test, *info.image_shape)
         if images.pixels.shape != expected:
             raise ValueError(f"the images are {tuple(images.pixels.shape)}, not {expected}")
+    except MemoryError:
+        raise
     except Exception as error:  # torchvision, numpy and scipy raise many types on damaged files
         raise DataError(f"the {part} files of {name} in {folder} are damaged ({shorten(error)}); remove them") from None
     return images
