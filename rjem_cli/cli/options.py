@@ -133,7 +133,7 @@ class CommandCall(Generic[ConfigT]):
                 raise ConfigError("--dataset needs --model; for the training images of a checkpoint, give --data")
             return find_checkpoint(checkpoint)
         if checkpoint is not None:
-            raise ConfigError(f"{checkpoint} and --model {config.model} exclude each other; give one")
+            raise ConfigError(f"give {checkpoint} or --model {config.model}, not both")
         return None
 
     def reject(self, group: type[Config], reason: str) -> None:

@@ -75,7 +75,7 @@ class NetworkOptions(Config):
         if self.dataset and self.data:
             raise ConfigError("--dataset and --data exclude each other; give one")
         if self.model and not (self.dataset or self.data):
-            raise ConfigError("--model needs the images it was made for; give --dataset or --data")
+            raise ConfigError("--model needs --dataset or --data, the images it was made for")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,18 +114,15 @@ class Option:
         """Text, a number or a list in the declared type. Raises OptionError."""
         if value is None and self.nullable:
             return None
-        if self.is_list:
-            parts = split_list(value) or [None]
-            return tuple(self.parse_one(part, eps_space) for part in parts)
-        return self.parse_one(value, eps_space)
+        if not self.is_list:
+            return self.parse_one(value, eps_space)
+        parts = split_list(value)
+        if not parts or "" in parts:
+            raise OptionError(self.flag, value, f": give {self.wanted}")
+        return tuple(self.parse_one(part, eps_space) for part in parts)
 
     def parse_one(self, value: Any, eps_space: str) -> Any:
-        parse, wanted = PARSERS[self.kind]
-        if self.epsilon:
-            parse = functools.partial(parse_epsilon, space=eps_space)
-            wanted = "a number such as 0.1, or pixel units such as 8/255" + ", or several with commas" * self.is_list
-        elif self.choices:
-            wanted = f"one of {', '.join(self.choices)}"
+        parse = functools.partial(parse_epsilon, space=eps_space) if self.epsilon else PARSERS[self.kind][0]
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ConfigError(f"{self.flag}: the number has {value.bit_length()} bits; give a smaller one")
         try:
@@ -134,10 +131,17 @@ class Option:
             parsed = parse(value)
         except (ValueError, TypeError, KeyError, OverflowError):
             hint = ", or remove it" if value is None else ""
-            raise OptionError(self.flag, value, f": give {wanted}{hint}") from None
+            raise OptionError(self.flag, value, f": give {self.wanted}{hint}") from None
         if problem := self.find_problem(parsed):
             raise OptionError(self.flag, parsed, problem)
         return parsed
+
+    @property
+    def wanted(self) -> str:
+        """What to give instead of a value of the wrong type."""
+        if self.epsilon:
+            return "a number such as 0.1, or pixel units such as 8/255" + ", or several with commas" * self.is_list
+        return f"one of {', '.join(self.choices)}" if self.choices else PARSERS[self.kind][1]
 
     def find_problem(self, value: Any) -> str | None:
         """Why a value of the right type is invalid."""

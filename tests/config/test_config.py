@@ -232,8 +232,10 @@ def test_an_invalid_radius_of_several_is_quoted_as_written(values):
         resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": values})])
     with pytest.raises(ConfigError, match="^a.yaml: eps 'x': give a number such as 0.1, .*, or several with commas$"):
         resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": ["2/255", "x"]})])
-    with pytest.raises(ConfigError, match="^a.yaml: eps null: give a number"):
+    with pytest.raises(ConfigError, match=r"^a.yaml: eps \[\]: give a number"):
         resolve(EvalConfig, [ConfigSource("a.yaml", {"eps": []})])
+    with pytest.raises(ConfigError, match="^--eps '0.1,,8/255': give a number"):
+        resolve(EvalConfig, [ConfigSource("flag", {"eps": "0.1,,8/255"})])
 
 
 def test_the_largest_radius_that_an_error_suggests_is_accepted():
