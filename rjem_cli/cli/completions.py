@@ -1,11 +1,11 @@
-"""What TAB offers for values that are no fixed choice. Nothing heavy is imported: a shell waits for it."""
+"""Values that the shell completes for options without fixed choices. No heavy imports, because the shell waits."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,44 +18,37 @@ PARTS = ("train", "test", "all")
 LARGEST_HEADER = 2**24  # bytes
 
 
-def listed(known: Callable[[typer.Context], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
-    """For one of these names, or several with commas."""
+def complete_list(get_values: Callable[[typer.Context], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
+    """Complete one value, or several separated by commas."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         before, comma, _ = incomplete.rpartition(",")
-        return [f"{before}{comma}{name}" for name in known(ctx) if name not in before.split(",")]
+        return [f"{before}{comma}{value}" for value in get_values(ctx) if value not in before.split(",")]
 
     return complete
 
 
 def class_names(ctx: typer.Context) -> list[str]:
-    """Of the checkpoint that the line names so far, else of the newest."""
+    """Those of the checkpoint that the command line names so far, else of the newest. Only the JSON header of the
+    safetensors file is read, without checking its sha256."""
+    names: list[Any] = []
     with contextlib.suppress(RjemError, OSError, ValueError, KeyError, TypeError):
-        path = find_checkpoint(ctx.params.get("checkpoint"))
-        names = [str(name) for name in description_of(path)["info"]["class_names"]]
-        return [*names, "all", "none"]
-    return ["all", "none"]
+        with find_checkpoint(ctx.params.get("checkpoint")).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LARGEST_HEADER)))
+        names = json.loads(header["__metadata__"]["rjem"])["description"]["info"]["class_names"]
+    return [*map(str, names), "all", "none"]
 
 
-def description_of(checkpoint: Path) -> dict[str, dict[str, list[str]]]:
-    """What a safetensors file says of itself: 8 bytes with the length of a JSON header, and that. Without the check of
-    its sha256. Raises OSError, ValueError, KeyError or TypeError for any other file."""
-    with checkpoint.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(length, LARGEST_HEADER)))
-    description: dict[str, dict[str, list[str]]] = json.loads(header["__metadata__"]["rjem"])["description"]
-    return description
-
-
-VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name of the knob
-    "classes": listed(class_names),
-    "target": listed(class_names),
-    "init": listed(lambda ctx: STARTS),
-    "preset": listed(lambda ctx: preset_names()),
-    "metrics": listed(lambda ctx: ("all", *METRICS)),
-    "ood": listed(lambda ctx: ("auto", "none", *SYNTHETIC_SETS, *DATASETS)),
-    "features": listed(lambda ctx: FEATURES),
-    "reference": listed(lambda ctx: [f"{name}:{part}" for name in DATASETS for part in PARTS]),
-    "mode": listed(lambda ctx: (*SAMPLE_MODES, "none")),  # of compare; generate has a choice
-    "device": listed(lambda ctx: ("auto", "cpu", "cuda", "mps")),
+VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name of the option
+    "classes": complete_list(class_names),
+    "target": complete_list(class_names),
+    "init": complete_list(lambda ctx: STARTS),
+    "preset": complete_list(lambda ctx: preset_names()),
+    "metrics": complete_list(lambda ctx: ("all", *METRICS)),
+    "ood": complete_list(lambda ctx: ("auto", "none", *SYNTHETIC_SETS, *DATASETS)),
+    "features": complete_list(lambda ctx: FEATURES),
+    "reference": complete_list(lambda ctx: [f"{name}:{part}" for name in DATASETS for part in PARTS]),
+    "mode": complete_list(lambda ctx: (*SAMPLE_MODES, "none")),  # of rjem compare; rjem generate has fixed choices
+    "device": complete_list(lambda ctx: ("auto", "cpu", "cuda", "mps")),
 }

@@ -168,22 +168,28 @@ def split_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else str(value).split(",")
 
 
-@functools.cache
-def options(config_class: type[Any]) -> tuple[Option, ...]:
+OPTIONS: dict[type, tuple[Option, ...]] = {}  # a cache
+
+
+def options(config_class: type[Config]) -> tuple[Option, ...]:
     """The options of a config class, in the order of its fields."""
+    if config_class not in OPTIONS:
+        OPTIONS[config_class] = tuple(read_options(config_class))
+    return OPTIONS[config_class]
+
+
+def read_options(config_class: type[Config]) -> Iterator[Option]:
     hints = typing.get_type_hints(config_class)
     groups: dict[str, str] = {}
     for base in reversed(config_class.__mro__):
         groups = {**dict.fromkeys(inspect.get_annotations(base), base.__name__), **groups}
-    found = []
     for each in fields(config_class):
-        union = typing.get_args(hints[each.name])
-        kinds = [hints[each.name]] if type(None) not in union else [kind for kind in union if kind is not type(None)]
-        is_list = typing.get_origin(kinds[0]) is tuple
-        kind = typing.get_args(kinds[0])[0] if is_list else kinds[0]
-        nullable = type(None) in union
-        found.append(Option(each.name, each.default, kind, nullable, is_list, groups[each.name], **each.metadata))
-    return tuple(found)
+        kind, nullable = hints[each.name], type(None) in typing.get_args(hints[each.name])
+        if nullable:  # X | None
+            kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        if is_list := typing.get_origin(kind) is tuple:  # tuple[X, ...]
+            kind = typing.get_args(kind)[0]
+        yield Option(each.name, each.default, kind, nullable, is_list, groups[each.name], **each.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)

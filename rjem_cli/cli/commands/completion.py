@@ -28,7 +28,7 @@ def completion(
 
 
 def completion_script(shell: str) -> str:
-    """Typer's script; the zsh one also works as an fpath file, where the first TAB must call the function it
+    """Typer's script. The zsh one also works as a file in fpath, where the first TAB must call the function that it
     defines."""
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
