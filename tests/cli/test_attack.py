@@ -1,3 +1,5 @@
+"""`rjem attack`: the report with its protocol, the saved images, targets, AutoAttack, and errors."""
+
 from __future__ import annotations
 
 import csv
@@ -22,7 +24,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_report_has_its_whole_protocol(rjem, trained):
+def test_the_report_has_the_protocol_that_its_scores_depend_on(rjem, trained):
     outcome = rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
@@ -35,7 +37,7 @@ def test_the_report_has_its_whole_protocol(rjem, trained):
     first, second = report["results"]
     assert first["eps"] == pytest.approx(16 / 255) and first["eps_pixel_units"] == pytest.approx(8 / 255)
     assert clean["value"] >= first["robust_accuracy"]["value"] >= second["robust_accuracy"]["value"]
-    assert sum(found["of"] for found in second["per_class"].values()) == 50
+    assert sum(share["of"] for share in second["per_class"].values()) == 50
     again = json.loads(rjem("attack", "--eps", "8/255,0.2", "--restarts", 2, "--steps", 3, "--limit", 50, "--json").out)
     assert again["results"] == report["results"]
 
@@ -53,7 +55,7 @@ def test_the_default_is_the_radius_of_training_on_the_test_images(rjem, trained)
     assert rjem("attack", "--steps", 2, "-q").out.strip() == f"{float(lines[2].split()[3].rstrip('%')) / 100:.4f}"
 
 
-def test_pixel_units_are_read_where_asked(rjem, trained):
+def test_eps_space_pixel_reads_radii_in_pixel_units(rjem, trained):
     outcome = rjem("attack", "--eps", "0.1,8/255", "--eps-space", "pixel", "--dry-run")
     assert "eps 0.0627451 = 8/255; 0.2 = 25.5/255" in outcome.err
 
@@ -66,7 +68,7 @@ def predictions(checkpoint: str, files: list[Path]) -> list[int]:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
+def test_scores_of_saved_images_are_those_of_their_files(rjem, trained, tmp_path, norm):
     out = tmp_path / "attacked"
     flags = ("--eps", "0.101,0.3", "--norm", norm, "--steps", 3, "--limit", 30, "--save", out)
     outcome = rjem("attack", *flags, "--json")
@@ -75,17 +77,17 @@ def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
     assert json.loads((out / "attack.json").read_text())["results"] == report["results"]
     with Image.open(out / "curve.png") as figure:
         assert figure.width > 400
-    for result, index_set in zip(report["results"], [report["protocol"]["indices"]] * 2):
+    for result in report["results"]:
         folder, files = Path(result["files"]["folder"]), result["files"]
         rows = rows_of(folder)
         assert (folder / "examples.png").exists() == (result["success"]["count"] > 0)
-        assert [int(row["index"]) for row in rows] == index_set
+        assert [int(row["index"]) for row in rows] == report["protocol"]["indices"]
         assert max(float(row["distance"]) for row in rows) == pytest.approx(files["largest_distance"], abs=1e-5)
-        assert sum(int(row["hit"]) for row in rows) == files["success"]["count"]
+        assert sum(int(row["success"]) for row in rows) == files["success"]["count"]
         clean = {int(row["index"]): int(row["predicted_clean"]) == int(row["label"]) for row in rows}
         predicted = predictions(trained["checkpoint"], [folder / row["file"] for row in rows])
-        right = sum(label == int(row["label"]) for label, row in zip(predicted, rows))
-        assert files["robust_accuracy"]["count"] == right and files["success"]["of"] == sum(clean.values())
+        correct = sum(label == int(row["label"]) for label, row in zip(predicted, rows))
+        assert files["robust_accuracy"]["count"] == correct and files["success"]["of"] == sum(clean.values())
         far = [clean[int(row["index"])] and float(row["distance"]) > result["eps"] + 1e-6 for row in rows]
         assert files["over_eps"] == sum(far)
         if norm == "linf":  # rounding moves a pixel by half a level at most
@@ -100,13 +102,15 @@ def test_saved_images_are_measured_again(rjem, trained, tmp_path, norm):
     assert "notes.txt" in rjem("attack", *flags, "--overwrite").error_line() and (out / "notes.txt").exists()
 
 
-def test_an_unfinished_report_is_begun_again_and_a_dry_run_touches_nothing(rjem, trained, tmp_path):
+def test_an_unfinished_report_is_replaced_and_a_dry_run_writes_nothing(rjem, trained, tmp_path):
     out = tmp_path / "attacked"
     flags = ("attack", "--steps", 1, "--limit", 10, "--save", out)
     assert rjem(*flags, "--dry-run").code == 0 and not out.exists()
     assert rjem(*flags).code == 0
     document = json.loads((out / "attack.json").read_text())
-    (out / "attack.json").write_text(json.dumps({**document, "complete": False, "results": []}))  # as a stop leaves it
+    (out / "attack.json").write_text(
+        json.dumps({**document, "complete": False, "results": []})
+    )  # as an interrupt leaves it
     assert rjem(*flags).code == 0
     assert json.loads((out / "attack.json").read_text())["complete"] is True
     assert rjem(*flags, "--overwrite", "--dry-run").code == 0 and (out / "curve.png").exists()
@@ -114,8 +118,8 @@ def test_an_unfinished_report_is_begun_again_and_a_dry_run_touches_nothing(rjem,
 
 def test_two_attacks_cannot_share_a_folder_and_links_are_not_followed(rjem, trained, tmp_path):
     flags = ("attack", "--steps", 1, "--limit", 5, "--eps", "0.1", "--save")
-    with locked(tmp_path / "held" / "attack.json", wait=False):
-        assert "is in use by another process" in rjem(*flags, tmp_path / "held").error_line()
+    with locked(tmp_path / "locked" / "attack.json", wait=False):
+        assert "is in use by another process" in rjem(*flags, tmp_path / "locked").error_line()
     (tmp_path / "photos").mkdir()
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "eps-0.1").symlink_to(tmp_path / "photos")
@@ -124,24 +128,24 @@ def test_two_attacks_cannot_share_a_folder_and_links_are_not_followed(rjem, trai
     assert not list((tmp_path / "photos").iterdir())
 
 
-def test_radii_that_are_nearly_equal_have_folders_of_their_own(rjem, trained, tmp_path):
+def test_radii_that_are_nearly_equal_have_separate_folders(rjem, trained, tmp_path):
     flags = ("--eps", "8/255,0.0627450980392157", "--steps", 1, "--limit", 5)
     assert rjem("attack", *flags, "--save", tmp_path / "out").code == 0
     assert len(list((tmp_path / "out").glob("eps-*"))) == 2
 
 
-def test_a_data_folder_of_any_name_gets_its_figure(rjem, trained, tmp_path):
+def test_any_name_of_a_data_folder_can_be_the_title_of_the_figure(rjem, trained, tmp_path):
     assert rjem("generate", "-n", 20, "-o", tmp_path / "samples").code == 0
-    own = tmp_path / "ma$\\foo$th" / "3"
-    own.mkdir(parents=True)
-    (tmp_path / "samples" / "000003.png").rename(own / "a.png")
-    flags = ("--data", own.parent, "--split", "all", "--steps", 1, "--save", tmp_path / "out")
+    images = tmp_path / "ma$\\foo$th" / "3"
+    images.mkdir(parents=True)
+    (tmp_path / "samples" / "000003.png").rename(images / "a.png")
+    flags = ("--data", images.parent, "--split", "all", "--steps", 1, "--save", tmp_path / "out")
     outcome = rjem("attack", *flags)
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "out" / "curve.png").exists()
 
 
-def test_targets(rjem, trained):
+def test_targeted_attacks_report_success_instead_of_robust_accuracy(rjem, trained):
     one = json.loads(rjem("attack", "--target", "3", "--eps", 1, "--limit", 40, "--json").out)
     assert set(one["protocol"]["targets"]) == {3} and "robust_accuracy" not in one["results"][0]
     every = json.loads(
@@ -152,7 +156,7 @@ def test_targets(rjem, trained):
     assert table.code == 0 and table.out.startswith("eps\tsuccess") and "images attacked" in table.err
 
 
-def test_other_images_of_the_same_classes(rjem, trained, tmp_path):
+def test_images_of_the_same_classes_can_be_given_in_a_folder(rjem, trained, tmp_path):
     assert rjem("generate", "-n", 30, "--class", "3,4", "-o", tmp_path / "samples").code == 0
     for name, kind in (("3", 3), ("4", 4)):
         (tmp_path / "own" / name).mkdir(parents=True)
@@ -176,7 +180,7 @@ def test_autoattack_end_to_end(rjem, trained):
     assert report["results"][0]["robust_accuracy"]["count"] == 0
 
 
-def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
+def test_invalid_input_gives_one_error_line_and_an_exit_code(rjem, trained, tmp_path):
     (tmp_path / "file").write_text("")
     for arguments, code, message in (
         (["--eps", "8/0"], 2, "--eps '8/0': give a number such as 0.1"),
