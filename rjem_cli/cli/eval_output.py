@@ -68,7 +68,10 @@ def announce_tests(job: ClassifierJob, console: Console) -> None:
     console.log(f"{len(job.test.images)} of {job.test.total} images of {job.test.source}, spread evenly")
     console.log(describe_attack(job.plan, job.radii))
     console.log(f"out of distribution: {', '.join(job.ood_sets) or 'nothing'}")
-    chains = 0 if job.samples is None else job.samples.request.plan.gradient_steps * job.samples.request.computed_count
+    chains = 0
+    if job.samples is not None:
+        request = job.samples.request
+        chains = request.plan.gradient_steps * request.block_count * request.block_size
     steps = job.plan.gradient_steps * len(job.radii) * len(job.test.images) + chains
     console.log(f"at most {steps} gradient steps in all, {chains} of them for {job.config.samples} samples")
     console.log(places_of(job.config))

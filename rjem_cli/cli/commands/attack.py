@@ -1,4 +1,4 @@
-"""`rjem attack`: a checkpoint's accuracy under attack."""
+"""`rjem attack`: the accuracy of a checkpoint under attack."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
     job = prepare_attack(config, path, console.warn)
     announce(job, console)
     if call.dry_run:
-        seconds = call.elapsed() + job.estimate_seconds()
-        console.estimate(seconds, estimated_bytes(job.runtime.device), at_most=True)
+        console.estimate(call.elapsed() + job.estimate_seconds(), estimated_bytes(job.device), at_most=True)
         return
     clean = evaluate_clean(job)
     if config.standard:
@@ -59,11 +58,12 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
         return
     show_attack(report.document, console)
     if report.folder is not None and not call.quiet:
-        console.log("attack.json, curve.png and the images are in")
+        console.log("wrote attack.json, curve.png and the images to")
         console.result(str(report.folder.absolute()))
 
 
 def announce(job: AttackJob, console: Console) -> None:
+    """Log the checkpoint, the device, the images and the attack."""
     console.log(describe_checkpoint(job.checkpoint))
     console.log(f"device: {job.runtime.describe()}")
     console.log(f"{len(job.dataset)} of {job.total} images of {job.source}, spread evenly")
