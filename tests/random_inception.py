@@ -1,4 +1,4 @@
-"""InceptionV3 with random weights, made from torch-fidelity's own class: what can be had without a download."""
+"""InceptionV3 with random weights, built from torch-fidelity's own class, without a download."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-THEIR_NAMES = {  # rjem's name of a score: torch-fidelity's
-    "isc_mean": "inception_score_mean",
-    "isc_std": "inception_score_std",
-    "fid": "frechet_inception_distance",
-    "kid_mean": "kernel_inception_distance_mean",
-    "kid_std": "kernel_inception_distance_std",
-    "precision": "precision",
-    "recall": "recall",
+THEIR_NAMES = {  # rjem's name of a score with these weights: torch-fidelity's
+    "is_custom": "inception_score_mean",
+    "is_custom_std": "inception_score_std",
+    "fd_custom": "frechet_inception_distance",
+    "kd_custom_mean": "kernel_inception_distance_mean",
+    "kd_custom_std": "kernel_inception_distance_std",
+    "precision_custom": "precision",
+    "recall_custom": "recall",
 }
 
 
@@ -23,14 +23,14 @@ def write_random_inception(path: Path, seed: int = 0) -> Path:
 
     class Unloaded(FeatureExtractorInceptionV3):
         def load_state_dict(self, *arguments: object, **options: object) -> None:
-            """Keep what the constructor drew."""
+            """Keep the constructor's random weights."""
 
     torch.manual_seed(seed)
     nothing = io.BytesIO()
     torch.save({}, nothing)
     nothing.seek(0)
     network = Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
-    for module in network.modules():  # without this, features vanish on their way up
+    for module in network.modules():  # without this, features vanish with depth
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if isinstance(module, torch.nn.Linear):

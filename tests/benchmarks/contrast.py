@@ -26,7 +26,7 @@ from rjem_cli.engine.metrics.accuracy import evenly_spaced
 from rjem_cli.engine.models.checkpoint import load_checkpoint
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior
-from rjem_cli.engine.sampling.pipeline import Sampler, contrast, langevin, prior_start, targeted_pgd
+from rjem_cli.engine.sampling.pipeline import SamplePlan, Sampler, contrast, langevin, prior_start, targeted_pgd
 from rjem_cli.paths import find_checkpoint
 
 CPU = torch.device("cpu")

@@ -83,7 +83,7 @@ def main() -> None:
             weights,
             "--allow-few",
         ]
-        ours += ["--metrics", "is,fid,kid,prc", "--json", *size]
+        ours += ["--metrics", "is,fid,kid,precision_recall", "--json", *size]
         calls = {
             "rjem": [*ours, str(samples)],
             "fidelity": theirs,

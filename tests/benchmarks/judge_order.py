@@ -44,7 +44,8 @@ def rjem(*arguments: str) -> str:
 
 
 def row(run: str, kind: str, samples: str, reference: str) -> float:
-    flags = ("--num", str(COUNT), "--reference", reference, "--metrics", "fid,is,prc,dc,copies", "--json")
+    metrics = "fid,is,precision_recall,density_coverage,memorization"
+    flags = ("--num", str(COUNT), "--reference", reference, "--metrics", metrics, "--json")
     found = json.loads(rjem("eval", samples, *flags))
     print("\t".join([run, kind, *(f"{found[name]:.4g}" for name in SCORES)]), flush=True)
     return float(found["fd_judge"])

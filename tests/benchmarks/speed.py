@@ -28,8 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rjem_cli.config import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
-from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, inception, module_of
-from rjem_cli.engine.metrics.weights import tensors_of
+from rjem_cli.engine.metrics import extractors
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
@@ -179,8 +178,9 @@ def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: in
 def feature_task(device: torch.device, folder: Path) -> Task:
     """InceptionV3 with random weights; the plain call has torch-fidelity's batch of 64."""
     content = write_random_inception(folder / "inception.pth").read_bytes()
-    ours, theirs = inception(content, "random", device), module_of(tensors_of(content, "random"), "random").to(device)
-    batch_size = BATCH_SIZE.get(device.type, GPU_BATCH_SIZE)
+    ours = extractors.load_inception(content, "random", device)
+    theirs = extractors.build_inception(extractors.parse_weights(content, "random"), "random").to(device)
+    batch_size = extractors.BATCH_SIZE.get(device.type, extractors.GPU_BATCH_SIZE)
     count = 64 * max(1, batch_size // 64)
     pixels = dummy_splits(SHAPE, count).train.pixels.to(device)
 

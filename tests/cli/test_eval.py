@@ -16,13 +16,14 @@ from PIL import Image
 
 from rjem_cli.config import METRICS
 from rjem_cli.engine.data.collection import read_collection, read_stream
-from rjem_cli.engine.metrics.registry import CATALOGUE
+from rjem_cli.engine.metrics import distances
+from rjem_cli.engine.metrics.registry import REGISTRY
 from tests.image_files import tree, write
 
 
 @pytest.fixture
 def digit_samples(tmp_path):
-    """600 of scikit-learn's digits, of all classes, as an .npz of another maker."""
+    """600 of scikit-learn's digits, of all classes, as an .npz that rjem did not write."""
     from rjem_cli.engine.data.digits import load_digits
 
     images = load_digits()
@@ -34,17 +35,17 @@ def digit_samples(tmp_path):
     return tmp_path / "digits.npz"
 
 
-def evaluated(rjem, *arguments):
+def evaluate(rjem, *arguments):
     outcome = rjem("eval", *arguments, "--json")
     assert outcome.code == 0, outcome.err
     return json.loads(outcome.out)
 
 
-def test_every_metric_is_a_flag():
-    assert tuple(CATALOGUE) == METRICS
+def test_the_registry_and_the_flag_name_the_same_metrics():
+    assert tuple(REGISTRY) == METRICS
 
 
-def test_what_rjem_wrote_comes_with_its_classes_and_protocol(rjem, trained, tmp_path):
+def test_samples_of_rjem_are_read_with_their_classes_and_protocol(rjem, trained, tmp_path):
     for target in ("folder", "x.npz", "x.tar"):
         assert rjem("generate", "-n", 7, "--class", "3,8", "-o", tmp_path / target).code == 0
     subprocess.run(["tar", "-C", tmp_path / "folder", "-cf", tmp_path / "dot.tar", "."], check=True)
@@ -62,13 +63,13 @@ def test_what_rjem_wrote_comes_with_its_classes_and_protocol(rjem, trained, tmp_
     assert read_collection(str(tmp_path / "none")).labels is None
 
 
-def test_shards_are_scored_as_the_whole(rjem, trained, digits_judge, tmp_path, monkeypatch):
+def test_shards_have_the_scores_of_the_complete_set(rjem, trained, digits_judge, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert rjem("generate", "-n", 60, "-o", "whole.npz").code == 0
     for shard in range(3):
         assert rjem("generate", "-n", 60, "--shard", f"{shard}/3", "-o", f"part{shard}.npz").code == 0
-    whole = evaluated(rjem, "whole.npz", "--allow-few")
-    parts = evaluated(rjem, "part0.npz", "part1.npz", "part2.npz", "--allow-few")
+    whole = evaluate(rjem, "whole.npz", "--allow-few")
+    parts = evaluate(rjem, "part0.npz", "part1.npz", "part2.npz", "--allow-few")
     assert parts["protocol"]["samples"]["from"] == "part0.npz, part1.npz, part2.npz"
     assert parts["protocol"]["samples"]["sha256"] == whole["protocol"]["samples"]["sha256"]
     assert parts["protocol"]["reference"] == whole["protocol"]["reference"]
@@ -79,7 +80,7 @@ def test_shards_are_scored_as_the_whole(rjem, trained, digits_judge, tmp_path, m
     for other, message in {
         "tiny": "tiny is a checkpoint",
         "part0.npz": "part0.npz is given twice",
-        "digits:test": "is a set of its own",
+        "digits:test": "is a complete set",
         "noise.npz": "give images of one size",
         "other.npz": "other.npz and part0.npz differ in seed",
         "./part0.npz": "part0.npz has the images of part0.npz; give each part once",
@@ -90,8 +91,8 @@ def test_shards_are_scored_as_the_whole(rjem, trained, digits_judge, tmp_path, m
         assert refused.code in (1, 2) and message in refused.error_line()
 
 
-def test_scores_by_a_judge_come_with_their_protocol(rjem, digits_judge, digit_samples, own_home):
-    found = evaluated(rjem, digit_samples, "--reference", "digits")
+def test_scores_of_a_judge_come_with_their_protocol(rjem, digits_judge, digit_samples, own_home):
+    found = evaluate(rjem, digit_samples, "--reference", "digits")
     protocol = found["protocol"]
     assert protocol["reference"]["name"] == "digits:train" and protocol["reference"]["count"] == 1438
     assert protocol["samples"] | {"sha256": 0} == {
@@ -101,14 +102,14 @@ def test_scores_by_a_judge_come_with_their_protocol(rjem, digits_judge, digit_sa
         "shape": [1, 8, 8],
         "pixels": "uint8",
         "sha256": 0,
-        "selection": "not known",
+        "selection": "unknown",
         "checkpoint_sha256": None,
         "request": None,
     }
-    assert protocol["features"]["chosen"].startswith("auto: Inception was made for photographs")
+    assert protocol["features"]["reason"].startswith("auto: Inception was trained on photographs")
     assert len(protocol["features"]["weights_sha256"]) == 64 and protocol["features"]["arithmetic"] == "float32"
-    assert any("judge's own accuracy" in note for note in found["notes"])
-    assert not {"fid", "kid_mean", "isc_mean", "precision"} & found.keys()  # by a judge, nothing is called FID
+    assert any("judge's test accuracy" in note for note in found["notes"])
+    assert not {"fid", "kid_mean", "isc_mean", "precision"} & found.keys()  # with a judge, nothing is called FID
     for metric in protocol["metrics"].values():
         for name in metric["scores"]:
             assert math.isfinite(found[name])
@@ -120,25 +121,25 @@ def test_scores_by_a_judge_come_with_their_protocol(rjem, digits_judge, digit_sa
     assert [json.loads(line) for line in lines] == [found]
 
 
-def test_what_is_kept_is_not_computed_again_and_cannot_stand_for_other_images(
+def test_cached_features_are_used_again_and_never_for_other_images(
     rjem, quick_judge, digit_samples, own_home, tmp_path
 ):
     first = rjem("eval", digit_samples, "--reference", "digits", "--json")
     again = rjem("eval", digit_samples, "--reference", "digits", "--json")
-    assert "features of all 2038 images are kept" in again.err and "training" not in again.err
+    assert "features of 0 of 2038 images to compute" in again.err and "training" not in again.err
     timeless = [{**json.loads(out.out), "seconds": 0, "time": 0} for out in (first, again)]
     assert timeless[0] == timeless[1]
     kept = sorted((own_home / "cache" / "features").glob("*.safetensors"))
     kept[0].write_bytes(kept[0].read_bytes()[:100])
     kept[1].write_bytes(b"")
-    mended = {**evaluated(rjem, digit_samples, "--reference", "digits"), "seconds": 0, "time": 0}
+    mended = {**evaluate(rjem, digit_samples, "--reference", "digits"), "seconds": 0, "time": 0}
     assert mended == timeless[0]
     with np.load(digit_samples) as arrays:
         pixels, labels = arrays["arr_0"].copy(), arrays["labels"]
     pixels[5] = 255 - pixels[5]
     np.savez(tmp_path / "other.npz", arr_0=pixels, labels=labels)
     other = rjem("eval", tmp_path / "other.npz", "--reference", "digits", "--json")
-    assert "features: 200 of 2038 images to compute" in other.err
+    assert "features of 200 of 2038 images to compute" in other.err
     assert json.loads(other.out)["fd_judge"] != timeless[0]["fd_judge"]
 
 
@@ -146,10 +147,10 @@ def test_a_pipeline_from_generate(rjem, trained, digits_judge, monkeypatch, tmp_
     assert rjem("generate", "-n", 150, "-o", tmp_path / "x.tar").code == 0
     assert rjem("generate", "-n", 150, "-o", tmp_path / "folder").code == 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "x.tar").read_bytes())))
-    piped = evaluated(rjem, "-")
+    piped = evaluate(rjem, "-")
     assert piped["protocol"]["reference"]["name"] == "digits:train"  # what __meta.json__ names
     assert piped["protocol"]["samples"]["selection"] == "none"
-    from_folder = evaluated(rjem, tmp_path / "folder", "--save", tmp_path / "out")
+    from_folder = evaluate(rjem, tmp_path / "folder", "--save", tmp_path / "out")
     assert from_folder["fd_judge"] == piped["fd_judge"] and from_folder["class_agreement_judge"] > 0
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == from_folder
     for name in ("nearest.png", "classes.png"):
@@ -159,32 +160,32 @@ def test_a_pipeline_from_generate(rjem, trained, digits_judge, monkeypatch, tmp_
     assert again.code == 2 and "--overwrite" in again.error_line()
 
 
-def test_own_images_as_reference_and_the_model_under_test_is_no_judge(rjem, quick_judge, tmp_path):
+def test_user_images_as_reference_and_the_model_under_test_is_refused_as_a_judge(rjem, quick_judge, tmp_path):
     write(tree(per_class=150), tmp_path / "real")
     flags = "--preset quickstart --steps 2 --pgd-steps 1 --sgld-steps 1 --sample-steps 1 --eval-limit 9 -q".split()
     assert rjem("train", "--data", tmp_path / "real", "--run", "own", *flags).code == 0
     assert rjem("generate", "own", "-n", 140, "-o", tmp_path / "s").code == 0
-    found = evaluated(rjem, tmp_path / "s", "--features", "judge")
+    found = evaluate(rjem, tmp_path / "s", "--features", "judge")
     assert found["protocol"]["reference"]["name"] == f"{tmp_path / 'real'}:train"
     assert found["protocol"]["reference"]["count"] == 240  # the part that is no test image
     checkpoint = next((tmp_path / "rjem-home" / "runs" / "own" / "checkpoints").glob("*0002.safetensors"))
     refused = rjem("eval", tmp_path / "s", "--features", checkpoint)
-    assert refused.code == 2 and "made these samples" in refused.error_line()
+    assert refused.code == 2 and "from the run that made these samples" in refused.error_line()
     others = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--features", checkpoint, "--json")
     assert json.loads(others.out)["fd_judge"] == pytest.approx(0, abs=1e-4)
 
 
-def test_gates(rjem, digits_judge, digit_samples):
-    flags = (digit_samples, "--reference", "digits", "--metrics", "fid,copies")
+def test_requirements_decide_the_exit_code(rjem, digits_judge, digit_samples):
+    flags = (digit_samples, "--reference", "digits", "--metrics", "fid,memorization")
     assert rjem("eval", *flags, "--require", "fd_judge<1000, exact_copies>=1").code == 0
     missed = rjem("eval", *flags, "--require", "fd_judge<=0.000001,exact_copies<1", "--json")
     assert missed.code == 4 and json.loads(missed.out)["require"] == {"fd_judge<=1e-06": False, "exact_copies<1": False}
-    assert "fd_judge<=1e-06 does not hold" in missed.error_line() and "exact_copies<1" in missed.error_line()
+    assert "fd_judge<=1e-06 is not met" in missed.error_line() and "exact_copies<1" in missed.error_line()
     for bad, message in {
-        "fid<=45": "does not compute 'fid'; with these features it is fd_judge",
+        "fid<=45": "'fid' will not be computed; with these features it is fd_judge",
         "fd_judge=3": "'fid<=45'",
         "fd_judge<nan": "a number",
-        "recall_judge>0.1": "does not compute",
+        "recall_judge>0.1": "will not be computed",
     }.items():
         outcome = rjem("eval", *flags, "--require", bad)
         assert outcome.code == 2 and message in outcome.error_line()
@@ -196,16 +197,16 @@ def test_gates(rjem, digits_judge, digit_samples):
         (
             ["--num", "100", "--metrics", "fid"],
             1,
-            "fid: 100 samples are too few for a Frechet distance of 128 features",
+            "fid: 100 samples are too few for 128 features",
         ),
-        (["--metrics", "fid", "--num", "100"], 1, "give 129 or more, or add --allow-few"),
+        (["--metrics", "fid", "--num", "100"], 1, "use 129 or more, or add --allow-few"),
         (["--num", "601"], 1, "has 600 images, fewer than --num 601"),
         (["--metrics", "is", "--num", "15"], 1, "too few for 10 splits"),
-        (["--metrics", "prc", "--num", "3"], 1, "3 images are too few"),
+        (["--metrics", "precision_recall", "--num", "3"], 1, "3 images are too few"),
         (["--metrics", "fidd"], 2, "did you mean fid"),
         (["--features", "incepton"], 2, "did you mean inception"),
-        (["--features", "weights.pth"], 3, "no network and no file"),
-        (["--features", "/nowhere/weights.pth"], 3, "no network and no file"),
+        (["--features", "weights.pth"], 3, "no such file"),
+        (["--features", "/nowhere/weights.pth"], 3, "no such file"),
         (
             ["--features", "inception", "--allow-few"],
             3,
@@ -213,19 +214,17 @@ def test_gates(rjem, digits_judge, digit_samples):
         ),
         (["--features", "dinov2", "--allow-few"], 3, "RJEM_OFFLINE"),
         (["--reference", "cifra10"], 2, "did you mean cifar10"),
-        (["--reference", "/nowhere"], 3, "no data set and no file"),
+        (["--reference", "/nowhere"], 3, "no such file or folder"),
         (["--reference", "digits:tset"], 2, "digits has no part 'tset'; did you mean test"),
         (["--reference", "cifar10:test"], 3, "RJEM_OFFLINE forbids the download"),
-        (["--reference", "shifted-digits"], 1, "8x8, the judge takes 12x12"),
-        (["--protocol", "jempp", "--reference", "digits:test"], 2, "is one part"),
+        (["--reference", "shifted-digits"], 1, "8x8, but the judge takes 12x12"),
+        (["--protocol", "jempp", "--reference", "digits:test"], 2, "use --reference digits"),
         (["--neighbours", "0"], 2, "1 or more"),
         (["--seed", "4294967296"], 2, "4294967296 is too large; give 4294967295 or less"),
         (["--metrics", "all,fid"], 2, "or all alone"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line_before_the_work(
-    rjem, quick_judge, digit_samples, own_home, flags, code, message
-):
+def test_invalid_options_are_one_line_before_the_work(rjem, quick_judge, digit_samples, own_home, flags, code, message):
     outcome = rjem("eval", digit_samples, *(["--reference", "digits"] if "--reference" not in flags else []), *flags)
     assert outcome.code == code and message in outcome.error_line()
     assert not any((own_home / name).exists() for name in ("results.jsonl", "cache/features", "cache/judges"))
@@ -235,38 +234,38 @@ def test_an_empty_name_is_not_the_current_folder(rjem):
     assert rjem("eval", "").code == 2
 
 
-def test_what_few_images_cannot_give_is_left_out_and_said(rjem, digits_judge, digit_samples):
-    """The quickstart's 100 samples of one class, say."""
-    found = evaluated(rjem, digit_samples, "--reference", "digits", "--num", 100)
+def test_metrics_that_few_images_do_not_allow_are_left_out_with_a_note(rjem, digits_judge, digit_samples):
+    """As with the quickstart's 100 samples of one class."""
+    found = evaluate(rjem, digit_samples, "--reference", "digits", "--num", 100)
     assert "fd_judge" not in found and found["precision_judge"] >= 0
     assert any(note.startswith("fid (here fd_judge) is left out: 100 samples are too few") for note in found["notes"])
     with np.load(digit_samples) as arrays:
         threes = arrays["labels"] == 3
         np.savez(digit_samples.with_name("threes.npz"), arr_0=arrays["arr_0"][threes], labels=arrays["labels"][threes])
-    found = evaluated(rjem, digit_samples.with_name("threes.npz"), "--reference", "digits")
-    assert any(note.startswith("the samples are of 1 of 10 classes") for note in found["notes"])
+    found = evaluate(rjem, digit_samples.with_name("threes.npz"), "--reference", "digits")
+    assert any(note.startswith("the samples have 1 of the reference's 10 classes") for note in found["notes"])
 
 
-def test_samples_that_name_no_data_set_are_not_compared_with_whatever(rjem, digits_judge, digit_samples):
+def test_samples_that_do_not_name_their_data_set_need_a_reference(rjem, digits_judge, digit_samples):
     outcome = rjem("eval", digit_samples)
-    assert outcome.code == 1 and "names no data set that it is like; say one with --reference" in outcome.error_line()
-    own = evaluated(rjem, "digits:test", "--metrics", "prc")
+    assert outcome.code == 1 and "does not name its data set; give one with --reference" in outcome.error_line()
+    own = evaluate(rjem, "digits:test", "--metrics", "precision_recall")
     assert own["protocol"]["reference"]["name"] == "digits:train"
 
 
-def test_a_judge_to_be_trained_is_announced_and_keeps_nothing_but_itself(rjem, quick_judge, digit_samples, own_home):
-    flags = (digit_samples, "--reference", "digits", "--metrics", "prc")
-    assert "a judge of this reference is trained first, WRN-10-2, 30 steps" in rjem("eval", *flags, "--dry-run").err
-    first = evaluated(rjem, *flags)
+def test_the_training_of_a_judge_is_announced_and_only_the_judge_is_cached(rjem, quick_judge, digit_samples, own_home):
+    flags = (digit_samples, "--reference", "digits", "--metrics", "precision_recall")
+    assert "a judge will be trained on the reference first (WRN-10-2, 30 steps" in rjem("eval", *flags, "--dry-run").err
+    first = evaluate(rjem, *flags)
     assert not (own_home / "cache" / "priors").exists()  # a plain classifier needs none
     judge = first["protocol"]["features"]["path"]
     handed_over = rjem("eval", *flags, "--features", judge, "--json")
     again = json.loads(handed_over.out)
-    assert "are kept from before" in handed_over.err and again["precision_judge"] == first["precision_judge"]
+    assert "features of 0 of" in handed_over.err and again["precision_judge"] == first["precision_judge"]
     assert again["protocol"]["features"]["test_accuracy"] == first["protocol"]["features"]["test_accuracy"]
 
 
-def test_few_images_are_labelled_and_nothing_is_nan(rjem, digits_judge, digit_samples):
+def test_scores_of_few_images_are_labelled_and_nothing_is_nan(rjem, digits_judge, digit_samples):
     for count in (2, 7, 30):
         outcome = rjem("eval", digit_samples, "--reference", "digits", "--num", count, "--allow-few", "--json")
         assert outcome.code == 0 and "NaN" not in outcome.out
@@ -276,23 +275,23 @@ def test_few_images_are_labelled_and_nothing_is_nan(rjem, digits_judge, digit_sa
 
 
 def test_jempp_compares_with_train_and_test(rjem, digits_judge, digit_samples):
-    found = evaluated(rjem, digit_samples, "--reference", "digits", "--protocol", "jempp", "--metrics", "fid")
+    found = evaluate(rjem, digit_samples, "--reference", "digits", "--protocol", "jempp", "--metrics", "fid")
     assert found["protocol"]["name"] == "jempp" and found["protocol"]["reference"]["count"] == 1797
 
 
-def test_jempp_counts_the_test_images_that_the_samples_model_had(rjem, quick_judge, tmp_path):
+def test_jempp_uses_the_test_images_that_the_model_had(rjem, quick_judge, tmp_path):
     for name, per_class in (("train", 90), ("test", 60)):
         write(tree(per_class), tmp_path / name)
     write(tree(per_class=40), tmp_path / "samples")
     meta = {"rjem": "1", "dataset": {"data": str(tmp_path / "train"), "test_data": str(tmp_path / "test")}}
     (tmp_path / "samples" / "meta.json").write_text(json.dumps(meta))
-    flags = (tmp_path / "samples", "--metrics", "prc")
-    standard, jempp = evaluated(rjem, *flags), evaluated(rjem, *flags, "--protocol", "jempp")
+    flags = (tmp_path / "samples", "--metrics", "precision_recall")
+    standard, jempp = evaluate(rjem, *flags), evaluate(rjem, *flags, "--protocol", "jempp")
     assert [found["protocol"]["reference"]["count"] for found in (standard, jempp)] == [180, 300]
 
 
-def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, digits_judge, digit_samples):
-    flags = (digit_samples, "--reference", "digits", "--metrics", "fid,prc")
+def test_quiet_prints_one_number_and_a_pipe_gets_tsv(rjem, digits_judge, digit_samples):
+    flags = (digit_samples, "--reference", "digits", "--metrics", "fid,precision_recall")
     quiet, table = rjem("eval", *flags, "-q"), rjem("eval", *flags)
     rows = [line.split("\t") for line in table.out.splitlines()]
     assert rows[0] == ["score", "value", "better", "how"] and [row[0] for row in rows[1:4]] == [
@@ -300,12 +299,21 @@ def test_quiet_is_one_number_and_a_pipe_gets_tsv(rjem, digits_judge, digit_sampl
         "precision_judge",
         "recall_judge",
     ]
-    assert quiet.out.strip() == rows[1][1] and quiet.err == ""
+    assert quiet.out.strip() == rows[1][1]
+
+
+def test_notes_that_limit_a_score_are_printed_even_with_quiet(rjem, digits_judge, digit_samples):
+    flags = (digit_samples, "--reference", "digits", "--metrics", "fid", "--num", "100", "--allow-few")
+    notes = evaluate(rjem, *flags)["notes"]
+    assert any("rank-deficient" in note for note in notes) and any("judge's test accuracy" in note for note in notes)
+    warnings = [f"warning: {note}" for note in notes]
+    assert rjem("eval", *flags, "-q").err.splitlines() == warnings
+    assert rjem("eval", *flags).err.splitlines()[-len(notes) :] == warnings
 
 
 @pytest.mark.slow
-def test_a_stop_keeps_what_was_computed(rjem, own_home, digit_samples, tmp_path):
-    """Ctrl-C while the judge is trained: 130, and the next call goes on from its checkpoint."""
+def test_an_interrupted_training_of_the_judge_is_resumed(rjem, own_home, digit_samples, tmp_path):
+    """Ctrl-C while the judge is trained: exit code 130, and the next call continues from its checkpoint."""
     command = [sys.executable, "-m", "rjem_cli", "eval", str(digit_samples), "--reference", "digits"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stderr is not None
@@ -314,36 +322,36 @@ def test_a_stop_keeps_what_was_computed(rjem, own_home, digit_samples, tmp_path)
             break
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait() == 130 and "the same command goes on" in rest and "Traceback" not in rest
+    stderr = process.stderr.read()
+    assert process.wait() == 130 and "run the same command again" in stderr and "Traceback" not in stderr
     steps = [
         path.name for path in (own_home / "cache" / "judges").rglob("step-*0*.safetensors") if "state" not in path.name
     ]
     assert max(steps) > "step-00000000.safetensors"
     again = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
-    began = next(line for line in again.stderr.splitlines() if line.startswith("training the judge"))
-    assert int(began.split()[3]) > 1 and again.returncode == 0
+    start = next(line for line in again.stderr.splitlines() if line.startswith("training the judge"))
+    assert int(start.split()[3]) > 1 and again.returncode == 0
 
 
-def test_the_test_split_is_what_samples_can_hope_for(rjem, digits_judge):
+def test_the_test_split_can_be_scored_as_samples(rjem, digits_judge):
     floor, ceiling = (
-        evaluated(rjem, name, "--reference", "digits", "--metrics", "fid,copies")
+        evaluate(rjem, name, "--reference", "digits", "--metrics", "fid,memorization")
         for name in ("digits:test", "digits:train")
     )
     assert 0 <= ceiling["fd_judge"] < 1e-3 < floor["fd_judge"] and ceiling["exact_copies"] == 1438
     assert floor["near_copies_judge"] < 0.1 and floor["protocol"]["samples"]["from"] == "digits:test"
 
 
-def test_a_choice_of_samples_leaves_no_class_out(rjem, quick_judge, tmp_path):
+def test_a_subset_of_samples_has_all_classes(rjem, quick_judge, tmp_path):
     write(tree(per_class=150), tmp_path / "real")
     flags = ("--reference", tmp_path / "real", "--num", 140, "--metrics", "intra_fid", "--allow-few")
-    found = evaluated(rjem, tmp_path / "real", *flags)
+    found = evaluate(rjem, tmp_path / "real", *flags)
     assert found["protocol"]["samples"]["count"] == 140 and found["protocol"]["samples"]["of"] == 300
     assert found["per_class"]["fd_judge"].keys() == {"cat", "dog"}
 
 
-def test_classes_are_scored_one_by_one(rjem, digits_judge, digit_samples):
-    found = evaluated(rjem, digit_samples, "--reference", "digits", "--metrics", "intra_fid", "--allow-few")
+def test_intra_fid_is_the_mean_over_classes(rjem, digits_judge, digit_samples):
+    found = evaluate(rjem, digit_samples, "--reference", "digits", "--metrics", "intra_fid", "--allow-few")
     distances = found["per_class"]["fd_judge"]
     assert found["intra_fd_judge"] == pytest.approx(sum(distances.values()) / 10)
     assert found["protocol"]["metrics"]["intra_fid"]["settings"] == {"classes": "10 of 10", "rank": "deficient"}
@@ -351,7 +359,7 @@ def test_classes_are_scored_one_by_one(rjem, digits_judge, digit_samples):
     assert refused.code == 1 and "129 are needed" in refused.error_line()
 
 
-def test_where_results_cannot_go_is_known_before_the_work(rjem, quick_judge, digit_samples, tmp_path, own_home):
+def test_an_unwritable_result_is_an_error_before_the_work(rjem, quick_judge, digit_samples, tmp_path, own_home):
     flags = (digit_samples, "--reference", "digits")
     for results in (tmp_path, tmp_path / "digits.npz" / "x"):
         outcome = rjem("eval", *flags, "--results", results)
@@ -363,7 +371,7 @@ def test_where_results_cannot_go_is_known_before_the_work(rjem, quick_judge, dig
 
 
 @pytest.mark.parametrize("meta", [{"dataset": "digits"}, {"dataset": {"name": 3}}, {"selection": {}}])
-def test_hostile_meta_is_no_traceback(rjem, digits_judge, digit_samples, tmp_path, meta):
+def test_invalid_meta_is_one_line(rjem, digits_judge, digit_samples, tmp_path, meta):
     with np.load(digit_samples) as arrays:
         np.savez(tmp_path / "x.npz", arr_0=arrays["arr_0"], meta=np.array(json.dumps({"rjem": "1", **meta})))
     outcome = rjem("eval", tmp_path / "x.npz", "--metrics", "fid")
@@ -372,14 +380,12 @@ def test_hostile_meta_is_no_traceback(rjem, digits_judge, digit_samples, tmp_pat
 
 
 def test_tiles_change_nothing(monkeypatch):
-    from rjem_cli.engine.quality import metrics
-
     generator = torch.Generator().manual_seed(0)
     generated, real = torch.randn(70, 6, generator=generator), torch.randn(90, 6, generator=generator)
-    whole = (metrics.find_neighbours(generated, real, 3), metrics.precision_recall(generated, real, 3))
-    monkeypatch.setattr(metrics, "TILE", 32)
-    monkeypatch.setattr(metrics, "LARGEST_FULL", 50)
-    parts = (metrics.find_neighbours(generated, real, 3), metrics.precision_recall(generated, real, 3))
+    whole = (distances.find_neighbours(generated, real, 3), distances.precision_recall(generated, real, 3))
+    monkeypatch.setattr(distances, "TILE", 32)
+    monkeypatch.setattr(distances, "LARGEST_FULL", 50)
+    parts = (distances.find_neighbours(generated, real, 3), distances.precision_recall(generated, real, 3))
     assert parts[1] == pytest.approx(whole[1])
     for one, other in zip(parts[0], whole[0]):
         assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other))

@@ -30,7 +30,7 @@ def test_a_run_is_scored_with_its_protocol_and_pictures(rjem, trained, own_home,
             assert picture.width > 300
 
 
-def test_it_agrees_with_attack_and_with_the_training_table(rjem, trained, own_home):
+def test_scores_agree_with_rjem_attack(rjem, trained, own_home):
     scores = json.loads(
         rjem("eval", "tiny", "--limit", 0, "--eps", "0.1", "--samples", 0, "--ood", "noise", "--json").out
     )
@@ -40,7 +40,7 @@ def test_it_agrees_with_attack_and_with_the_training_table(rjem, trained, own_ho
     assert "samples" not in scores["energies"] and scores["protocol"]["samples"] is None
 
 
-def test_a_table_for_people_and_gates_for_scripts(rjem, trained):
+def test_a_table_for_people_and_requirements_for_scripts(rjem, trained):
     table = rjem("eval", trained["checkpoint"], *FLAGS)
     rows = [line.split("\t") for line in table.out.splitlines()]
     assert ["score", "value", "95% interval", "how"] in rows and any(row[0] == "ece" for row in rows)
@@ -50,7 +50,7 @@ def test_a_table_for_people_and_gates_for_scripts(rjem, trained):
     assert rjem("eval", "tiny", *FLAGS, "--require", "accuracy>1").code == 4
 
 
-def test_other_images_by_path(rjem, trained, tmp_path):
+def test_ood_images_can_be_given_by_path(rjem, trained, tmp_path):
     write({f"{i}.png": png(8 * i, size=(9, 7)) for i in range(30)}, tmp_path / "textures")
     found = json.loads(rjem("eval", "tiny", *FLAGS, "--ood", f"noise,{tmp_path / 'textures'}", "--json").out)
     assert found["protocol"]["ood"]["sets"] == {"noise": 60, "textures": 30}
@@ -61,7 +61,7 @@ def test_other_images_by_path(rjem, trained, tmp_path):
     for name in ("samples", "noise"):
         (tmp_path / "my-textures").rename(tmp_path / name)
         refused = rjem("eval", "tiny", *FLAGS, "--ood", f"constant,{tmp_path / name}")
-        assert refused.code == 2 and f"a set named {name} already" in refused.error_line()
+        assert refused.code == 2 and f"another set is named {name}" in refused.error_line()
         (tmp_path / name).rename(tmp_path / "my-textures")
     alone = json.loads(rjem("eval", "tiny", *FLAGS, "--ood", "none", "--json").out)
     assert not [name for name in alone if name.startswith("auroc")] and len(alone["energies"]) == 3
@@ -76,22 +76,22 @@ def test_other_images_by_path(rjem, trained, tmp_path):
         (["tiny", "--ood", "noise,"], 2, "has an empty name"),
         (["tiny", "--ood", "nois"], 2, "did you mean noise"),
         (["tiny", "--ood", "svhn"], 3, "RJEM_OFFLINE"),
-        (["tiny", "--require", "fid<3"], 2, "does not compute 'fid'"),
+        (["tiny", "--require", "fid<3"], 2, "'fid' will not be computed"),
         (["tiny", "--eps", "8"], 2, "such as 8/255"),
         (["tiny", "--bins", "0"], 2, "1 or more"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(rjem, trained, arguments, code, message):
+def test_invalid_options_are_one_line(rjem, trained, arguments, code, message):
     outcome = rjem("eval", *arguments)
     assert outcome.code == code and message in outcome.error_line()
 
 
-def test_what_was_found_is_shown_though_it_cannot_be_kept(rjem, trained):
+def test_scores_are_shown_even_if_they_cannot_be_written(rjem, trained):
     outcome = rjem("eval", "tiny", *FLAGS, "--results", "/dev/full")
     assert outcome.code == 1 and "/dev/full" in outcome.error_line() and "accuracy\t" in outcome.out
 
 
-def test_a_name_that_is_a_run_and_a_folder_is_not_guessed(rjem, trained, tmp_path, monkeypatch):
+def test_a_name_of_both_a_run_and_a_folder_is_refused(rjem, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
     outcome = rjem("eval", "tiny", *FLAGS)
@@ -99,16 +99,16 @@ def test_a_name_that_is_a_run_and_a_folder_is_not_guessed(rjem, trained, tmp_pat
     assert "holds no images" in rjem("eval", "./tiny").error_line()
 
 
-def test_without_the_training_images_no_samples_are_drawn_and_it_says_so(rjem, tmp_path):
+def test_training_images_that_moved_can_be_named(rjem, tmp_path):
     from tests.image_files import tree
 
     write(tree(per_class=20), tmp_path / "photos")
     flags = "--steps 2 --warmup-steps 1 --pgd-steps 1 --sgld-steps 1 --sample-steps 1 --eval-limit 9 --crop-pad 0 -q"
     assert rjem("train", "--data", tmp_path / "photos", "--run", "own", *flags.split()).code == 0
     (tmp_path / "photos").rename(tmp_path / "moved")
-    for cached in (tmp_path / "rjem-home" / "priors").glob("*"):
+    for cached in (tmp_path / "rjem-home" / "cache" / "priors").glob("*"):
         cached.unlink()
     gone = rjem("eval", "own", *FLAGS)
-    assert gone.code == 3 and "say where they are with --data" in gone.error_line()
+    assert gone.code == 3 and "give --data or --dataset" in gone.error_line()
     found = rjem("eval", "own", *FLAGS, "--data", tmp_path / "moved", "--json")
     assert found.code == 0 and json.loads(found.out)["energies"]["samples"]["count"] == 20

@@ -1,4 +1,4 @@
-"""Scores by Inception's network, with random weights: equal to torch-fidelity's own, by every way in."""
+"""Scores with InceptionV3 and random weights equal those of torch-fidelity."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rjem_cli.engine.quality import weights as weights_module
 
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.downloads import sha256_hex
-from rjem_cli.engine.metrics.weights import tensors_of
+from rjem_cli.engine.metrics import extractors, judge
+from rjem_cli.engine.metrics.extractors import parse_weights
 from rjem_cli.errors import DataError
 from tests.image_files import write
 from tests.random_inception import THEIR_NAMES, write_random_inception
@@ -45,13 +45,13 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return write(photographs(0, contrast=0.2), home / "samples"), write(photographs(1), home / "real")
 
 
-def evaluated(rjem, *arguments):
+def evaluate(rjem, *arguments):
     outcome = rjem("eval", *arguments, "--allow-few", "--json")
     assert outcome.code == 0, outcome.err
     return json.loads(outcome.out)
 
 
-def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_file, folders, tmp_path):
+def test_scores_equal_those_of_torch_fidelity_with_images_and_with_statistics(rjem, inception_file, folders, tmp_path):
     from torch_fidelity import calculate_metrics
     from torch_fidelity.metric_fid import fid_features_to_statistics
     from torch_fidelity.utils import create_feature_extractor
@@ -74,7 +74,7 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
         save_cpu_ram=True,
     )
     flags = ("--features", inception_file, "--is-splits", 2)
-    ours = evaluated(rjem, samples, "--reference", real, *flags, "--kid-subset-size", COUNT // 2)
+    ours = evaluate(rjem, samples, "--reference", real, *flags, "--kid-subset-size", COUNT // 2)
     for name, other in THEIR_NAMES.items():
         assert ours[name] == pytest.approx(theirs[other], rel=1e-5), name
     assert any("not the published Inception weights" in note for note in ours["notes"])
@@ -89,13 +89,35 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
     )
     statistics = fid_features_to_statistics(network(read_collection(str(real)).pixels)[0])
     np.savez(tmp_path / "stats.npz", mu=statistics["mu"].astype(np.float64), sigma=statistics["sigma"])
-    by_statistics = evaluated(rjem, samples, "--reference", tmp_path / "stats.npz", *flags)
-    assert by_statistics["fid"] == pytest.approx(ours["fid"], rel=1e-6)
-    assert by_statistics["isc_mean"] == ours["isc_mean"] and "kid_mean" not in by_statistics
+    by_statistics = evaluate(rjem, samples, "--reference", tmp_path / "stats.npz", *flags)
+    assert by_statistics["fd_custom"] == pytest.approx(ours["fd_custom"], rel=1e-6)
+    assert by_statistics["is_custom"] == ours["is_custom"] and "kd_custom_mean" not in by_statistics
     assert by_statistics["protocol"]["reference"]["count"] is None
     assert sum("the reference is statistics" in note for note in by_statistics["notes"]) == 5
     asked = rjem("eval", samples, "--reference", tmp_path / "stats.npz", *flags, "--metrics", "kid")
     assert asked.code == 1 and "the reference is statistics" in asked.error_line()
+
+
+def test_only_the_published_weights_make_an_fid(rjem, inception_file, folders, monkeypatch):
+    flags = (
+        folders[0],
+        "--reference",
+        folders[1],
+        "--features",
+        inception_file,
+        "--metrics",
+        "fid,is",
+        "--is-splits",
+        2,
+    )
+    other = evaluate(rjem, *flags)
+    assert not {"fid", "isc_mean"} & other.keys() and not other["protocol"]["features"]["published_weights"]
+    published = extractors.INCEPTION._replace(sha256=sha256_hex(inception_file.read_bytes()))
+    monkeypatch.setattr(extractors, "INCEPTION", published)
+    same = evaluate(rjem, *flags)
+    assert same["fid"] == other["fd_custom"] and same["isc_mean"] == other["is_custom"]
+    assert same["protocol"]["features"]["published_weights"]
+    assert not any("not the published Inception weights" in note for note in same["notes"])
 
 
 @pytest.mark.parametrize(
@@ -103,20 +125,20 @@ def test_scores_are_torch_fidelitys_by_images_and_by_statistics(rjem, inception_
     [
         ({"mu": np.zeros(2048), "sigma": -np.eye(2048)}, "negative variance"),
         ({"mu": np.zeros(2048), "sigma": np.triu(np.ones((2048, 2048)))}, "not symmetric"),
-        ({"mu": np.full(2048, 1e200), "sigma": np.eye(2048)}, "no statistics of features"),
+        ({"mu": np.full(2048, 1e200), "sigma": np.eye(2048)}, "not statistics of features"),
         ({"mu": np.full(2048, np.nan), "sigma": np.eye(2048)}, "give finite mu"),
         ({"mu": np.zeros(2048), "sigma": np.eye(2047)}, r"mu is \(2048,\), sigma \(2047, 2047\)"),
-        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "has 7 features, inception gives 2048"),
+        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "has 7 features, but inception has 2048"),
         ({"mean": np.zeros(7)}, "no array mu"),
     ],
 )
-def test_statistics_that_are_none_are_named(rjem, folders, tmp_path, arrays, message):
+def test_invalid_statistics_are_one_line(rjem, folders, tmp_path, arrays, message):
     np.savez(tmp_path / "stats.npz", **arrays)
     outcome = rjem("eval", folders[0], "--reference", tmp_path / "stats.npz", "--allow-few", "--features", "inception")
     assert outcome.code in (1, 2) and re.search(message, outcome.error_line()) and "stats.npz" in outcome.error_line()
 
 
-def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file, folders, tmp_path):
+def test_hostile_or_unfit_weights_are_one_line(rjem, inception_file, folders, tmp_path):
     class Hostile:
         def __reduce__(self):
             return Path.touch, (tmp_path / "owned",)
@@ -130,11 +152,11 @@ def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     for name, message in {
         "hostile": "could run code",
-        "cut": "no whole file",
-        "empty": "no whole file",
-        "text": "no whole file",
+        "cut": "not a valid file",
+        "empty": "not a valid file",
+        "text": "not a valid file",
         "other": "does not fit",
-        "list": "no plain state dict",
+        "list": "not a plain state dict",
     }.items():
         outcome = rjem(
             "eval", folders[0], "--reference", folders[1], "--features", tmp_path / f"{name}.pth", "--allow-few"
@@ -143,41 +165,40 @@ def test_weights_that_could_hurt_or_do_not_fit_are_one_line(rjem, inception_file
     assert not (tmp_path / "owned").exists()
 
 
-def test_tensors_only(tmp_path):
-    with pytest.raises(DataError, match="no whole file"):
-        tensors_of(b"PK\x03\x04", "x.pth")
+def test_a_damaged_archive_is_not_a_valid_file():
+    with pytest.raises(DataError, match="not a valid file"):
+        parse_weights(b"PK\x03\x04", "x.pth")
 
 
-def test_without_inception_auto_takes_a_judge_and_says_why(rjem, tmp_path, monkeypatch):
-    from rjem_cli.engine.quality import judge as judge_module
-
-    monkeypatch.setattr(judge_module, "FEWEST_STEPS", 3)
-    monkeypatch.setattr(judge_module, "EPOCHS", 0)
+def test_without_inception_auto_uses_a_judge_and_gives_the_reason(rjem, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge, "FEWEST_STEPS", 3)
+    monkeypatch.setattr(judge, "EPOCHS", 0)
     real = {f"{name}/{file}": content for seed, name in enumerate("ab") for file, content in photographs(seed).items()}
     outcome = rjem("eval", write(real, tmp_path / "real"), "--reference", tmp_path / "real", "--allow-few", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
-    assert "Inception's weights are not in" in found["protocol"]["features"]["chosen"]
+    assert "Inception's weights are not in" in found["protocol"]["features"]["reason"]
     assert found["fd_judge"] == pytest.approx(0, abs=1e-3) and found["exact_copies"] == 2 * COUNT
     monkeypatch.delenv("RJEM_OFFLINE")
-    monkeypatch.setattr(
-        "rjem_cli.engine.metrics.feature_choice.INCEPTION",
-        weights_module.INCEPTION._replace(url="http://127.0.0.1:9/x.pth"),
-    )
+    unreachable = extractors.INCEPTION._replace(url="http://127.0.0.1:9/x.pth")
+    monkeypatch.setattr(extractors, "INCEPTION", unreachable)
     again = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--allow-few", "--json")
-    assert "cannot be downloaded" in json.loads(again.out)["protocol"]["features"]["chosen"]
+    assert "cannot be downloaded" in json.loads(again.out)["protocol"]["features"]["reason"]
 
 
-def test_a_call_without_any_score_is_an_error(rjem, folders, inception_file, tmp_path):
+def test_a_call_without_any_available_metric_is_an_error(rjem, folders, inception_file, tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     flags = ("--reference", tmp_path / "stats.npz", "--features", inception_file, "--num", 5, "--is-splits", 9)
     outcome = rjem("eval", folders[0], *flags)
-    assert outcome.code == 1 and "no score can be had: fid is left out: 5 samples are too few" in outcome.error_line()
+    assert (
+        outcome.code == 1
+        and "no metric is available: fid (here fd_custom) is left out: 5 samples are too few" in outcome.error_line()
+    )
 
 
-def test_without_inception_and_without_classes_the_remedy_is_said_once(rjem, folders):
+def test_without_inception_and_without_classes_the_remedy_is_given_once(rjem, folders):
     samples, real = folders
     outcome = rjem("eval", samples, "--reference", real, "--metrics", "kid")
     assert outcome.code == 3
-    assert "a judge cannot stand in" in outcome.error_line() and "has no classes" in outcome.error_line()
+    assert "a judge cannot replace it" in outcome.error_line() and "has no classes" in outcome.error_line()
     assert "download https" in outcome.error_line() and "--features judge" not in outcome.error_line()

@@ -9,12 +9,12 @@ import torch
 
 from rjem_cli.engine.metrics.distances import (
     find_neighbours,
+    fit_statistics,
     frechet_distance,
-    frechet_of_few,
     inception_score,
     kernel_distance,
+    low_rank_frechet_distance,
     precision_recall,
-    statistics_of,
 )
 from rjem_cli.engine.metrics.diversity import class_shares, entropy, exact_copies, within_class_distance
 from rjem_cli.engine.metrics.reference import Statistics
@@ -37,11 +37,12 @@ def test_the_frechet_distance_of_gaussians_has_its_closed_form():
 @pytest.mark.parametrize(("generated", "real"), [(40, 30), (10, 300), (300, 10), (100, 120)])
 def test_the_distance_of_few_images_is_the_same_distance(generated, real):
     first, second = normal(generated, 20, 0), normal(real, 20, 1, shift=0.3)
-    whole = frechet_distance(statistics_of(first), statistics_of(second))
-    assert frechet_of_few(first, second) == pytest.approx(whole, rel=1e-5)
+    whole = frechet_distance(fit_statistics(first), fit_statistics(second))
+    assert low_rank_frechet_distance(first, second) == pytest.approx(whole, rel=1e-5)
     moved = second + torch.full((20,), 2.0)
     means = (first.mean(0) - moved.mean(0)).square().sum() - (first.mean(0) - second.mean(0)).square().sum()
-    assert frechet_of_few(first, moved) - frechet_of_few(first, second) == pytest.approx(float(means), rel=1e-5)
+    change = low_rank_frechet_distance(first, moved) - low_rank_frechet_distance(first, second)
+    assert change == pytest.approx(float(means), rel=1e-5)
 
 
 def test_the_inception_score_lies_between_one_and_the_number_of_classes():

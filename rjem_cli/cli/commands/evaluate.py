@@ -1,4 +1,4 @@
-"""`rjem eval`: scores of samples, whoever made them, and of checkpoints."""
+"""`rjem eval`: scores of samples and of checkpoints."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from typing import Annotated
 import typer
 
 from rjem_cli import paths
-from rjem_cli.cli.eval_output import (
-    announce_estimate,
-    announce_features,
-    announce_inputs,
-    announce_tests,
-    show_checkpoint_scores,
-    show_sample_scores,
-)
+from rjem_cli.cli.eval_output import log_job, log_plan, show_checkpoint_scores, show_sample_scores
 from rjem_cli.cli.options import CommandCall, with_options
-from rjem_cli.cli.sampling_output import describe_checkpoint
-from rjem_cli.cli.signals import interrupted, stop_on_signals, stoppable
+from rjem_cli.cli.signals import stop_on_signals, stoppable
 from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
 from rjem_cli.errors import ConfigError
 
-FEATURES_KEPT = "stopped; features and the judge are kept; run the same command again to resume"
+SAMPLES_STOPPED = "stopped; features and the judge are cached; run the same command again to resume"
+CHECKPOINT_STOPPED = "stopped; run the same command again to start over"
 SubjectArgument = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SAMPLES...|CHECKPOINT",
-        help="Samples: a folder (flat, or a folder a class), .npz (arr_0), .tar, .zip, or - for a tar on stdin; "
+        help="Samples: a folder (flat, or one folder per class), .npz (arr_0), .tar, .zip, or - for a tar on stdin; "
         "several are parts of one set. Or a checkpoint: a .safetensors file, a run's name or folder.",
         autocompletion=paths.run_names,
     ),
@@ -39,7 +32,7 @@ def evaluate(call: CommandCall[EvalConfig], subjects: SubjectArgument = None) ->
     """Score samples (IS, FID, KID, precision, recall, density, coverage, diversity) or a checkpoint (accuracy,
     calibration, robust accuracy, out-of-distribution AUROC, energies).
 
-    Features of images are kept: what was computed once, or before a Ctrl-C, is not computed again.
+    Features of images are cached: they are computed once, and a Ctrl-C loses little.
 
     Examples:
 
@@ -61,75 +54,75 @@ def evaluate(call: CommandCall[EvalConfig], subjects: SubjectArgument = None) ->
 
 
 def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, list[str], Path | None]:
-    """(config, places of samples, checkpoint): samples or a checkpoint, or with --model neither. Raises ConfigError or
-    AbsentError."""
+    """(config, locations of samples, checkpoint): samples or a checkpoint, or with --model neither. Raises ConfigError
+    or AbsentError."""
     config = call.resolve()
     if config.model is not None:
         call.reject(SampleScoreOptions, f"applies to samples only, but {config.model} is a network")
         return config, [], call.find_network(config, subjects[0] if subjects else None)
     if not subjects:
         raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
-    found = {subject: paths.find_checkpoint_or_images(subject) for subject in subjects}
-    checkpoint = found[subjects[0]]
-    if len(found) < len(subjects):
+    checkpoints = {subject: paths.find_checkpoint_or_images(subject) for subject in subjects}
+    if len(checkpoints) < len(subjects):
         raise ConfigError(f"{max(subjects, key=subjects.count)} is given twice; give each part once")
-    if len(found) > 1 and (other := next((name for name, path in found.items() if path), None)):
-        raise ConfigError(
-            f"{other} is a checkpoint; several arguments are parts of one set of samples (see rjem compare)"
-        )
-    if checkpoint:
+    named = [subject for subject, path in checkpoints.items() if path]
+    if named and len(subjects) > 1:
+        raise ConfigError(f"{named[0]} is a checkpoint; give one checkpoint, or parts of one set (see rjem compare)")
+    if named:
         call.reject(SampleScoreOptions, f"applies to samples only, but {subjects[0]} is a checkpoint")
     else:
         call.reject(CheckpointScoreOptions, f"applies to checkpoints only, but {subjects[0]} holds samples")
-    return config, [] if checkpoint else subjects, checkpoint
+    return config, [] if named else subjects, checkpoints[subjects[0]]
 
 
 def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
     from rjem_cli.engine.memory import estimated_bytes
-    from rjem_cli.engine.metrics.estimate import estimate_seconds
-    from rjem_cli.engine.metrics.results import opened_results
-    from rjem_cli.engine.metrics.sample_report import describe_sample_scores, pictures_of
-    from rjem_cli.engine.metrics.samples import evaluate, prepare, read_inputs
+    from rjem_cli.engine.metrics import samples as engine
+    from rjem_cli.engine.metrics.results import check_requirements, open_results
 
     console = call.console
-    inputs = read_inputs(config, locations, console.binary_input)
-    announce_inputs(inputs, console)
+    engine.check_options(config)
+    plan = engine.plan_evaluation(config, engine.read_samples(locations, console.binary_input))
+    log_plan(plan, engine.describe_judge_training(plan.inputs), console)
     if call.dry_run:
-        start_up, seconds = call.elapsed(), estimate_seconds(inputs)
-        announce_estimate(seconds, start_up, estimated_bytes(inputs.runtime.device), console)
+        start_up, seconds = call.elapsed(), engine.estimate_seconds(plan)
+        if seconds is None:
+            console.estimate(None, None, ": the network for features must be downloaded first")
+        else:
+            console.estimate(start_up + seconds, estimated_bytes(plan.inputs.runtime.device))
         return
-    with opened_results(config) as results:
+    with open_results(config) as results:
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
-            on_progress = stoppable(bar, stop, FEATURES_KEPT)
-            job = prepare(inputs, console.warn, on_progress, bar.update, stop)
-            if job is None:
-                raise interrupted(stop, FEATURES_KEPT)
-            announce_features(job, on_progress, console)
-            found = evaluate(job, on_progress)
-        document = describe_sample_scores(job, found, call.elapsed())
-        with results.write(document, pictures_of(job, found)):
-            show_sample_scores(document, found.scores, console)
-    inputs.requirements.check(found.scores)
+            on_progress = stoppable(bar, stop, SAMPLES_STOPPED)
+            job = engine.prepare_evaluation(plan, console.warn, on_progress)
+            console.log(f"features of {job.missing} of {plan.inputs.image_count} images to compute, others are cached")
+            result = engine.evaluate_samples(job, on_progress)
+        document = engine.describe_sample_scores(job, result, call.elapsed())
+        try:
+            results.write(document, engine.draw_figures(job, result))
+        finally:  # shown even if they cannot be written
+            show_sample_scores(document, result.scores, console)
+    check_requirements(plan.requirements, result.scores)
 
 
 def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path: Path | None) -> None:
     from rjem_cli.engine.memory import estimated_bytes
-    from rjem_cli.engine.metrics.classifier import evaluate_classifier, prepare_classifier
-    from rjem_cli.engine.metrics.classifier_report import describe_classifier_scores, pictures_of
-    from rjem_cli.engine.metrics.results import opened_results
+    from rjem_cli.engine.metrics import classifier as engine
+    from rjem_cli.engine.metrics.results import check_requirements, open_results
 
     console = call.console
-    job = prepare_classifier(config, path, console.warn)
-    console.log(describe_checkpoint(job.checkpoint))
-    announce_tests(job, console)
+    job = engine.prepare_classifier(config, path, console.warn)
+    log_job(job, console)
     if call.dry_run:
         seconds = call.elapsed() + job.estimate_seconds()
         console.estimate(seconds, estimated_bytes(job.runtime.device), at_most=True)
         return
-    with opened_results(config) as results:
+    with open_results(config) as results:
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
-            found = evaluate_classifier(job, stoppable(bar, stop, "stopped; a checkpoint's scores are not kept"))
-        document = describe_classifier_scores(job, found, call.elapsed())
-        with results.write(document, pictures_of(job, found)):
-            show_checkpoint_scores(document, found.scores, console)
-    job.requirements.check(found.scores)
+            result = engine.evaluate_classifier(job, stoppable(bar, stop, CHECKPOINT_STOPPED))
+        document = engine.describe_classifier_scores(job, result, call.elapsed())
+        try:
+            results.write(document, engine.draw_figures(job, result))
+        finally:  # shown even if they cannot be written
+            show_checkpoint_scores(document, result.scores, console)
+    check_requirements(job.requirements, result.scores)

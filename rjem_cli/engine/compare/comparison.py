@@ -13,6 +13,7 @@ from rjem_cli.engine.compare.notes import check_orderings
 from rjem_cli.engine.compare.reproduce import Training, reproduce_table1
 from rjem_cli.engine.compare.rows import Comparison, read_published_rows
 from rjem_cli.engine.compare.samples import chain_figures
+from rjem_cli.engine.metrics.samples import describe_judge_training
 from rjem_cli.engine.models.checkpoint import read_info
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.errors import AbsentError
@@ -54,11 +55,11 @@ def describe_plan(config: CompareConfig, subjects: Subjects, callbacks: CompareC
 
 
 def describe_samples(config: CompareConfig, name: str, callbacks: CompareCallbacks) -> str:
-    inputs = read_samples(config, name, callbacks)
-    case, steps = inputs.case, inputs.judge_steps
-    judge = f"; trains and caches a judge first: {steps}" if steps else ""
-    features = f"features by {case.choice.kind} ({case.choice.reason}){judge}"
-    return f"{len(case.samples)} samples against {case.reference.name}; {', '.join(inputs.plan.metrics)}; {features}"
+    plan = read_samples(config, name, callbacks)
+    inputs, training = plan.inputs, describe_judge_training(plan.inputs)
+    judge = f"; trains and caches a judge first: {training}" if training else ""
+    features = f"features by {inputs.choice.kind} ({inputs.choice.reason}){judge}"
+    return f"{len(inputs.samples)} samples against {inputs.reference.name}; {', '.join(plan.metrics)}; {features}"
 
 
 def describe_checkpoint(config: CompareConfig, path: Path) -> str:

@@ -15,20 +15,16 @@ from rjem_cli.engine.compare.samples import image_grid, sample_checkpoint
 from rjem_cli.engine.data.downloads import DATASET_INFO
 from rjem_cli.engine.metrics import classifier
 from rjem_cli.engine.metrics import samples as sample_scores
-from rjem_cli.engine.metrics.classifier_report import describe_classifier_scores
-from rjem_cli.engine.metrics.feature_choice import check_features
 from rjem_cli.engine.metrics.reference import read_reference
-from rjem_cli.engine.metrics.registry import CATALOGUE
-from rjem_cli.engine.metrics.sample_report import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
-from rjem_cli.engine.metrics.selection import parse_metrics
+from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan
+from rjem_cli.engine.metrics.samples import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
-from rjem_cli.engine.training.progress import Stopped
 from rjem_cli.engine.training.schedule import total_steps
 from rjem_cli.paths import find_run_dir
 
-TABLE_METRICS = tuple(name for name, metric in CATALOGUE.items() if metric.scores.keys() & COLUMNS.keys())
+TABLE_METRICS = tuple(name for name, metric in REGISTRY.items() if metric.scores.keys() & COLUMNS.keys())
 EPS, NORM = 0.1, "linf"  # of the robust accuracy: the paper's training attack
 MOST_STEPS = 10**9  # of a sample
 NORMAL_95 = 1.96  # half the width of a 95 % interval, in standard deviations
@@ -53,37 +49,34 @@ def deciding_options(config: EvalConfig, group: type[Config], without: tuple[str
 
 def check_scoring(config: CompareConfig) -> None:
     """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
-    parse_metrics(config.metrics)
-    check_features(config.features)
+    sample_scores.check_options(eval_config(config))
     if config.reference is not None:
         read_reference(config.reference, config.protocol)
 
 
-def read_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> sample_scores.Inputs:
+def read_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> EvalPlan:
     """Samples from any source, and which metrics they get. Raises as `rjem eval` does."""
-    inputs = sample_scores.read_inputs(eval_config(config), [location], callbacks.open_stdin)
-    return replace(inputs, plan=inputs.plan.only(TABLE_METRICS)) if config.metrics == "all" else inputs
+    samples = sample_scores.read_samples([location], callbacks.open_stdin)
+    plan = sample_scores.plan_evaluation(eval_config(config), samples)
+    return plan.only(TABLE_METRICS) if config.metrics == "all" else plan
 
 
-def score_samples(name: str, inputs: sample_scores.Inputs, callbacks: CompareCallbacks) -> Row:
+def score_samples(name: str, plan: EvalPlan, callbacks: CompareCallbacks) -> Row:
     """The row of samples. Raises as `rjem eval` does."""
-    show_progress, should_stop = callbacks.show_progress, callbacks.should_stop
-    job = sample_scores.prepare(inputs, callbacks.warn, callbacks.on_progress, show_progress, should_stop)
-    if job is None:
-        raise Stopped
-    case, reference = job.inputs.case, job.inputs.case.reference
+    job = sample_scores.prepare_evaluation(plan, callbacks.warn, callbacks.on_progress)
+    inputs, reference = job.plan.inputs, job.plan.inputs.reference
 
     def measure() -> dict[str, Any]:
-        callbacks.log(f"{name}: scoring {len(case.samples)} samples")
+        callbacks.log(f"{name}: scoring {len(inputs.samples)} samples")
         started = time.perf_counter()
-        scores = sample_scores.evaluate(job, callbacks.on_progress)
+        scores = sample_scores.evaluate_samples(job, callbacks.on_progress)
         return describe_sample_scores(job, scores, time.perf_counter() - started)
 
-    options = deciding_options(case.config, SampleScoreOptions, without=("reference", "num"))  # decided by the images
+    options = deciding_options(inputs.config, SampleScoreOptions, without=("reference", "num"))  # decided by the images
     decisive = [
         options,
-        case.samples.digest(),
-        case.samples.meta,
+        inputs.samples.digest(),
+        inputs.samples.meta,
         describe_reference(reference),
         job.extractor.identity,
     ]
@@ -93,10 +86,10 @@ def score_samples(name: str, inputs: sample_scores.Inputs, callbacks: CompareCal
         notes = [*notes, "unknown whether samples were selected"]
     scores = {column: document[column] for column in COLUMNS if column in document}
     deviations = {column: f"{column.removesuffix('_mean')}_std" for column in scores}
-    steps = (case.samples.meta or {}).get("gradient_steps_per_sample")
+    steps = (inputs.samples.meta or {}).get("gradient_steps_per_sample")
     if type(steps) is int and 0 <= steps <= MOST_STEPS:  # meta.json may be anybody's
         scores["gradient_steps"] = float(steps)
-    grid = image_grid(case.samples, case.labels.class_names)
+    grid = image_grid(inputs.samples, inputs.class_names)
     real = None if reference.images is None else image_grid(reference.images)
     return Row(
         name,
@@ -168,7 +161,7 @@ def measure_classifier(
         callbacks.log(f"{name}: testing on {len(job.test.images)} images")
         started = time.perf_counter()
         scores = classifier.evaluate_classifier(job, callbacks.on_progress)
-        return describe_classifier_scores(job, scores, time.perf_counter() - started)
+        return classifier.describe_classifier_scores(job, scores, time.perf_counter() - started)
 
     decisive = [deciding_options(scoring, EvalDataOptions), job.checkpoint.sha256, images_sha256]
     document = load_or_measure(cache_path("tested", decisive), measure)

@@ -1,34 +1,39 @@
-"""Scores of a classifier: accuracy, calibration, robust accuracy, out-of-distribution detection, energies."""
+"""Scoring a classifier: accuracy, calibration, robust accuracy, out-of-distribution detection, energies."""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rjem_cli.config import DATASETS, SYNTHETIC_SETS, DataOptions, EvalConfig, GenerateConfig
-from rjem_cli.engine.attacks.robustness import (
-    AttackPlan,
-    AttackSetup,
-    CleanResult,
-    RadiusResult,
-    attack_dataset,
-    evaluate_clean,
-)
+from rjem_cli.config.fields import format_epsilon
+from rjem_cli.engine.attacks import robustness
+from rjem_cli.engine.attacks.attack_report import describe_plan
+from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.downloads import DATASET_INFO, is_downloaded
 from rjem_cli.engine.data.images import spread_indices, to_model
 from rjem_cli.engine.data.load import load_part
+from rjem_cli.engine.figures import energy_histograms, reliability_diagram
 from rjem_cli.engine.gradients import Logits
-from rjem_cli.engine.metrics.accuracy import Accuracy
-from rjem_cli.engine.metrics.calibration import Bin, calibration_error, reliability
+from rjem_cli.engine.metrics import results
+from rjem_cli.engine.metrics.accuracy import (
+    Accuracy,
+    CalibrationBin,
+    accuracy_per_class,
+    calibration_error,
+    reliability,
+)
 from rjem_cli.engine.metrics.ood import SCORES, Outputs, auroc, compute_outputs, fit_shape, synthetic_set
-from rjem_cli.engine.metrics.requirements import Requirements, check_finite, parse_requirements
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.eval_images import AttackDataset, EvalImages, load_eval_images, resolve_radii
@@ -40,12 +45,13 @@ from rjem_cli.paths import expand
 
 BATCH_SIZE = 250
 TEST, SAMPLES = "test images", "samples"
+QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}  # of E(x)
 
 
 @dataclass(frozen=True)
 class ClassifierJob:
-    """Everything that is known before the network sees an image. Radii in model units, ascending; `ood_sets`, other
-    images by name, uint8 in the model's shape; `samples`, None if none are drawn; `notes`, what is left out."""
+    """Everything that is known before the network sees an image. Radii in model units, ascending. `ood_sets`: uint8
+    images in the model's shape, by name. `samples` is None if none are drawn. `notes` say what is left out."""
 
     config: EvalConfig
     checkpoint: Checkpoint
@@ -56,89 +62,92 @@ class ClassifierJob:
     radii: tuple[float, ...]
     ood_sets: dict[str, Tensor]
     samples: SampleJob | None
-    requirements: Requirements
-    notes: list[str]
+    requirements: tuple[results.Requirement, ...]
+    notes: tuple[str, ...]
     batches: BatchSizer
 
+    @property
     def score_names(self) -> list[str]:
-        robust = [robust_name(eps) for eps in self.radii]
-        aurocs = [auroc_name(kind, score) for kind in self.ood_sets for score in SCORES]
-        return ["accuracy", "nll", "ece", *robust, *aurocs]
+        names = ["accuracy", "nll", "ece", *(f"robust_accuracy_{eps:g}" for eps in self.radii)]
+        return names + [f"auroc_{kind}_{score}" for kind in self.ood_sets for score in SCORES]
 
     def estimate_seconds(self) -> float:
-        """If no image breaks, from the time of one batch."""
+        """The most it takes, from the time of one batch: attacks stop early on images that break."""
         count, shape, runtime = len(self.test.images), self.checkpoint.info.image_shape, self.runtime
         size = min(find_batch_size(self.logits_of, shape, self.batches, runtime.device), count)
-        outputs = 3 * count + sum(map(len, self.ood_sets.values()))  # test images, before the attack and after it
-        chains = 0.0
+        passes = float(sum(map(len, self.ood_sets.values())))
+        passes += count * (3 + len(self.radii) * self.plan.passes)  # 3: classified, before the attack and after it
+        sampling_seconds = 0.0
         if self.samples is not None:
-            chains = self.samples.setup.estimate_seconds()
-            outputs += len(self.samples.request.indices())
-        seconds = time_pass(self.logits_of, shape, size, runtime.device)
-        return (outputs + count * len(self.radii) * self.plan.passes) / size * seconds + chains
+            sampling_seconds = self.samples.setup.estimate_seconds()
+            passes += len(self.samples.request.indices())
+        return passes / size * time_pass(self.logits_of, shape, size, runtime.device) + sampling_seconds
 
-    def outputs(self, kind: str, x: Tensor, on_progress: OnProgress) -> Outputs:
-        return compute_outputs(
-            self.logits_of, x, self.runtime.device, self.batches, lambda done: on_progress(f"{kind}", done, len(x))
-        )
+    def compute_outputs(self, kind: str, x: Tensor, on_progress: OnProgress) -> Outputs:
+        device, total = self.runtime.device, len(x)
+        return compute_outputs(self.logits_of, x, device, self.batches, lambda done: on_progress(kind, done, total))
 
 
 @dataclass(frozen=True)
 class ClassifierScores:
-    """`scores` by name; `outputs` by kind of images; `correct`, bool (N,), of the test images; `clean`, the test images
-    before the attack; `robust`, one result per radius; `notes`, what is left out."""
+    """`scores` by name; `outputs` by kind of images; `correct`, bool (N,), for the test images; `robust`, one result
+    per radius, the smallest first; `notes`, what is left out."""
 
     scores: dict[str, float]
     outputs: dict[str, Outputs]
     correct: Tensor
-    bins: list[Bin]
+    bins: list[CalibrationBin]
     clean: CleanResult
     robust: list[RadiusResult]
     notes: list[str]
 
 
-def robust_name(eps: float) -> str:
-    return f"robust_accuracy_{eps:g}"
+def score_classifier(
+    config: EvalConfig, path: Path | None, log: Log = noop, on_progress: OnProgress = noop
+) -> dict[str, Any]:
+    """The scores of a checkpoint (or of the network of `config.model`) by name, with the protocol and notes, as `rjem
+    eval --json` prints them. `on_progress` may raise to stop. Raises ConfigError, AbsentError or DataError."""
+    start = time.perf_counter()
+    job = prepare_classifier(config, path, log)
+    return describe_classifier_scores(job, evaluate_classifier(job, on_progress), time.perf_counter() - start)
 
 
-def auroc_name(kind: str, score: str) -> str:
-    return f"auroc_{kind}_{score}"
+# --- prepare ---
 
 
 def prepare_classifier(config: EvalConfig, path: Path | None, log: Log = noop) -> ClassifierJob:
-    """Read the checkpoint and all images. `log` is told if batches must be smaller. Raises ConfigError, AbsentError or
+    """Read the checkpoint and all images. `log` reports smaller batches. Raises ConfigError, AbsentError or
     DataError."""
-    requirements = parse_requirements(config.require)
+    requirements = results.parse_requirements(config.require)
     runtime = scoring_runtime(config.device)
     checkpoint = load_network(config, path, runtime.device)
     norm, radii = resolve_radii(config, checkpoint.info)
     test = load_eval_images(config, checkpoint.info)
-    notes: list[str] = []
     ood_sets = load_ood_sets(config, checkpoint, test)
     logits_of = runtime.frozen(checkpoint.model)
-    samples = prepare_samples(config, checkpoint, logits_of, runtime, notes) if config.samples else None
+    samples, notes = prepare_sampling(config, checkpoint, logits_of, runtime)
     plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     batches = BatchSizer(config.batch_size or BATCH_SIZE, log)
     job = ClassifierJob(
         config, checkpoint, runtime, logits_of, test, plan, radii, ood_sets, samples, requirements, notes, batches
     )
-    requirements.check_names(job.score_names())
+    results.check_score_names(requirements, job.score_names)
     return job
 
 
 def load_ood_sets(config: EvalConfig, checkpoint: Checkpoint, test: EvalImages) -> dict[str, Tensor]:
-    """By name. Raises ConfigError for two sets of one name, or one with the name of another row."""
+    """By name. Raises ConfigError for two sets of one name, or a name that another row has."""
     sets: dict[str, Tensor] = {}
-    for kind in ood_kinds(config, checkpoint):
+    for kind in parse_ood_kinds(config, checkpoint):
         name, pixels = load_ood_images(kind, test, config)
         if name in sets or name in (TEST, SAMPLES) or (name in SYNTHETIC_SETS and kind != name):
-            raise ConfigError(f"--ood {kind}: another set is named {name} too; rename the folder")
+            raise ConfigError(f"--ood {kind}: another set is named {name}; rename the folder")
         sets[name] = pixels
     return sets
 
 
-def ood_kinds(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
-    """Names and paths; `auto` downloads nothing, `none` is empty. Raises ConfigError for an unknown name."""
+def parse_ood_kinds(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
+    """Names and paths. `auto` takes data sets that are downloaded already. Raises ConfigError for an unknown name."""
     if config.ood == "none":
         return []
     if config.ood == "auto":
@@ -165,68 +174,75 @@ def load_ood_images(kind: str, test: EvalImages, config: EvalConfig) -> tuple[st
     return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)
 
 
-def prepare_samples(
-    config: EvalConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime, notes: list[str]
-) -> SampleJob | None:
-    """The checkpoint's own samples, as `rjem generate` draws them; None, with a note, if their start is missing."""
+def prepare_sampling(
+    config: EvalConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime
+) -> tuple[SampleJob | None, tuple[str, ...]]:
+    """(the checkpoint's samples as `rjem generate` draws them, notes). No samples, and a note, if what their chains
+    start from is missing."""
+    if not config.samples:
+        return None, ()
     options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
     try:
-        return SampleSetup.build(options, checkpoint, logits_of, runtime).load_start()
+        return SampleSetup.build(options, checkpoint, logits_of, runtime).load_start(), ()
     except RjemError as error:
-        notes.append(f"no samples are drawn: {error}")
-        return None
+        return None, (f"no samples are drawn: {error}",)
+
+
+# --- evaluate ---
 
 
 def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> ClassifierScores:
-    """Compute the outputs for all kinds of images, attack the test images, and score. Raises DataError for a score that
-    is not finite."""
-    images, notes = job.test.images, list(job.notes)
-    outputs = {TEST: job.outputs(TEST, to_model(images.pixels), on_progress)}
-    logits, labels = outputs[TEST].logits, images.labels
-    confidence, predictions = logits.softmax(dim=1).max(dim=1)
+    """Compute the outputs for all kinds of images, attack the test images, and score; `on_progress` may raise to stop.
+    Raises DataError for a score that is not finite."""
+    images, labels, notes = job.test.images, job.test.images.labels, list(job.notes)
+    outputs = {TEST: job.compute_outputs(TEST, to_model(images.pixels), on_progress)}
+    confidence, predictions = outputs[TEST].logits.softmax(dim=1).max(dim=1)
     correct = predictions == labels
     bins = reliability(confidence, correct, job.config.bins)
     scores = {
         "accuracy": Accuracy(int(correct.sum()), len(correct)).value,
-        "nll": float(F.cross_entropy(logits.double(), labels)),
+        "nll": float(F.cross_entropy(outputs[TEST].logits.double(), labels)),
         "ece": calibration_error(bins),
     }
     clean, robust = attack_test_images(job, on_progress)
-    scores |= {robust_name(result.eps): float(result.robust(clean).double().mean()) for result in robust}
-    strongest = robust[-1]
-    attacked_x = strongest.x[clean.attacked]
-    outputs[f"attacked, eps up to {strongest.eps:g}"] = job.outputs("attacked images", attacked_x, on_progress)
+    for result in robust:
+        scores[f"robust_accuracy_{result.eps:g}"] = float(result.robust(clean).double().mean())
+    attacked_x = robust[-1].x[clean.attacked]
+    outputs[f"attacked, eps up to {job.radii[-1]:g}"] = job.compute_outputs("attacked images", attacked_x, on_progress)
     if job.samples is not None:
         try:
-            pixels = draw_samples(job, job.samples, on_progress)
-            outputs[SAMPLES] = job.outputs(SAMPLES, to_model(pixels), on_progress)
+            x = to_model(draw_samples(job, job.samples, on_progress))
+            outputs[SAMPLES] = job.compute_outputs(SAMPLES, x, on_progress)
         except InterruptedRunError:
             raise
         except RjemError as error:  # a diverging chain must not lose the other scores
             notes.append(f"no samples are shown: {error}")
     for kind, pixels in job.ood_sets.items():
-        outputs[kind] = job.outputs(kind, to_model(pixels), on_progress)
+        outputs[kind] = job.compute_outputs(kind, to_model(pixels), on_progress)
         inside, outside = outputs[TEST].scores(), outputs[kind].scores()
         for score in SCORES:
             if inside[score].isfinite().all() and outside[score].isfinite().all():
-                scores[auroc_name(kind, score)] = auroc(inside[score], outside[score])
+                scores[f"auroc_{kind}_{score}"] = auroc(inside[score], outside[score])
             else:
                 notes.append(f"no AUROC of {score} against {kind}: it is not finite for some images")
-    check_finite(scores, str(job.checkpoint.path))
+    results.check_finite(scores, str(job.checkpoint.path))
     return ClassifierScores(scores, outputs, correct, bins, clean, robust, notes)
 
 
 def attack_test_images(job: ClassifierJob, on_progress: OnProgress) -> tuple[CleanResult, list[RadiusResult]]:
     """The test images before the attack, and a result per radius, the smallest first."""
     dataset = AttackDataset(job.test.images, job.test.indices, None, job.config.seed)
-    setup = AttackSetup(job.logits_of, job.plan, dataset, job.runtime.device, job.batches)
-    clean = evaluate_clean(setup)
-    progress = lambda phase, done, total, state: on_progress(phase, done, total)  # noqa: E731
-    return clean, list(attack_dataset(setup, clean, job.radii, progress))
+    setup = robustness.AttackSetup(job.logits_of, job.plan, dataset, job.runtime.device, job.batches)
+    clean = robustness.evaluate_clean(setup)
+
+    def report(phase: str, done: int, total: int, state: str) -> None:
+        on_progress(phase, done, total)
+
+    return clean, list(robustness.attack_dataset(setup, clean, job.radii, report))
 
 
 def draw_samples(job: ClassifierJob, samples: SampleJob, on_progress: OnProgress) -> Tensor:
-    """uint8 (N, C, H, W), in blocks no larger than what has been seen to fit into memory."""
+    """uint8 (N, C, H, W), in blocks that fit into memory, as far as is known from earlier batches."""
     size = samples.request.block_size
     if job.batches.max_batch_size < job.batches.batch_size:
         size = min(size, job.batches.max_batch_size)
@@ -237,3 +253,77 @@ def draw_samples(job: ClassifierJob, samples: SampleJob, on_progress: OnProgress
         done += len(batch.pixels)
         on_progress("drawing samples", done, job.config.samples)
     return torch.cat(parts)
+
+
+# --- describe ---
+
+
+def describe_classifier_scores(job: ClassifierJob, result: ClassifierScores, seconds: float) -> dict[str, Any]:
+    """Scores by name, the protocol they depend on, and details."""
+    labels, names = job.test.images.labels, job.test.images.class_names
+    return {
+        **results.describe_call("checkpoint", result.scores, job.requirements, seconds),
+        "accuracy_interval_95": Accuracy(int(result.correct.sum()), len(labels)).to_dict()["interval_95"],
+        "per_class": accuracy_per_class(result.correct, labels, names),
+        "robust": [
+            {
+                "eps": robust.eps,
+                "eps_text": format_epsilon(robust.eps, job.plan.norm),
+                "accuracy": robust.robust_accuracy(result.clean).to_dict(),
+                "per_class": accuracy_per_class(robust.robust(result.clean), labels, names),
+            }
+            for robust in result.robust
+        ],
+        "attacked": int(result.clean.attacked.sum()),
+        "zero_gradient_images": result.clean.zero_images,
+        "reliability": [replace_nan(bin._asdict()) for bin in result.bins],
+        "energies": {kind: describe_outputs(outputs) for kind, outputs in result.outputs.items()},
+        "protocol": describe_protocol(job),
+        "notes": result.notes,
+    }
+
+
+def describe_outputs(outputs: Outputs) -> dict[str, Any]:
+    """Mean and quantiles of E(x), and the mean norm of dE/dx; None for values that are not finite or of no images."""
+    values = dict.fromkeys(("mean", *QUANTILES, "gradient_norm"), math.nan)
+    if len(outputs.energy):
+        energy = outputs.energy.double()
+        quantiles = energy.quantile(torch.tensor(list(QUANTILES.values()), dtype=torch.float64))
+        values |= {"mean": float(energy.mean()), **dict(zip(QUANTILES, quantiles.tolist()))}
+        values["gradient_norm"] = float(outputs.gradient_norm.double().mean())
+    return {"count": len(outputs.energy), **replace_nan(values)}
+
+
+def replace_nan(values: dict[str, float]) -> dict[str, float | None]:
+    """None for values that JSON cannot hold."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def describe_protocol(job: ClassifierJob) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    checkpoint = job.checkpoint
+    return {
+        "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
+        "data": job.test.source,
+        "images": len(job.test.images),
+        "of": job.test.total,
+        "indices": job.test.indices.tolist(),
+        "attack": describe_plan(job.plan),
+        "radii": list(job.radii),
+        "robust_means": "classified correctly and not broken at this or a smaller radius; the box is [-1, 1]",
+        "ece": {"bins": job.config.bins, "width": "equal"},
+        "ood": {"sets": {kind: len(pixels) for kind, pixels in job.ood_sets.items()}, "scores": SCORES},
+        "samples": None if job.samples is None else job.samples.meta,
+        "seed": job.config.seed,
+        "arithmetic": "float32",
+        "device": job.runtime.describe(),
+    }
+
+
+def draw_figures(job: ClassifierJob, result: ClassifierScores) -> results.Figures:
+    source, ece = job.test.source, result.scores["ece"]
+    energies = {kind: outputs.energy.numpy() for kind, outputs in result.outputs.items()}
+    return {
+        "reliability.png": lambda: reliability_diagram(result.bins, f"{source}, ECE {ece:.2%}"),
+        "energies.png": lambda: energy_histograms(energies, f"E(x), {source}"),
+    }

@@ -1,7 +1,7 @@
-"""Scores of generated images against real ones. IS, FID, KID, precision and recall are torch-fidelity's functions,
-called directly; density and coverage are Naeem et al. 2020's.
+"""Distances between generated and real images in feature space. IS, FID, KID, precision and recall call torch-fidelity;
+density and coverage follow Naeem et al. 2020.
 
-Shapes: features (N, D) float32, logits (N, K). Generated images come first, real ones second.
+Shapes: features (N, D) float32, logits (N, K). Generated images are the first argument, real ones the second.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 from rjem_cli.engine.metrics.reference import Statistics
 
 TILE = 5000  # rows of a distance matrix at a time
-LARGEST_FULL = 10_000  # images up to which torch-fidelity holds whole distance matrices
+LARGEST_FULL = 10_000  # images up to which torch-fidelity holds full distance matrices
 
 
 def inception_score(logits: Tensor, splits: int, seed: int) -> tuple[float, float]:
     """(mean, standard deviation over splits) of exp(E KL(p(y|x) || p(y))), in [1, K] (Salimans et al. 2016)."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
+    result = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
+    return result[KEY_METRIC_ISC_MEAN], result[KEY_METRIC_ISC_STD]
 
 
-def statistics_of(features: Tensor) -> Statistics:
-    """Mean and covariance, in float64 whatever they are computed in: `frechet_distance` wants equal types."""
+def fit_statistics(features: Tensor) -> Statistics:
+    """Mean and covariance, in float64, as `frechet_distance` needs both arguments in one type."""
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
-    found = fid_features_to_statistics(features)
-    return Statistics(found["mu"].astype(np.float64), np.atleast_2d(found["sigma"].astype(np.float64)))
+    result = fid_features_to_statistics(features)
+    return Statistics(result["mu"].astype(np.float64), np.atleast_2d(result["sigma"].astype(np.float64)))
 
 
 def frechet_distance(generated: Statistics, real: Statistics) -> float:
@@ -39,54 +39,48 @@ def frechet_distance(generated: Statistics, real: Statistics) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     first, second = ({"mu": part.mu, "sigma": part.sigma} for part in (generated, real))
-    return not_below_zero(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
+    return clamp_rounding(fid_statistics_to_metric(first, second, verbose=False)[KEY_METRIC_FID])
 
 
-def frechet_of_few(generated: Tensor, real: Tensor) -> float:
-    """The same for (n, D) and (m, D) features with n or m below D, and much faster then: with A and B the centred
-    features over sqrt(n - 1) and sqrt(m - 1), tr (sigma1 sigma2)^(1/2) is the sum of the singular values of A B^T."""
+def low_rank_frechet_distance(generated: Tensor, real: Tensor) -> float:
+    """`frechet_distance` of (n, D) and (m, D) features, faster if n or m is below D: with A and B the centred features
+    over sqrt(n - 1) and sqrt(m - 1), tr (sigma1 sigma2)^(1/2) is the sum of the singular values of A B^T."""
     first, second = (part.double() for part in (generated, real))
     a, b = ((part - part.mean(dim=0)) / (len(part) - 1) ** 0.5 for part in (first, second))
     cross = torch.linalg.svdvals(a @ b.T).sum()
     means = (first.mean(dim=0) - second.mean(dim=0)).square().sum()
-    return not_below_zero(float(means + a.square().sum() + b.square().sum() - 2 * cross))
+    return clamp_rounding(float(means + a.square().sum() + b.square().sum() - 2 * cross))
 
 
-def not_below_zero(distance: float) -> float:
-    """Without what rounding left below 0; NaN stays NaN."""
+def clamp_rounding(distance: float) -> float:
+    """0 for a distance that rounding made negative; NaN stays NaN."""
     return float(np.maximum(distance, 0.0))
 
 
 def kernel_distance(generated: Tensor, real: Tensor, subsets: int, subset_size: int, seed: int) -> tuple[float, float]:
-    """(mean, standard deviation over subsets) of the unbiased MMD^2 with a cubic kernel (Binkowski et al. 2018); it can
-    be below 0."""
+    """(mean, standard deviation over subsets) of the unbiased MMD^2 with a cubic kernel, which can be negative
+    (Binkowski et al. 2018)."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-    found = kid_features_to_metric(
-        generated, real, kid_subsets=subsets, kid_subset_size=subset_size, rng_seed=seed, verbose=False
-    )
-    return found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+    options = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed, "verbose": False}
+    result = kid_features_to_metric(generated, real, **options)
+    return result[KEY_METRIC_KID_MEAN], result[KEY_METRIC_KID_STD]
 
 
 def precision_recall(generated: Tensor, real: Tensor, neighbours: int) -> tuple[float, float]:
-    """Shares of generated images near a real one, and of real ones near a generated one (Kynkaanniemi et al. 2019)."""
+    """(share of generated images near a real one, share of real images near a generated one) (Kynkaanniemi et al.
+    2019)."""
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     large = max(len(generated), len(real)) > LARGEST_FULL
-    found = prc_features_to_metric(
-        generated,
-        real,
-        prc_neighborhood=neighbours,
-        prc_batch_size=TILE if large else LARGEST_FULL,
-        save_cpu_ram=large,
-        verbose=False,
-    )
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+    options = {"prc_neighborhood": neighbours, "prc_batch_size": TILE if large else LARGEST_FULL}
+    result = prc_features_to_metric(generated, real, **options, save_cpu_ram=large, verbose=False)
+    return result[KEY_METRIC_PRECISION], result[KEY_METRIC_RECALL]
 
 
 class Neighbours(NamedTuple):
-    """Of each generated image its nearest real one, (N,), and the distance to it; `spacing`, of each real image the
-    distance to its nearest fellow; density and coverage."""
+    """For each generated image the index of its nearest real image, `nearest` (N,), and its `distance` (N,). For each
+    real image the distance to its nearest real neighbour, `spacing` (M,)."""
 
     nearest: Tensor
     distance: Tensor
@@ -96,12 +90,12 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(generated: Tensor, real: Tensor, neighbours: int) -> Neighbours:
-    """Density: the mean number of real images' k-nearest-neighbour balls that contain a generated image, over k.
-    Coverage: the share of these balls that contain a generated image (Naeem et al. 2020, Eq. 4 and 5). A point on the
-    surface is outside, as in the authors' code."""
+    """Each real image has a ball that reaches to its k-th nearest real neighbour. Density: the mean number of balls
+    that contain a generated image, over k. Coverage: the share of balls that contain a generated image (Naeem et al.
+    2020, Eq. 4 and 5). A point on the surface is outside, as in the authors' code."""
     radii, spacing = [], []
     for part in real.split(TILE):
-        closest = torch.cdist(part, real).topk(neighbours + 1, largest=False).values  # the image itself among them
+        closest = torch.cdist(part, real).topk(neighbours + 1, largest=False).values  # the first is the image itself
         radii.append(closest[:, -1])
         spacing.append(closest[:, 1])
     radius_M = torch.cat(radii)
@@ -115,10 +109,5 @@ def find_neighbours(generated: Tensor, real: Tensor, neighbours: int) -> Neighbo
         within = distance_BM < radius_M
         inside += within.sum().item()
         covered |= within.any(dim=0)
-    return Neighbours(
-        torch.cat(nearest),
-        torch.cat(distance),
-        torch.cat(spacing),
-        inside / (neighbours * len(generated)),
-        covered.float().mean().item(),
-    )
+    density, coverage = inside / (neighbours * len(generated)), covered.float().mean().item()
+    return Neighbours(torch.cat(nearest), torch.cat(distance), torch.cat(spacing), density, coverage)

@@ -1,4 +1,4 @@
-"""Whether samples are many things, or one thing many times: classes, spread within a class, copies of real images."""
+"""How varied samples are: their classes, the spread within a class, copies of real images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def class_shares(labels_N: Tensor, num_classes: int) -> Tensor:
-    """The share of each class, (K,) float64, adding up to 1."""
+    """The share of each class, float64 (K,), summing to 1."""
     return torch.bincount(labels_N, minlength=num_classes).double() / len(labels_N)
 
 
 def entropy(shares_K: Tensor) -> float:
-    """In nats: 0 for one class alone, log K for equal shares."""
+    """In nats: 0 for a single class, log K for equal shares."""
     return float(torch.special.entr(shares_K.double()).sum())
 
 
 def within_class_distance(features_ND: Tensor, labels_N: Tensor, num_classes: int) -> float:
-    """Root mean square distance of two images of one class, averaged over the classes that have two or more; not a
-    number where none has. For n images it is sqrt(2 tr cov), with no pair looked at."""
+    """Root mean square distance of two images of one class, averaged over the classes with at least two images; NaN if
+    there are none. Computed as sqrt(2 tr cov), which needs no pairs."""
     spreads = []
     for label in range(num_classes):
         members = features_ND[labels_N == label].double()
@@ -32,15 +32,16 @@ def within_class_distance(features_ND: Tensor, labels_N: Tensor, num_classes: in
 
 def exact_copies(pixels: Tensor, real_pixels: Tensor) -> int:
     """How many images equal a real one in every byte."""
-    known = set(digests(real_pixels))
-    return sum(digest in known for digest in digests(pixels))
+    real_digests = set(hash_images(real_pixels))
+    return sum(digest in real_digests for digest in hash_images(pixels))
 
 
-def digests(pixels: Tensor) -> list[bytes]:
+def hash_images(pixels: Tensor) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.contiguous().numpy()]
 
 
 def near_copies(distance_N: Tensor, spacing_M: Tensor) -> float:
-    """The share of samples that are nearer to a real image than one in a hundred real images is to its fellow: about
-    0.01 for new images of the same kind, more where training images come back."""
+    """The share of samples that are closer to a real image than the closest 1 % of real images are to each other: about
+    0.01 for new images of the same kind, more for copies. distance_N: to the nearest real image; spacing_M: from each
+    real image to its nearest neighbour."""
     return float((distance_N < spacing_M.double().quantile(0.01)).double().mean())

@@ -1,33 +1,24 @@
-"""Whose features: Inception's where they make sense and can be had, else a judge's; always with the reason."""
+"""Which network computes the features, and why: Inception where it makes sense and is available, else a judge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rjem_cli.config import FEATURES
-from rjem_cli.engine.callbacks import OnProgress
+from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.downloads import fetch_file, is_present
-from rjem_cli.engine.data.images import Splits
+from rjem_cli.engine.metrics import extractors
 from rjem_cli.engine.metrics.accuracy import accuracy
-from rjem_cli.engine.metrics.extractors import (
-    DINOV2_FEATURES,
-    INCEPTION_FEATURES,
-    Extractor,
-    dinov2,
-    inception,
-    judge_extractor,
-)
-from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, noted_accuracy, train_judge
+from rjem_cli.engine.metrics.extractors import Extractor, judge_extractor
+from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, read_test_accuracy, train_judge
 from rjem_cli.engine.metrics.reference import Reference
-from rjem_cli.engine.metrics.weights import INCEPTION, read_weights
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info
 from rjem_cli.engine.models.wide_resnet import feature_count
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.request import json_digest
-from rjem_cli.engine.training.progress import TrainingCallbacks
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir
 
@@ -35,65 +26,82 @@ SMALLEST_SIDE = 32  # pixels; below, Inception sees mostly what the resize made
 
 
 class FeatureChoice(NamedTuple):
-    """`kind` is one of FEATURES but auto, or a path. `suffix` ends the names of scores, `dimensions` is the features'
-    number, `image_shape` (C, H, W) that of the only images the network takes: all known before the network is there,
-    so that what cannot be is refused before it is fetched or trained."""
+    """`kind` is one of FEATURES except auto, or a path; `reason` says why it was chosen. `suffix` ends the names of
+    scores, `dimensions` is the number of features, `image_shape` (C, H, W) the only shape that the network takes, or
+    None. All are known before the network is downloaded or trained, so that impossible requests fail early."""
 
     kind: str
     reason: str
     suffix: str = ""
-    dimensions: int = INCEPTION_FEATURES
+    dimensions: int = extractors.INCEPTION_FEATURES
     image_shape: tuple[int, int, int] | None = None
 
     @property
-    def is_judge(self) -> bool:
-        return self.suffix == "_judge"
+    def is_checkpoint(self) -> bool:
+        return is_checkpoint(self.kind)
+
+    @property
+    def needs_download(self) -> bool:
+        return self.kind == "dinov2" or (self.kind == "inception" and not has_inception())
 
 
-def check_features(asked: str) -> None:
-    """Before anything is read. Raises ConfigError for an unknown name, AbsentError for a path that is not there."""
-    if asked in FEATURES or expand(asked).exists():
+def is_checkpoint(kind: str) -> bool:
+    return expand(kind).suffix.lower() == ".safetensors"
+
+
+def has_inception() -> bool:
+    return is_present(extractors.INCEPTION, weights_dir())
+
+
+def check_features(name: str) -> None:
+    """Raises ConfigError for an unknown name, AbsentError for a missing file."""
+    if name in FEATURES or expand(name).exists():
         return
-    is_path = "/" in asked or Path(asked).suffix
-    hint = "" if is_path else f"; {did_you_mean(asked, FEATURES)}"
-    raise (AbsentError if is_path else ConfigError)(f"--features {asked} is no network and no file{hint}")
+    if "/" in name or Path(name).suffix:
+        raise AbsentError(f"--features {name}: no such file")
+    raise ConfigError(f"--features {name!r} is not a network or a file; {did_you_mean(name, FEATURES)}")
 
 
-def choose(asked: str, reference: Reference) -> FeatureChoice:
-    """Raises ConfigError or DataError for a network that this reference cannot go with."""
-    if asked != "auto":
-        return described(asked, "as asked", reference)
-    if reference.statistics is not None:
-        return described("inception", "auto: the reference is statistics", reference)
-    assert reference.images is not None
-    channels, height, width = reference.images.image_shape
+def choose_features(name: str, reference: Reference) -> FeatureChoice:
+    """Resolve `auto`. Raises ConfigError or DataError for a network that does not go with this reference."""
+    images = reference.images
+    if name != "auto":
+        return describe_features(name, "as asked", reference)
+    if reference.statistics is not None or images is None:
+        return describe_features("inception", "auto: the reference is statistics", reference)
+    channels, height, width = images.image_shape
     if min(height, width) < SMALLEST_SIDE or channels == 1:
-        kind = "grey" if channels == 1 else "coloured"
-        why = f"auto: Inception was made for photographs, not for {width}x{height} {kind} images"
-        return described("judge", why, reference)
-    if offline() and not is_present(INCEPTION, weights_dir()) and reference.images.labels is not None:
-        why = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"
-        return described("judge", why, reference)
-    return described("inception", "auto: coloured images", reference)
+        kind = "grey" if channels == 1 else "colour"
+        reason = f"auto: Inception was trained on photographs, not on {width}x{height} {kind} images"
+        return describe_features("judge", reason, reference)
+    if offline() and not has_inception() and images.labels is not None:
+        reason = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"
+        return describe_features("judge", reason, reference)
+    return describe_features("inception", "auto: colour images", reference)
 
 
-def described(kind: str, reason: str, reference: Reference) -> FeatureChoice:
+def describe_features(kind: str, reason: str, reference: Reference) -> FeatureChoice:
+    """What is known of a network before it is loaded. Raises ConfigError or DataError if no judge can be trained."""
     if kind == "judge":
         if reference.images is None:
-            raise ConfigError(f"--features judge needs images to be trained on, and {reference.name} is statistics")
+            raise ConfigError(f"--features judge is trained on images, but {reference.name} holds statistics")
         if reference.images.labels is None:
-            raise DataError(f"{reference.name} has no classes that a judge could learn; give class folders")
+            raise DataError(f"{reference.name} has no classes to train a judge on; use class folders")
         return FeatureChoice(kind, reason, "_judge", JUDGE_FEATURES, reference.images.image_shape)
     if kind == "dinov2":
-        return FeatureChoice(kind, reason, "_dinov2", DINOV2_FEATURES)
-    if is_judge_file(kind):
+        return FeatureChoice(kind, reason, "_dinov2", extractors.DINOV2_FEATURES)
+    if is_checkpoint(kind):
         info = read_info(expand(kind))
         return FeatureChoice(kind, reason, "_judge", feature_count(info.config), info.image_shape)
-    return FeatureChoice(kind, reason)
+    return FeatureChoice(kind, reason, extractors.inception_suffix(read_weights(kind)) if kind != "inception" else "")
 
 
-def is_judge_file(kind: str) -> bool:
-    return expand(kind).suffix.lower() == ".safetensors"
+def read_weights(path: str) -> bytes:
+    """Raises DataError for a file that cannot be read."""
+    try:
+        return expand(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read --features {path}: {error.strerror or error}") from None
 
 
 def check_fits(choice: FeatureChoice, samples: ImageCollection, reference: Reference) -> None:
@@ -103,73 +111,47 @@ def check_fits(choice: FeatureChoice, samples: ImageCollection, reference: Refer
         if images is not None and choice.image_shape is not None and choice.image_shape[1:] != images.image_shape[1:]:
             (_, height, width), (_, own_height, own_width) = choice.image_shape, images.image_shape
             raise DataError(
-                f"images of {images.name} are {own_width}x{own_height}, the judge takes {width}x{height}; give others"
+                f"images of {images.name} are {own_width}x{own_height}, but the judge takes {width}x{height}"
             )
     if reference.statistics is not None and len(reference.statistics.mu) != choice.dimensions:
-        raise ConfigError(
-            f"{reference.name} has {len(reference.statistics.mu)} features, {choice.kind} gives {choice.dimensions}"
-        )
-    if is_judge_file(choice.kind) and made_by(samples.meta or {}, expand(choice.kind)):
-        raise ConfigError(f"--features {choice.kind} made these samples, or is of their run; take another judge")
+        count = len(reference.statistics.mu)
+        raise ConfigError(f"{reference.name} has {count} features, but {choice.kind} has {choice.dimensions}")
+    if choice.is_checkpoint and samples.meta is not None:
+        config = read_info(expand(choice.kind)).config
+        if samples.meta.get("config_sha256") == json_digest(config.to_dict()):
+            raise ConfigError(f"--features {choice.kind} is from the run that made these samples; use another judge")
 
 
-def made_by(meta: dict[str, Any], path: Path) -> bool:
-    """Whether rjem's protocol of samples names a checkpoint of the same run."""
-    return meta.get("config_sha256") == json_digest(read_info(path).config.to_dict())
-
-
-def build(
-    choice: FeatureChoice,
-    reference: Reference,
-    runtime: Runtime,
-    watch: OnProgress,
-    train_watch: OnProgress,
-    stop: Callable[[], bool],
-) -> Extractor | None:
-    """Fetch, load or train the network. None if `stop` became true while a judge was trained. Raises AbsentError for
-    weights that cannot be had, DataError for some that cannot be used."""
+def load_extractor(
+    choice: FeatureChoice, reference: Reference, runtime: Runtime, on_progress: OnProgress = noop
+) -> Extractor:
+    """Download, load or train the network; `on_progress` may raise to stop. Raises AbsentError for weights that are not
+    available, DataError for unusable ones."""
     device = runtime.device
     if choice.kind == "inception":
-        content = fetch_file(
-            INCEPTION, weights_dir(), lambda phase, done, total: watch("fetching weights", done, total)
-        )
-        return inception(content, INCEPTION.file_name, device)
+        weights = extractors.INCEPTION
+        content = fetch_file(weights, weights_dir(), on_progress)
+        return extractors.load_inception(content, weights.file_name, device)
     if choice.kind == "dinov2":
-        return dinov2(device)
+        return extractors.load_dinov2(device)
     if choice.kind == "judge":
-        assert reference.splits is not None
-        callbacks = TrainingCallbacks(
-            on_progress=lambda progress: train_watch("training the judge", progress.step, progress.steps),
-            should_stop=stop,
-        )
-        found = train_judge(
-            reference.splits(),
-            runtime,
-            callbacks,
-            lambda: watch("waiting for another process, which trains this judge", 0, 1),
-        )
-        return None if found is None else judge_extractor(found.checkpoint, found.test_accuracy, ours=True)
-    if is_judge_file(choice.kind):
-        return own_judge(expand(choice.kind), reference, runtime)
-    return inception(read_weights(choice.kind), choice.kind, device)
+        assert reference.load_splits is not None
+        judge = train_judge(reference.load_splits(), runtime, on_progress)
+        return judge_extractor(judge.checkpoint, judge.test_accuracy, is_judge=True)
+    if choice.is_checkpoint:
+        return load_checkpoint_extractor(expand(choice.kind), reference, runtime)
+    return extractors.load_inception(read_weights(choice.kind), choice.kind, device)
 
 
-def own_judge(path: Path, reference: Reference, runtime: Runtime) -> Extractor:
-    """A classifier of the user's, or a judge of rjem's by its file: with the accuracy that was measured when it was
-    trained, else tested on the reference's test split where there is one."""
-    checkpoint = load_checkpoint(path, runtime.device)
-    info, tested = checkpoint.info, noted_accuracy(path)
-    if tested is not None:
-        return judge_extractor(checkpoint, tested, ours=True)
-    test = test_split(reference)
-    if test is not None and (test.test.image_shape, test.class_names) == (info.image_shape, info.class_names):
-        tested = accuracy(runtime.frozen(checkpoint.model), test.test, runtime.device).to_dict()
-    return judge_extractor(checkpoint, tested, ours=False)
-
-
-def test_split(reference: Reference) -> Splits | None:
-    """None where the reference's images have no classes, or too few of them."""
-    try:
-        return None if reference.splits is None else reference.splits()
-    except RjemError:
-        return None
+def load_checkpoint_extractor(path: Path, reference: Reference, runtime: Runtime) -> Extractor:
+    """A judge by its file, with the test accuracy measured when it was trained; or any classifier, tested on the
+    reference's test split if that has the same classes."""
+    checkpoint, test_accuracy = load_checkpoint(path, runtime.device), read_test_accuracy(path)
+    if test_accuracy is not None:
+        return judge_extractor(checkpoint, test_accuracy, is_judge=True)
+    with contextlib.suppress(RjemError):  # the reference's images may have no classes, or too few of them
+        splits = None if reference.load_splits is None else reference.load_splits()
+        info = checkpoint.info
+        if splits and (splits.test.image_shape, splits.class_names) == (info.image_shape, info.class_names):
+            test_accuracy = accuracy(runtime.frozen(checkpoint.model), splits.test, runtime.device).to_dict()
+    return judge_extractor(checkpoint, test_accuracy, is_judge=False)

@@ -1,138 +1,101 @@
-"""Features of a set of images, computed once: kept chunk by chunk under a name made of the chunk's pixels and of the
-network and the resize. An interrupted call loses at most a chunk, and no name can stand for other images."""
+"""Features of images, cached in chunks under a digest of the pixels, the network and the resize.
+
+An interrupted call loses at most one chunk, and a cached file can never be used for other images.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.batching import BatchSizer, concatenate
+from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import convert_channels
-from rjem_cli.engine.metrics.extractors import Extractor, FeaturePair
+from rjem_cli.engine.metrics.extractors import Extractor, Features
 from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import features_dir
 
-CHUNK = 200  # images a file
-VERSION = 3  # of the way features are computed and kept
-PROBE = 3  # batches that a speed is measured on; the first ones are slow
+CHUNK = 200  # images per file
+VERSION = 3  # of how features are computed and cached
 
-Report = Callable[[int], None]  # how many images are done
-
-
-@dataclass(frozen=True)
-class Features:
-    """features (N, D) and, of a classifier, logits (N, K); float32 on the host."""
-
-    features: Tensor
-    logits: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.features)
+Chunk = tuple[Path, Tensor]  # where its features are cached, and its pixels with the extractor's channels
 
 
-def chunk_path(extractor: Extractor, pixels: Tensor) -> Path:
+def split_chunks(pixels: Tensor, extractor: Extractor, name: str) -> list[Chunk]:
+    """Raises DataError for colour images if the extractor takes grey ones."""
+    parts = convert_channels(pixels, extractor.channels, name).split(CHUNK)
+    return [(cache_path(extractor, part), part) for part in parts]
+
+
+def cache_path(extractor: Extractor, pixels: Tensor) -> Path:
     key = hashlib.sha256(json.dumps([VERSION, extractor.identity, list(pixels.shape)], sort_keys=True).encode())
     key.update(pixels.contiguous().numpy().data)
     return features_dir() / f"{key.hexdigest()[:40]}.safetensors"
 
 
-def chunks_of(pixels: Tensor, extractor: Extractor, name: str) -> list[tuple[Path, Tensor]]:
-    """(where its features are kept, pixels with the extractor's channels) of each chunk."""
-    parts = convert_channels(pixels, extractor.channels, name).split(CHUNK)
-    return [(chunk_path(extractor, part), part) for part in parts]
-
-
-def kept(path: Path, shape: tuple[int, int]) -> FeaturePair | None:
-    """None for a chunk that is not there, cannot be read or cannot be right: it is then computed again."""
-    try:
-        tensors, _ = read_tensors(path)
-        features, logits = tensors["features"], tensors.get("logits")
-    except (RjemError, KeyError):
-        return None
-    return (features, logits) if features.shape == shape and is_finite((features, logits)) else None
-
-
-def is_finite(pair: FeaturePair) -> bool:
-    return all(bool(part.isfinite().all()) for part in pair if part is not None)
-
-
-def missing_images(chunks: list[tuple[Path, Tensor]]) -> int:
-    """How many images have no features yet."""
+def count_missing(chunks: Sequence[Chunk]) -> int:
+    """How many images have no cached features."""
     return sum(len(part) for path, part in chunks if not path.is_file())
 
 
-def extract(
-    chunks: list[tuple[Path, Tensor]],
+def load_features(
+    chunks: Sequence[Chunk],
     extractor: Extractor,
     device: torch.device,
     batches: BatchSizer,
-    report: Report,
+    on_progress: Callable[[int], None] = noop,
 ) -> Features:
-    """Features of all chunks, from where they are kept or computed and then kept."""
-    found: list[FeaturePair] = []
+    """Features of all chunks, cached or computed, on the host. `on_progress` gets the number of images done, and may
+    raise."""
+    parts: list[Features] = []
     done = 0
-
-    def kept_or_computed(chunk: tuple[Path, Tensor]) -> FeaturePair:
-        path, part = chunk
-        pair = kept(path, (len(part), extractor.dimensions))
-        if pair is None:
-            pair = compute(part, extractor, device, batches, lambda count: report(done + count))
-            if is_finite(pair):
-                keep(path, pair)
-        return pair
-
-    for (_, part), pair in zip(chunks, map(kept_or_computed, chunks)):
-        found.append(pair)
-        done += len(part)
-        report(done)
-    logits = [logits for _, logits in found if logits is not None]
-    return Features(torch.cat([features for features, _ in found]), torch.cat(logits) if logits else None)
-
-
-def compute(
-    part: Tensor, extractor: Extractor, device: torch.device, batches: BatchSizer, report: Report
-) -> FeaturePair:
-    found: list[FeaturePair] = []
-    done = 0
-    with torch.inference_mode():
-        for batch in part.to(device, non_blocking=True).split(batches.batch_size):
-            found.append(batches.run(extractor.compute, batch))
-            done += len(batch)
-            report(done)
-    features = torch.cat([features for features, _ in found]).float().cpu()
-    logits = [logits for _, logits in found if logits is not None]
-    return features, torch.cat(logits).float().cpu() if logits else None
+    for path, pixels in chunks:
+        features = read_cache(path, (len(pixels), extractor.dimensions))
+        if features is None:
+            batch_parts: list[Features] = []
+            for batch in pixels.split(batches.batch_size):
+                batch_parts.append(compute_features(batch, extractor, device, batches))
+                done += len(batch)
+                on_progress(done)
+            features = concatenate(batch_parts)
+            write_cache(path, features)
+        else:
+            done += len(pixels)
+            on_progress(done)
+        parts.append(features)
+    return concatenate(parts)
 
 
-def keep(path: Path, pair: FeaturePair) -> None:
-    """A place that cannot be written, or is full, keeps nothing, and the call goes on."""
-    features, logits = pair
-    tensors = {"features": features} | ({} if logits is None else {"logits": logits})
-    try:
-        write_tensors(path, tensors, {"format": "rjem-features"})
-    except RjemError:
-        return
+@torch.inference_mode()
+def compute_features(pixels: Tensor, extractor: Extractor, device: torch.device, batches: BatchSizer) -> Features:
+    """float32 on the host."""
+    features, logits = batches.run(extractor.compute, pixels.to(device, non_blocking=True))
+    return Features(features.float().cpu(), None if logits is None else logits.float().cpu())
 
 
-def images_per_second(
-    pixels: Tensor, extractor: Extractor, device: torch.device, batches: BatchSizer, report: Report
-) -> float:
-    """Measured on the first images, the fastest batch; what a call will take is told before it begins."""
-    fastest = math.inf
-    first = convert_channels(pixels[: PROBE * CHUNK], extractor.channels, "images").split(
-        min(batches.batch_size, CHUNK)
-    )
-    for part in first[:PROBE]:
-        started = time.perf_counter()
-        compute(part, extractor, device, batches, report)
-        fastest = min(fastest, (time.perf_counter() - started) / len(part))
-    return 1 / fastest
+def read_cache(path: Path, shape: tuple[int, int]) -> Features | None:
+    """None for a chunk that is missing or invalid, which is then computed again."""
+    with contextlib.suppress(RjemError, KeyError):
+        tensors, _ = read_tensors(path)
+        features = Features(tensors["features"], tensors.get("logits"))
+        return features if features.features.shape == shape and is_finite(features) else None
+    return None
+
+
+def write_cache(path: Path, features: Features) -> None:
+    """Values that are not finite are not cached. A folder that cannot be written, or is full, is no error."""
+    if is_finite(features):
+        tensors = {name: part for name, part in features._asdict().items() if part is not None}
+        with contextlib.suppress(RjemError):
+            write_tensors(path, tensors, {"format": "rjem-features"})
+
+
+def is_finite(features: Features) -> bool:
+    return all(bool(part.isfinite().all()) for part in features if part is not None)

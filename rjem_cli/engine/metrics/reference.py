@@ -1,4 +1,4 @@
-"""What samples are compared with: part of a built-in data set, any set of images, or statistics that somebody made."""
+"""What samples are compared with: part of a built-in data set, a set of images, or statistics of features."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rjem_cli.paths import expand
 
 PARTS = ("train", "test", "all")
 CIFAR_SHAPE = (3, 32, 32)
+LARGEST_STATISTIC = 1e12  # beyond this an .npz does not hold statistics of features
+STATISTICS_KEYS = ("mu", "sigma")  # as in the files of pytorch-fid, TTUR, EDM and ADM
 IMAGES_KEY = "arr_0"
-LARGEST_STATISTIC = 1e12
-STATISTICS_KEYS = ("mu", "sigma")  # of pytorch-fid, TTUR, EDM and ADM alike
 
 
 @dataclass(frozen=True)
@@ -33,96 +33,86 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Reference:
-    """`images`, `statistics`, or both: ADM's files have the statistics of a whole set, and some of its images. `splits`
-    gives the data set that the images are from, for a judge to be trained on; it raises DataError for images without
+    """`images`, `statistics`, or both: ADM's files hold the statistics of a data set and some of its images.
+    `load_splits` returns the data set that a judge can be trained on; it raises DataError for images without
     classes."""
 
     name: str
     images: ImageCollection | None = None
     statistics: Statistics | None = None
-    splits: Callable[[], Splits] | None = None
+    load_splits: Callable[[], Splits] | None = None
 
 
-def dataset_of(meta: dict[str, Any] | None) -> dict[str, Any]:
-    """What samples' meta.json says of the data set; nothing where it says nothing."""
-    dataset = (meta or {}).get("dataset")
-    return dataset if isinstance(dataset, dict) else {}
-
-
-def default_reference(samples: ImageCollection, protocol: str) -> str:
-    """The training images that the samples' meta.json names, or those of the data set that they are part of, or with
-    the protocol jempp all of them; else cifar10's, for images that look like them. Raises DataError."""
-    if names_builtin(samples.name):
-        return parts_of(samples.name)[0]
-    dataset = dataset_of(samples.meta)
-    if dataset.get("data"):
-        return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}"
-    name = dataset.get("name")
-    if name is None and samples.image_shape != CIFAR_SHAPE:
-        raise DataError(
-            f"{samples.name} names no data set that it is like; say one with --reference, such as digits:train"
-        )
-    if name is not None and not isinstance(name, str):
-        raise DataError(f"the samples' meta.json names no data set but {name!r}; say one with --reference")
-    return name or "cifar10"
-
-
-def own_test_data(meta: dict[str, Any] | None) -> str | None:
-    return dataset_of(meta).get("test_data")
-
-
-def parts_of(text: str) -> tuple[str, str]:
-    """`cifar10:test` -> ("cifar10", "test"); the part is empty where none is named. Raises ConfigError for a part that
-    a built-in data set does not have."""
+def parse_part(text: str) -> tuple[str, str]:
+    """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). Raises ConfigError if a built-in data set
+    has no such part."""
     name, _, part = text.rpartition(":")
     if name in DATASETS and part not in PARTS:
         raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
     return (name, part) if name and part in PARTS else (text, "")
 
 
-def names_builtin(text: str) -> bool:
-    return parts_of(text)[0] in DATASETS
+def is_builtin(text: str) -> bool:
+    return parse_part(text)[0] in DATASETS
+
+
+def default_reference(samples: ImageCollection, protocol: str) -> tuple[str, str | None]:
+    """(name for `read_reference`, test images) of what the samples' meta.json says the model was trained on. Samples
+    that are part of a built-in data set are compared with that; 32x32 colour images without a meta.json with cifar10.
+    Raises DataError if no reference can be inferred."""
+    if is_builtin(samples.name):
+        return parse_part(samples.name)[0], None
+    dataset: Any = (samples.meta or {}).get("dataset")
+    dataset = dataset if isinstance(dataset, dict) else {}
+    if dataset.get("data"):
+        return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}", dataset.get("test_data")
+    name = dataset.get("name")
+    if name is None and samples.image_shape != CIFAR_SHAPE:
+        raise DataError(f"{samples.name} does not name its data set; give one with --reference, such as digits:train")
+    if name is not None and not isinstance(name, str):
+        raise DataError(f"the samples' meta.json has an invalid data set name {name!r}; give one with --reference")
+    return name or "cifar10", dataset.get("test_data")
 
 
 def read_reference(text: str, protocol: str, test_data: str | None = None) -> Reference:
-    """`cifar10:test`; `cifar10`, its training part, or with the protocol jempp all of it; a path or `path:test`;
-    statistics.npz. Raises ConfigError for an unknown name or a part that the protocol does not go with, AbsentError for
-    what is not there, DataError for what cannot be used."""
-    name, part = parts_of(text)
+    """Read `cifar10:test`; `cifar10` (its training part); a path or `path:test`; or statistics.npz. With the protocol
+    jempp, a data set means all its images. Raises ConfigError for an unknown name or a part that contradicts the
+    protocol, AbsentError if nothing is there, DataError if it cannot be used."""
+    name, part = parse_part(text)
     if protocol == "jempp":
         if part in ("train", "test"):
-            raise ConfigError(f"--protocol jempp compares with train and test, {text} is one part; leave it out")
+            raise ConfigError(f"--protocol jempp compares with train and test images; use --reference {name}")
         part = "all"
     if name in DATASETS:
         splits = load_splits(DataOptions(dataset=name, val_fraction=0.0))
-        return of_splits(f"{name}:{part or 'train'}", splits, part or "train")
+        return select_part(f"{name}:{part or 'train'}", splits, part or "train")
     path = expand(name)
     if not path.exists():
-        is_path = "/" in name or path.suffix
-        hint = "give a path that is" if is_path else did_you_mean(name, DATASETS)
-        raise (AbsentError if is_path else ConfigError)(f"--reference {text} is no data set and no file; {hint}")
+        if "/" in name or path.suffix:
+            raise AbsentError(f"--reference {text}: no such file or folder")
+        raise ConfigError(f"--reference {text!r} is not a data set or a file; {did_you_mean(name, DATASETS)}")
     statistics = read_statistics(path) if path.suffix.lower() == ".npz" else None
     if statistics is not None and protocol == "jempp":
-        raise ConfigError(f"--protocol jempp is of train and test images, and {text} is statistics")
+        raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
     images = read_collection(name)
 
-    def own() -> Splits:
+    def make_splits() -> Splits:
         return build_user_splits(images.group_by_split(), name, test_data, val_fraction=0.0)
 
     if statistics is not None or (part in ("", "all") and test_data is None):
-        return Reference(text, images, statistics, splits=own)
-    return of_splits(f"{name}:{part}", own(), part)
+        return Reference(text, images, statistics, make_splits)
+    return select_part(f"{name}:{part}", make_splits(), part)
 
 
-def of_splits(name: str, splits: Splits, part: str) -> Reference:
-    chosen = {"train": [splits.train], "test": [splits.test], "all": [splits.train, splits.test]}[part]
-    return Reference(name, ImageCollection.from_images(concatenate(chosen), name), splits=lambda: splits)
+def select_part(name: str, splits: Splits, part: str) -> Reference:
+    selected = {"train": [splits.train], "test": [splits.test], "all": [splits.train, splits.test]}[part]
+    return Reference(name, ImageCollection.from_images(concatenate(selected), name), load_splits=lambda: splits)
 
 
 def read_statistics(path: Path) -> Statistics | None:
-    """mu and sigma of an .npz; None for one that has only images. Raises DataError."""
+    """mu and sigma of an .npz; None if it holds only images. Raises DataError."""
     arrays = load_arrays(path, STATISTICS_KEYS)
     missing = [key for key in STATISTICS_KEYS if key not in arrays]
     if missing and IMAGES_KEY in read_array_names(path):
@@ -134,9 +124,8 @@ def read_statistics(path: Path) -> Statistics | None:
     mu, sigma = (np.asarray(arrays[key], dtype=np.float64) for key in STATISTICS_KEYS)
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise DataError(f"{path}: mu is {mu.shape}, sigma {sigma.shape}; give finite mu (D,) and sigma (D, D)")
-    limit = LARGEST_STATISTIC
-    if abs(mu).max() > limit or abs(sigma).max() > limit:
-        raise DataError(f"{path}: mu or sigma are beyond {limit:g}; these are no statistics of features")
+    if max(abs(mu).max(), abs(sigma).max()) > LARGEST_STATISTIC:
+        raise DataError(f"{path}: mu or sigma exceed {LARGEST_STATISTIC:g}; they are not statistics of features")
     if not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6) or (sigma.diagonal() < 0).any():
-        raise DataError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
+        raise DataError(f"{path}: sigma is not a covariance: it is not symmetric or has a negative variance")
     return Statistics(mu, sigma)

@@ -1,185 +1,334 @@
-"""One call of `rjem eval` on samples: what is compared, by whose features, and the scores."""
+"""Scoring samples: plan (no network is loaded), prepare (the network for features), evaluate, describe."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from torch import Tensor
+import torch
 
 from rjem_cli.config import STREAM, EvalConfig
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.callbacks import OnProgress
+from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection, merge_collections, read_collection, read_stream
-from rjem_cli.engine.metrics.eval_inputs import EvalInputs
-from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, Extractor
-from rjem_cli.engine.metrics.feature_choice import build, check_features, check_fits, choose, described
-from rjem_cli.engine.metrics.features import Features, chunks_of, extract, images_per_second, missing_images
-from rjem_cli.engine.metrics.judge import judge_config, trained_before
-from rjem_cli.engine.metrics.reference import Reference, default_reference, names_builtin, own_test_data, read_reference
-from rjem_cli.engine.metrics.registry import renamed
-from rjem_cli.engine.metrics.requirements import Requirements, parse_requirements
-from rjem_cli.engine.metrics.scores import EvalContext, PerClass, Scores
-from rjem_cli.engine.metrics.selection import Plan, make_plan, parse_metrics, score
-from rjem_cli.engine.metrics.weights import INCEPTION
-from rjem_cli.engine.runtime import Runtime, scoring_runtime
+from rjem_cli.engine.data.images import convert_channels, spread_indices
+from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side
+from rjem_cli.engine.figures import class_bars
+from rjem_cli.engine.metrics import judge, registry, results
+from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs
+from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, INCEPTION, Extractor, Features
+from rjem_cli.engine.metrics.feature_choice import check_features, choose_features, describe_features, load_extractor
+from rjem_cli.engine.metrics.features import Chunk, compute_features, count_missing, load_features, split_chunks
+from rjem_cli.engine.metrics.reference import Reference, default_reference, is_builtin, read_reference
+from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan, score_name
+from rjem_cli.engine.runtime import scoring_runtime
+from rjem_cli.engine.timing import median_seconds
+from rjem_cli.engine.training.estimate import FORWARD, DataShape, estimate_training
 from rjem_cli.errors import AbsentError, ConfigError, RjemError
 
-Chunks = list[tuple[Path, Tensor]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A case and its plan, before any network is there; `of`, how many samples there were to choose from."""
-
-    case: EvalInputs
-    of: int
-    plan: Plan
-    requirements: Requirements
-    runtime: Runtime
-
-    @property
-    def judge_steps(self) -> str | None:
-        """What training the judge means; None where none is to be trained."""
-        reference = self.case.reference
-        if self.case.choice.kind != "judge" or reference.splits is None:
-            return None
-        splits = reference.splits()
-        if trained_before(splits, self.runtime.device) is not None:
-            return None
-        config = judge_config(splits)
-        return f"WRN-{config.depth}-{config.width}, {config.steps} steps of {config.batch_size} images"
+STANDARD_COUNT = 50_000  # samples of a published FID
+ENOUGH_PER_FEATURE = 5  # samples per feature; with fewer, a Frechet distance is inflated
+SHOWN, COLUMNS = 50, 5  # images in nearest.png
+UNKNOWN_SELECTION = "unknown"
 
 
 @dataclass(frozen=True)
 class EvalJob:
-    """All that is settled before features are computed. `real_chunks` is None where the reference is statistics."""
+    """Everything that is known before features are computed. `real_chunks` is empty if the reference is statistics."""
 
-    inputs: Inputs
+    plan: EvalPlan
     extractor: Extractor
-    chunks: Chunks
-    real_chunks: Chunks | None
+    chunks: list[Chunk]
+    real_chunks: list[Chunk]
     batches: BatchSizer
 
     @property
     def missing(self) -> int:
-        """Images whose features are not kept yet."""
-        return missing_images(self.chunks) + missing_images(self.real_chunks or [])
-
-    def images_per_second(self, watch: OnProgress) -> float:
-        """Measured here and now, on the first samples."""
-        pixels, device = self.inputs.case.samples.pixels, self.inputs.runtime.device
-        rate = images_per_second(
-            pixels, self.extractor, device, self.batches, lambda done: watch("measuring the speed", 0, 1)
-        )
-        watch("measuring the speed", 1, 1)
-        return rate
+        """Images without cached features."""
+        return count_missing(self.chunks) + count_missing(self.real_chunks)
 
 
 @dataclass(frozen=True)
 class SampleScores:
     """`scores` by name; `per_class` by kind and class."""
 
-    subject: EvalContext
-    scores: Scores
-    per_class: PerClass
+    context: EvalContext
+    scores: registry.Scores
+    per_class: registry.PerClass
 
 
-def read_inputs(config: EvalConfig, locations: Sequence[str], stdin: Callable[[], BinaryIO]) -> Inputs:
-    """Read samples (one set, from one place or several) and reference, every image of them, and plan, so that what
-    cannot be is known before the work. Raises ConfigError, AbsentError or DataError."""
-    parse_metrics(config.metrics)
+def score_samples(
+    config: EvalConfig, samples: ImageCollection, log: Log = noop, on_progress: OnProgress = noop
+) -> dict[str, Any]:
+    """The scores of `samples` by name, with the protocol and notes, as `rjem eval --json` prints them. `on_progress`
+    may raise to stop. Raises ConfigError, AbsentError or DataError."""
+    start = time.perf_counter()
+    check_options(config)
+    job = prepare_evaluation(plan_evaluation(config, samples), log, on_progress)
+    return describe_sample_scores(job, evaluate_samples(job, on_progress), time.perf_counter() - start)
+
+
+# --- plan ---
+
+
+def check_options(config: EvalConfig) -> None:
+    """Raise ConfigError or AbsentError for options that are wrong whatever the images are."""
+    registry.parse_metrics(config.metrics)
     check_features(config.features)
-    requirements = parse_requirements(config.require)
-    runtime = scoring_runtime(config.device)
-    if len(locations) > 1 and (whole := next(filter(names_builtin, locations), None)):
-        raise ConfigError(f"{whole} is a set of its own; several places are parts of one set of samples")
-    everything = merge_collections([read_samples(location, stdin) for location in locations])
-    samples = everything.spread(config.num)
-    reference = reference_of(config, samples)
-    case = EvalInputs(config, samples, reference, choose(config.features, reference))
-    return Inputs(case, len(everything), checked_plan(case, requirements), requirements, runtime)
+    results.parse_requirements(config.require)
+    scoring_runtime(config.device)
 
 
-def read_samples(location: str, stdin: Callable[[], BinaryIO]) -> ImageCollection:
-    """Also part of a built-in data set, `digits:test`: its scores are what samples can hope for."""
-    if location == STREAM:
-        return read_stream(stdin(), "standard input")
-    if names_builtin(location):
-        images = read_reference(location, "standard").images
-        assert images is not None
-        return images
-    return read_collection(location)
+def read_samples(locations: Sequence[str], stdin: Callable[[], BinaryIO]) -> ImageCollection:
+    """One set of samples, from one or several locations: a folder or file, `-` for a tar on stdin, or part of a
+    built-in data set such as `digits:test`, whose scores are what samples can hope for. Raises ConfigError, AbsentError
+    or DataError."""
+    if len(locations) > 1 and (builtin := next(filter(is_builtin, locations), None)):
+        raise ConfigError(f"{builtin} is a complete set; several locations must be parts of one set of samples")
+    parts = []
+    for location in locations:
+        if is_builtin(location):
+            images = read_reference(location, "standard").images
+            assert images is not None
+            parts.append(images)
+        else:
+            parts.append(read_stream(stdin(), "standard input") if location == STREAM else read_collection(location))
+    return merge_collections(parts)
 
 
-def reference_of(config: EvalConfig, samples: ImageCollection) -> Reference:
+def plan_evaluation(config: EvalConfig, samples: ImageCollection) -> EvalPlan:
+    """Read the reference, choose features, and decide which metrics to compute. Raises ConfigError, AbsentError or
+    DataError."""
+    used = samples.spread(config.num)
+    reference = load_reference(config, used)
+    choice = choose_features(config.features, reference)
+    inputs = EvalInputs(config, used, len(samples), reference, choice, scoring_runtime(config.device))
+    return registry.make_plan(inputs, results.parse_requirements(config.require))
+
+
+def load_reference(config: EvalConfig, samples: ImageCollection) -> Reference:
     if config.reference is not None:
         return read_reference(config.reference, config.protocol)
-    name = default_reference(samples, config.protocol)
+    name, test_data = default_reference(samples, config.protocol)
     try:
-        return read_reference(name, config.protocol, own_test_data(samples.meta))
+        return read_reference(name, config.protocol, test_data)
     except AbsentError as error:
-        raise AbsentError(f"{error} (the reference, as none was given with --reference)") from None
+        raise AbsentError(f"{error} (the default reference; give another with --reference)") from None
 
 
-def checked_plan(case: EvalInputs, requirements: Requirements) -> Plan:
-    check_fits(case.choice, case.samples, case.reference)
-    plan = make_plan(case)
-    requirements.check_names(plan.scores, lambda name: renamed(name, case.choice.suffix))
-    return plan
-
-
-def prepare(
-    inputs: Inputs, say: Callable[[str], None], watch: OnProgress, train_watch: OnProgress, stop: Callable[[], bool]
-) -> EvalJob | None:
-    """Fetch, load or train the network. None if `stop` became true while a judge was trained. Raises AbsentError for
-    weights that cannot be had, DataError for some that cannot be used."""
-    reference = inputs.case.reference
-    try:
-        extractor = build(inputs.case.choice, reference, inputs.runtime, watch, train_watch, stop)
-    except AbsentError as error:
-        inputs = judged_instead(inputs, error)
-        say(f"features by {inputs.case.choice.kind} ({inputs.case.choice.reason})")
-        extractor = build(inputs.case.choice, reference, inputs.runtime, watch, train_watch, stop)
-    if extractor is None:
+def describe_judge_training(inputs: EvalInputs) -> str | None:
+    """None unless a judge must be trained first."""
+    load_splits = inputs.reference.load_splits
+    if inputs.choice.kind != "judge" or load_splits is None:
         return None
-    samples, real_chunks = inputs.case.samples, None
-    if reference.images is not None:
-        real_chunks = chunks_of(reference.images.pixels, extractor, reference.name)
-    batch_size = inputs.case.config.batch_size or BATCH_SIZE.get(inputs.runtime.device.type, GPU_BATCH_SIZE)
-    chunks = chunks_of(samples.pixels, extractor, samples.name)
-    return EvalJob(inputs, extractor, chunks, real_chunks, BatchSizer(batch_size, say))
+    splits = load_splits()
+    if judge.load_judge(splits, inputs.runtime.device) is not None:
+        return None
+    config = judge.judge_config(splits)
+    return f"WRN-{config.depth}-{config.width}, {config.steps} steps of {config.batch_size} images"
 
 
-def judged_instead(inputs: Inputs, error: AbsentError) -> Inputs:
-    """The same by a judge, if the choice was ours and a judge can do all that was asked for; else raises AbsentError
-    with the remedy."""
-    case = inputs.case
-    if case.choice.kind != "inception":
-        raise error
-    remedy = f"try again, or download {INCEPTION.url} yourself and give it with --features PATH"
-    if case.config.features != "auto":
-        raise AbsentError(f"{error}; {remedy}, or take --features judge") from None
+def estimate_seconds(plan: EvalPlan) -> float | None:
+    """Of computing all features, without downloading, training or caching anything; None if a network must be
+    downloaded first. Raises as `prepare_evaluation` does."""
+    inputs, runtime = plan.inputs, plan.inputs.runtime
+    if inputs.choice.needs_download:
+        return None
+    if describe_judge_training(inputs) is not None:
+        assert inputs.reference.load_splits is not None
+        splits = inputs.reference.load_splits()
+        training = estimate_training(judge.judge_config(splits), DataShape.of_splits(splits), runtime)
+        return training.step_seconds * (training.steps + FORWARD * inputs.image_count / judge.BATCH_SIZE)
+    job = prepare_evaluation(plan)
+    if not job.missing:
+        return 0.0
+    batch, device = job.chunks[0][1][: job.batches.batch_size], runtime.device
+    seconds = median_seconds(lambda: compute_features(batch, job.extractor, device, job.batches), device)
+    return job.missing / len(batch) * seconds
+
+
+# --- prepare and evaluate ---
+
+
+def prepare_evaluation(plan: EvalPlan, log: Log = noop, on_progress: OnProgress = noop) -> EvalJob:
+    """Download, load or train the network for features; `on_progress` may raise to stop. Raises AbsentError if weights
+    are not available and a judge cannot replace them, DataError for unusable weights."""
     try:
-        case = replace(case, choice=described("judge", f"auto: {error}", case.reference))
-        return replace(inputs, case=case, plan=checked_plan(case, inputs.requirements))
-    except RjemError as unavailable_reason:
-        raise AbsentError(f"{error}, and a judge cannot stand in ({unavailable_reason}); {remedy}") from None
+        extractor = load_extractor(plan.inputs.choice, plan.inputs.reference, plan.inputs.runtime, on_progress)
+    except AbsentError as error:
+        plan = plan_with_judge(plan, error)
+        log(f"features by {plan.inputs.choice.kind} ({plan.inputs.choice.reason})")
+        extractor = load_extractor(plan.inputs.choice, plan.inputs.reference, plan.inputs.runtime, on_progress)
+    samples, real = plan.inputs.samples, plan.inputs.reference.images
+    chunks = split_chunks(samples.pixels, extractor, samples.name)
+    real_chunks = [] if real is None else split_chunks(real.pixels, extractor, real.name)
+    batch_size = plan.inputs.config.batch_size or BATCH_SIZE.get(plan.inputs.runtime.device.type, GPU_BATCH_SIZE)
+    return EvalJob(plan, extractor, chunks, real_chunks, BatchSizer(batch_size, log))
 
 
-def evaluate(job: EvalJob, watch: OnProgress) -> SampleScores:
-    """Features of samples and reference, then the scores. Raises DataError for one that is not finite."""
-    device = job.inputs.runtime.device
+def plan_with_judge(plan: EvalPlan, error: AbsentError) -> EvalPlan:
+    """The same plan with a judge, if --features is auto and a judge allows everything that was asked for. Raises
+    AbsentError with the remedy otherwise."""
+    inputs = plan.inputs
+    if inputs.choice.kind != "inception":
+        raise error
+    remedy = f"try again, or download {INCEPTION.url} and give it with --features PATH"
+    if inputs.config.features != "auto":
+        raise AbsentError(f"{error}; {remedy}, or use --features judge") from None
+    try:
+        choice = describe_features("judge", f"auto: {error}", inputs.reference)
+        return registry.make_plan(replace(inputs, choice=choice), plan.requirements)
+    except RjemError as reason:
+        raise AbsentError(f"{error}, and a judge cannot replace it ({reason}); {remedy}") from None
 
-    def features_of(chunks: Chunks, phase: str) -> Features:
-        total = sum(len(part) for _, part in chunks)
-        watch(phase, 0, total)
-        return extract(chunks, job.extractor, device, job.batches, lambda done: watch(phase, done, total))
 
-    real = None if job.real_chunks is None else features_of(job.real_chunks, "features of the reference")
-    generated = features_of(job.chunks, "features of the samples")
-    subject = EvalContext(job.inputs.case, job.extractor, device, generated, real)
-    scores, per_class = score(subject, job.inputs.plan, lambda done, total: watch("scoring", done, total))
-    return SampleScores(subject, scores, per_class)
+def evaluate_samples(job: EvalJob, on_progress: OnProgress = noop) -> SampleScores:
+    """Compute features of samples and reference, then the scores; `on_progress` may raise to stop. Raises DataError for
+    a score that is not finite."""
+    device = job.plan.inputs.runtime.device
+
+    def load(chunks: list[Chunk], phase: str) -> Features:
+        total = sum(len(pixels) for _, pixels in chunks)
+        on_progress(phase, 0, total)
+        return load_features(chunks, job.extractor, device, job.batches, lambda done: on_progress(phase, done, total))
+
+    real = load(job.real_chunks, "features of the reference") if job.real_chunks else None
+    generated = load(job.chunks, "features of the samples")
+    context = EvalContext(job.plan.inputs, job.extractor, generated, real)
+    return SampleScores(context, *registry.compute_scores(context, job.plan.metrics, on_progress))
+
+
+# --- describe ---
+
+
+def describe_sample_scores(job: EvalJob, result: SampleScores, seconds: float) -> dict[str, Any]:
+    """Scores by name, with the protocol they depend on and notes on what limits them."""
+    return {
+        **results.describe_call("samples", result.scores, job.plan.requirements, seconds),
+        "per_class": result.per_class,
+        "protocol": describe_protocol(job, result.context),
+        "notes": list_notes(job, result.context),
+    }
+
+
+def describe_protocol(job: EvalJob, context: EvalContext) -> dict[str, Any]:
+    """Everything that the scores depend on."""
+    inputs, samples, meta = context.inputs, context.inputs.samples, context.inputs.samples.meta or {}
+    return {
+        "name": inputs.config.protocol,
+        "samples": {
+            "from": samples.name,
+            "count": len(samples),
+            "of": inputs.total,
+            "shape": list(samples.image_shape),
+            "pixels": "uint8",
+            "sha256": samples.digest(),
+            "selection": meta.get("selection", UNKNOWN_SELECTION),
+            "checkpoint_sha256": meta.get("checkpoint_sha256"),
+            "request": meta.get("request"),
+        },
+        "reference": describe_reference(inputs.reference),
+        "features": {
+            **job.extractor.identity,
+            **job.extractor.about,
+            "arithmetic": "float32",
+            "reason": inputs.choice.reason,
+        },
+        "metrics": {name: describe_metric(name, job.plan, context) for name in job.plan.metrics},
+        "device": inputs.runtime.describe(),
+        "versions": {"torch": torch.__version__, "torch-fidelity": importlib.metadata.version("torch-fidelity")},
+    }
+
+
+def describe_reference(reference: Reference) -> dict[str, Any]:
+    document: dict[str, Any] = {"name": reference.name, "count": None, "shape": None}
+    if (images := reference.images) is not None:
+        document |= {"count": len(images), "shape": list(images.image_shape), "sha256": images.digest()}
+    if reference.statistics is not None:
+        content = reference.statistics.mu.tobytes() + reference.statistics.sigma.tobytes()
+        document["statistics_sha256"] = hashlib.sha256(content).hexdigest()
+    return document
+
+
+def describe_metric(name: str, plan: EvalPlan, context: EvalContext) -> dict[str, Any]:
+    """Its scores, which values are better, what they are, and its settings."""
+    scores = {
+        score_name(key, context.extractor.suffix): {"better": score.better, "description": score.description}
+        for key, score in REGISTRY[name].scores.items()
+    }
+    scores = {key: score for key, score in scores.items() if key in plan.score_names}
+    return {"scores": scores, "settings": REGISTRY[name].settings(context)}
+
+
+def list_notes(job: EvalJob, context: EvalContext) -> list[str]:
+    """What is left out and what limits a score."""
+    inputs, metrics = context.inputs, job.plan.metrics
+    notes = [*job.plan.notes, *job.extractor.notes]
+    if (inputs.samples.meta or {}).get("complete") is False:
+        notes.append("the samples are from an unfinished call")
+    if inputs.reference.images is not None and not inputs.same_shape:
+        notes.append("samples and reference differ in size, so the resize adds to the distance")
+    for metric in ("fid", "intra_fid"):
+        if metric in metrics and REGISTRY[metric].settings(context)["rank"] == "deficient":
+            name = score_name(metric, job.extractor.suffix)
+            notes.append(f"{name} has rank-deficient covariances: fewer images than features (--allow-few)")
+    sampled = sum(counts[0] > 0 for counts in inputs.class_counts.values())
+    if inputs.class_counts and sampled < len(inputs.class_names):
+        classes = f"{sampled} of the reference's {len(inputs.class_names)} classes"
+        notes.append(f"the samples have {classes}, which adds to the distance")
+    if "fid" in metrics:
+        notes += list_frechet_notes(inputs)
+    if "kid" in metrics and inputs.kid_subset_size in (len(inputs.samples), inputs.real_count):
+        notes.append("each subset of the kernel distance is a full set, so its deviation is too small")
+    if {"precision_recall", "density_coverage"} & set(metrics) and inputs.real_count != len(inputs.samples):
+        notes.append(
+            "precision, recall, density and coverage depend on the numbers of samples and reference images: compare at "
+            "equal numbers"
+        )
+    return notes
+
+
+def list_frechet_notes(inputs: EvalInputs) -> list[str]:
+    count, notes = len(inputs.samples), []
+    if count < ENOUGH_PER_FEATURE * inputs.choice.dimensions:
+        notes.append(f"a Frechet distance falls as samples grow in number, by about c/N: compare at {count} samples")
+    if inputs.config.protocol == "standard" and count != STANDARD_COUNT and not inputs.choice.suffix:
+        notes.append(f"published FIDs use {STANDARD_COUNT} samples, this one uses {count}")
+    if inputs.reference.statistics is not None:
+        notes.append("the statistics file does not say which network and resize it was made with")
+        if inputs.real_count is not None:
+            notes.append(f"FID uses the file's mu and sigma, other scores its {inputs.real_count} images")
+    return notes
+
+
+def draw_figures(job: EvalJob, result: SampleScores) -> results.Figures:
+    figures: results.Figures = {}
+    if "share" in result.per_class:
+        figures["classes.png"] = lambda: draw_classes(result)
+    if "memorization" in job.plan.metrics:
+        figures["nearest.png"] = lambda: draw_nearest(result.context)
+    return figures
+
+
+def draw_classes(result: SampleScores) -> bytes:
+    shares, real_shares = result.per_class["share"], result.per_class["share_real"]
+    title = f"{result.context.inputs.samples.name}, classes {registry.describe_predicted_classes(result.context)}"
+    return class_bars(list(shares), list(shares.values()), list(real_shares.values()), title)
+
+
+def draw_nearest(context: EvalContext) -> bytes:
+    """Evenly spaced samples beside their nearest real images, then the samples that are closest to a real image."""
+    samples, reference, neighbours = context.inputs.samples, context.inputs.reference.images, context.neighbours
+    assert reference is not None
+    spread = spread_indices(len(samples), SHOWN)
+    closest = neighbours.distance.cpu().argsort()[: len(spread)]
+    sheets = []
+    for title, indices in (("samples", spread), ("closest samples", closest)):
+        real = reference.pixels[neighbours.nearest.cpu()[indices]]
+        sheets.append((title, contact_sheet(convert_channels(samples.pixels[indices], 3, title), COLUMNS)))
+        sheets.append(("nearest in the reference", contact_sheet(convert_channels(real, 3, title), COLUMNS)))
+    return png_bytes(side_by_side(sheets))

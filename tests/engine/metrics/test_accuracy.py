@@ -11,7 +11,7 @@ PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)
 IMAGES = ImageSet(PIXELS, (PIXELS.flatten() >= 128).long(), ("dark", "light"))
 
 
-def test_clean_accuracy_is_exact():
+def test_accuracy_counts_correct_images():
     def brightness(x):
         level = x.flatten(1).sum(1, keepdim=True)
         return torch.cat([-level, level], dim=1)
@@ -19,7 +19,7 @@ def test_clean_accuracy_is_exact():
     assert accuracy(brightness, IMAGES, CPU) == Accuracy(256, 256)
 
 
-def test_wilson_intervals():
+def test_intervals_are_those_of_wilson():
     assert Accuracy(90, 100).interval() == pytest.approx((0.8256, 0.9448), abs=1e-4)
     low, high = Accuracy(0, 50).interval()
     assert low == pytest.approx(0) and 0.05 < high < 0.08
@@ -27,11 +27,11 @@ def test_wilson_intervals():
     assert math.isnan(Accuracy(0, 0).value) and Accuracy(0, 0).interval() == (0, 1)
 
 
-def test_a_limit_takes_fixed_images_spread_over_the_set():
+def test_a_limit_selects_fixed_evenly_spaced_images():
     few = evenly_spaced(IMAGES, 5)
     assert few.pixels.flatten().tolist() == [0, 64, 128, 191, 255]
     for count, limit in ((10_000, 9_999), (531_131, 525_819), (50_000, 49_999), (7, 1), (7, 6)):
         indices = spread_indices(count, limit)
         assert len(indices.unique()) == limit and indices[0] == 0 and indices.max() < count
-    for all_of_them in (evenly_spaced(IMAGES, 0), evenly_spaced(IMAGES, 999)):
-        assert torch.equal(all_of_them.pixels, PIXELS)
+    for full in (evenly_spaced(IMAGES, 0), evenly_spaced(IMAGES, 999)):
+        assert torch.equal(full.pixels, PIXELS)

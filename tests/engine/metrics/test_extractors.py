@@ -1,4 +1,4 @@
-"""What the networks of other projects are wrapped in changes none of their bits, and says what they are."""
+"""The wrappers around other projects' networks change no bits, and name their weights."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rjem_cli.engine.metrics.extractors import DINOV2_FEATURES, ChannelsLastPooling, dinov2
+from rjem_cli.engine.metrics.extractors import DINOV2_FEATURES, ChannelsLastPooling, load_dinov2
 from rjem_cli.errors import AbsentError
 
 CPU = torch.device("cpu")
 
 
 class Patches(torch.nn.Module):
-    """Of DINOv2's sizes: (B, 3, 224, 224) to (B, 1024)."""
+    """With DINOv2's shapes: (B, 3, 224, 224) to (B, 1024)."""
 
     def __init__(self, scale: int):
         super().__init__()
@@ -27,16 +27,16 @@ class Patches(torch.nn.Module):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """torch.hub with a network of ours; what it was asked for."""
-    asked = []
+    """torch.hub with a small network; what it was asked for."""
+    requests = []
 
     def load(repository, name):
-        asked.append((repository, name))
-        return Patches(len(asked))
+        requests.append((repository, name))
+        return Patches(len(requests))
 
     monkeypatch.setattr(torch.hub, "load", load)
     monkeypatch.delenv("RJEM_OFFLINE")
-    return asked
+    return requests
 
 
 def test_pooling_with_channels_last_gives_the_same_bits():
@@ -52,9 +52,9 @@ def test_pooling_with_channels_last_gives_the_same_bits():
         assert torch.equal(plain, ours) and ours.is_contiguous()
 
 
-def test_dinov2_is_torch_hubs_and_known_by_its_weights(hub):
+def test_dinov2_comes_from_torch_hub_and_is_identified_by_its_weights(hub):
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, second = dinov2(CPU), dinov2(CPU)
+    first, second = load_dinov2(CPU), load_dinov2(CPU)
     assert hub == 2 * [("facebookresearch/dinov2", "dinov2_vitl14")]
     (features, logits), (twice, _) = first.compute(pixels), second.compute(pixels)
     assert features.shape == (5, DINOV2_FEATURES) == (5, first.dimensions) and logits is None
@@ -63,11 +63,11 @@ def test_dinov2_is_torch_hubs_and_known_by_its_weights(hub):
     assert first.suffix == "_dinov2" and "not comparable" in first.notes[0]
 
 
-def test_dinov2_that_cannot_be_fetched_is_one_line(monkeypatch):
+def test_a_failed_download_of_dinov2_is_one_line(monkeypatch):
     def load(repository, name):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(torch.hub, "load", load)
     monkeypatch.delenv("RJEM_OFFLINE")
     with pytest.raises(AbsentError, match="no route to host"):
-        dinov2(CPU)
+        load_dinov2(CPU)
