@@ -202,19 +202,12 @@ def draw_film_strip(frames: Tensor, steps: list[int], names: list[str]) -> Image
     spaced except for the last."""
     stride = -(-(len(frames) - 1) // (STRIP_FRAMES - 1)) or 1
     indices = sorted({*range(0, len(frames), stride), len(frames) - 1})
-    images = frames[indices][:, :STRIP_CHAINS].transpose(0, 1)
-    sheet = contact_sheet(images.flatten(0, 1), len(indices))
-    font, top = ImageFont.load_default(size=12), 18
-    left = max(int(font.getlength(text)) for text in (*names, "step")) + 8
-    strip = Image.new("RGB", (left + sheet.width, top + sheet.height), PAPER)
-    strip.paste(sheet, (left, top))
-    draw, width, height = ImageDraw.Draw(strip), sheet.width / len(indices), sheet.height / len(names)
-    draw.text((2, 2), "step", fill=INK, font=font)
-    for column, index in enumerate(indices):
-        draw.text((left + column * width + 2, 2), str(steps[index]), fill=INK, font=font)
+    columns = [(str(steps[index]), contact_sheet(frames[index, :STRIP_CHAINS], 1)) for index in indices]
+    font, height = ImageFont.load_default(size=12), columns[0][1].height
+    labels = Image.new("RGB", (max(int(font.getlength(name)) for name in names), height), PAPER)
     for row, name in enumerate(names):
-        draw.text((2, top + (row + 0.5) * height - 7), name, fill=INK, font=font)
-    return strip
+        ImageDraw.Draw(labels).text((0, (row + 0.5) * height / len(names) - 7), name, fill=INK, font=font)
+    return side_by_side([("step", labels), *columns])
 
 
 def draw_animation(frames: Tensor, steps: list[int]) -> bytes:
@@ -241,7 +234,7 @@ def open_chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> I
             if not overwrite and not is_unfinished:
                 raise ConfigError(f"-o {folder} already holds chains; add --overwrite, or give another folder")
             clear_output_folder(folder, FOLDER_FILES)
-        write_json(folder, {**meta, "complete": False})
+        write_atomically(folder / "chains.json", json.dumps({**meta, "complete": False}, indent=1).encode())
         yield
 
 
@@ -255,9 +248,5 @@ def write_chains(folder: Path, chains: Chains, meta: dict[str, Any]) -> dict[str
     write_atomically(folder / "chains.gif", draw_animation(chains.frames, chains.frame_steps))
     write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *chains.rows]))
     write_images(folder, [row[0] for row in chains.rows], chains.final)
-    write_json(folder, document)
-    return document
-
-
-def write_json(folder: Path, document: dict[str, Any]) -> None:
     write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
+    return document

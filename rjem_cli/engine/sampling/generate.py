@@ -104,14 +104,11 @@ class SampleJob:
     def request(self) -> SampleRequest:
         return self.setup.request
 
-    @property
-    def sampler(self) -> Sampler:
-        return build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
-
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
         """The requested samples without the first `skip`. The host waits for the device once per block. Raises
         RjemError with the index of a sample that is not finite."""
-        return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
+        sampler = build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
+        return generate(sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
 
     def first_starts(self, count: int) -> Tensor:
         """The starts of the first `count` samples, uint8 (count, C, H, W) on the host."""

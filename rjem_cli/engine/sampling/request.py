@@ -91,15 +91,9 @@ def resolve_request(config: SampleConfig, info: CheckpointInfo, device_type: str
     shard = parse_shard(config.shard if isinstance(config, GenerateConfig) else None)
     if shard[1] > config.count:
         raise ConfigError(f"--shard {shard[0]}/{shard[1]}: {config.count} samples cannot be split into {shard[1]}")
-    return SampleRequest(
-        plan=resolve_plan(config, info.config),
-        classes=tuple(parse_classes(config.classes, info.class_names)),
-        class_names=info.class_names,
-        seed=config.seed,
-        count=config.count,
-        block_size=config.block_size or BLOCK_SIZE[device_type],
-        shard=shard,
-    )
+    plan, classes = resolve_plan(config, info.config), tuple(parse_classes(config.classes, info.class_names))
+    block_size = config.block_size or BLOCK_SIZE[device_type]
+    return SampleRequest(plan, classes, info.class_names, config.seed, config.count, block_size, shard)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

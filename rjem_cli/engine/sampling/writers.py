@@ -6,7 +6,6 @@ An interrupted folder can be resumed. A .npz or .tar appears under its name only
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tarfile
@@ -30,13 +29,11 @@ from rjem_cli.engine.sampling.request import LABEL_COLUMNS
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import (
     append_rows,
-    check_writable,
-    clear_output_folder,
+    check_output_file,
     csv_text,
     explained,
     lock_output_folder,
     locked,
-    make_dir,
     replace_file,
     write_atomically,
 )
@@ -227,11 +224,9 @@ class FolderWriter(SampleWriter):
 def pending_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A file without a name, which vanishes with the process, in the folder of `path`; meanwhile `path` is locked.
     Raises ConfigError if `path` exists and may not be overwritten, RjemError if nothing can be written there."""
-    if path.is_dir():
-        raise ConfigError(f"-o {path} is a folder; give a file name")
-    if os.path.lexists(path) and not overwrite:
+    check_output_file("-o", path)
+    if path.exists() and not overwrite:
         raise ConfigError(f"-o {path} already exists; add --overwrite, or choose another name")
-    check_writable(make_dir(path.parent))
     with locked(path, wait=False):
         with explained("write", path):
             file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
