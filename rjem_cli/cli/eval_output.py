@@ -50,10 +50,7 @@ def log_job(job: ClassifierJob, console: Console) -> None:
     console.log(f"{len(job.test.images)} of {job.test.total} images of {job.test.source}, evenly spaced")
     console.log(describe_attack(job.plan, job.radii))
     console.log(f"out-of-distribution images: {', '.join(job.ood_sets) or 'none'}")
-    chains = 0
-    if job.samples is not None:
-        request = job.samples.request
-        chains = request.plan.gradient_steps * request.block_count * request.block_size
+    chains = 0 if job.samples is None else job.samples.request.gradient_steps
     steps = job.plan.gradient_steps * len(job.radii) * len(job.test.images) + chains
     console.log(f"at most {steps} gradient steps, {chains} of them for {pluralize(job.config.samples, 'sample')}")
     console.log(describe_outputs(job.config))

@@ -1,4 +1,4 @@
-"""Each command foretells what it would take, and does nothing."""
+"""With --dry-run each command estimates its time and memory, and writes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import TINY_FLAGS
 from tests.image_files import tree, write
 
 
-def state_of(folder):
+def modification_times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
@@ -26,18 +26,18 @@ def state_of(folder):
     ],
     ids=lambda arguments: f"{arguments[0]} {arguments[1]}",
 )
-def test_time_and_memory_are_foretold_and_nothing_is_written(rjem, own_home, trained, tmp_path, monkeypatch, arguments):
+def test_time_and_memory_are_estimated_and_no_file_changes(rjem, own_home, trained, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    before = state_of(tmp_path)
-    told = rjem(*arguments, "--dry-run")
-    assert told.code == 0 and "about " in told.err and " s here" in told.err and told.out == ""
-    found = json.loads(rjem(*arguments, "--dry-run", "--json").out)
-    assert found["seconds"] > 0 and (found["memory_bytes"] is None or found["memory_bytes"] > 1e7)
-    assert state_of(tmp_path) == before
+    before = modification_times(tmp_path)
+    outcome = rjem(*arguments, "--dry-run")
+    assert outcome.code == 0 and "about " in outcome.err and " s " in outcome.err and outcome.out == ""
+    estimate = json.loads(rjem(*arguments, "--dry-run", "--json").out)
+    assert estimate["seconds"] > 0 and (estimate["memory_bytes"] is None or estimate["memory_bytes"] > 1e7)
+    assert modification_times(tmp_path) == before
 
 
-def test_more_work_is_foretold_to_take_longer(rjem, trained):
-    """By a factor that no noise of a machine makes."""
+def test_more_work_is_estimated_to_take_longer(rjem, trained):
+    """By a larger factor than timing noise explains."""
 
     def seconds(*arguments):
         return json.loads(rjem(*arguments, "--dry-run", "--json").out)["seconds"]
@@ -51,7 +51,7 @@ def test_more_work_is_foretold_to_take_longer(rjem, trained):
         assert seconds(*many) > 5 * seconds(*few)
 
 
-def test_what_needs_a_network_that_is_not_there_says_so(rjem, tmp_path):
+def test_a_missing_feature_network_leaves_the_time_unknown_and_is_named(rjem, tmp_path):
     images = write(tree(), tmp_path / "photographs")
     flags = ("eval", images, "--reference", images, "--features", "inception", "--allow-few", "--dry-run")
     assert "how long it takes is not known: the network that gives features must be fetched" in rjem(*flags).err

@@ -50,13 +50,13 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         select_gpu()
     setup = SampleSetup.load(config, path, console.warn)
     request = setup.request
-    total, computed = request.last - request.first, request.block_count * request.block_size
+    total = request.last - request.first
     log_setup(
         setup,
         console,
         f"{pluralize(total, 'sample')} of {describe_classes(request)} to {config.output}, seed {config.seed}",
         f"mode {config.mode}: {describe_plan(request.plan, config.init)}",
-        f"{request.plan.gradient_steps * computed} gradient steps in blocks of {request.block_size}",
+        f"{request.gradient_steps} gradient steps in blocks of {request.block_size}",
     )
     if call.dry_run:
         console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.runtime.device))

@@ -51,6 +51,11 @@ class SampleRequest:
         """Blocks that go through the network. They are aligned to the seed, so their ends may be dropped."""
         return -(-(self.seed + self.last) // self.block_size) - (self.seed + self.first) // self.block_size
 
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of single images, in complete blocks."""
+        return self.plan.gradient_steps * self.block_count * self.block_size
+
     def indices(self) -> Tensor:
         return torch.arange(self.first, self.last)
 

@@ -30,6 +30,7 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.files import (
     append_rows,
     check_output_file,
+    clear_output_folder,
     csv_text,
     explained,
     lock_output_folder,
