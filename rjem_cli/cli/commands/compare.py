@@ -112,9 +112,11 @@ def show_table(comparison: Comparison, config: CompareConfig, as_json: bool, con
 
     form = "json" if as_json else config.form
     if form == "table" and console.on_terminal and not console.quiet:
-        for rows, columns in split_columns(comparison.rows, console.width()):
-            console.table("", *format_starred_cells(rows, columns))
-        console.log(f"{STAR} best of its column, and scores within the deviations of the best")
+        tables = [format_starred_cells(*part) for part in split_columns(comparison.rows, console.width())]
+        for titles, rows in tables:
+            console.table("", titles, rows)
+        if any(cell.endswith(STAR) for _, rows in tables for row in rows for cell in row[1:]):
+            console.log(f"{STAR} best of its column, and scores within the deviations of the best")
     elif config.output:
         path = paths.expand(config.output)
         write_atomically(path, WRITERS[form](comparison).encode())

@@ -73,12 +73,10 @@ def describe_checkpoint(config: CompareConfig, path: Path) -> str:
 def build_report(
     config: CompareConfig, comparison: Comparison, command: Sequence[str], callbacks: CompareCallbacks
 ) -> str:
-    """The comparison as an HTML page, with recorded chains of each checkpoint that was sampled by chains (of several
-    seeds, the first)."""
-    sampled = [next((origin for origin in row.origins if origin.samples), None) for row in comparison.rows]
-    chained = [origin for origin in sampled if origin and origin.mode in ("energy", "combined")]
+    """The comparison as an HTML page, with recorded chains of each checkpoint that was sampled by chains."""
+    origins = [origin for row in comparison.rows if (origin := row.sampled_origin) and origin.mode != "attack"]
     chains = {}
-    for path, name in {origin.checkpoint: origin.name for origin in chained if origin.checkpoint}.items():
+    for path, name in {origin.checkpoint: origin.name for origin in origins if origin.checkpoint}.items():
         try:
             chains[name] = chain_figures(config, name, path, callbacks)
         except AbsentError as error:  # a run in progress removes its old checkpoints

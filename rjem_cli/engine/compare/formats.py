@@ -138,28 +138,16 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
     """Everything as plain data, with the protocols."""
     rows = comparison.rows
     best = {column: find_best(rows, column) for column in present_columns(rows)}
-    documents = [
-        {
-            "name": row.name,
-            "quoted": row.quoted,
-            "scores": row.scores,
-            "spreads": row.spreads,
-            "seeds": row.seeds,
-            "best": [column for column in best if index in best[column]],
-            "protocols": row.protocols,
-            "origins": [
-                {
-                    "name": origin.name,
-                    "checkpoint": str(origin.checkpoint) if origin.checkpoint else None,
-                    "mode": origin.mode,
-                    "protocol": origin.protocol,
-                }
-                for origin in row.origins
-            ],
-            "notes": list(row.notes),
-        }
-        for index, row in enumerate(rows)
-    ]
+    documents = []
+    for index, row in enumerate(rows):
+        document = {name: getattr(row, name) for name in ("name", "quoted", "scores", "spreads", "seeds")}
+        document["best"] = [column for column in best if index in best[column]]
+        document |= {"protocols": row.protocols, "origins": [], "notes": list(row.notes)}
+        for origin in row.origins:
+            checkpoint = str(origin.checkpoint) if origin.checkpoint else None
+            origin_document = {"name": origin.name, "checkpoint": checkpoint, "mode": origin.mode}
+            document["origins"].append(origin_document | {"protocol": origin.protocol})
+        documents.append(document)
     orderings = [ordering._asdict() for ordering in comparison.orderings]
     return {"rjem": __version__, "rows": documents, "orderings": orderings, "notes": row_notes(rows)}
 

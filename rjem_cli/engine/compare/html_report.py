@@ -94,9 +94,8 @@ def draw_grids(rows: list[Row]) -> list[dict[str, Any]]:
     real = {origin.real.name: origin.real for row in rows for origin in row.origins if origin.real}
     grids = [draw_grid(name, f"real images, some of {grid.total}", grid) for name, grid in real.items()]
     for row in rows:
-        for origin in [origin for origin in row.origins if origin.samples][:1]:
-            assert origin.samples
-            grids.append(draw_grid(row.name, f"{origin.name}: some of {origin.samples.total} samples", origin.samples))
+        if (origin := row.sampled_origin) and (grid := origin.samples):
+            grids.append(draw_grid(row.name, f"{origin.name}: some of {grid.total} samples", grid))
     return grids
 
 
@@ -113,12 +112,9 @@ def group_runs(rows: list[Row]) -> list[RunGroup]:
         origins = {find_run_dir(origin.checkpoint): origin for origin in row.origins if origin.checkpoint}
         settings = {folder: origin.settings for folder, origin in origins.items() if folder}
         if settings and tuple(settings) not in groups:
-            groups[tuple(settings)] = [Run(folder, read_metrics(folder), settings[folder]) for folder in settings]
+            lines = {folder: read_lines(folder / "metrics.jsonl") for folder in settings}
+            groups[tuple(settings)] = [Run(folder, lines[folder], settings[folder]) for folder in settings]
     return [RunGroup(runs, color) for color, runs in zip(palette(len(groups)), groups.values())]
-
-
-def read_metrics(folder: Path) -> Lines:
-    return read_lines(folder / "metrics.jsonl")
 
 
 def draw_curves(groups: list[RunGroup]) -> list[tuple[str, bytes]]:

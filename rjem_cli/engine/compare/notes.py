@@ -166,13 +166,10 @@ def uncertain_notes(rows: list[Row]) -> Iterator[str]:
     single, tied = [], []
     for column in present_columns(rows):
         groups, best = group_rows(rows, column), find_best(rows, column)
-        if len(groups) != 1 or len(groups[0]) < 2 or column in EXACT or not COLUMNS[column].better:
-            continue
-        known = all(column in rows[index].spreads for index in groups[0])
-        if best and not known:
-            single.append(COLUMNS[column].label)
-        elif not best and known:
-            tied.append(COLUMNS[column].label)
+        if len(groups) == 1 and len(groups[0]) > 1 and COLUMNS[column].better and column not in EXACT:
+            known = all(column in rows[index].spreads for index in groups[0])
+            single += [COLUMNS[column].label] if best and not known else []
+            tied += [COLUMNS[column].label] if known and not best else []
     if single:
         yield f"{', '.join(single)}: the best is of one measurement each, with unknown deviation"
     if tied:

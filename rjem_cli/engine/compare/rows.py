@@ -97,6 +97,11 @@ class Row:
     seeds: int = 1
     origins: tuple[Origin, ...] = field(default=(), compare=False)
 
+    @property
+    def sampled_origin(self) -> Origin | None:
+        """The first seed with samples, which stands for all of them in figures."""
+        return next((origin for origin in self.origins if origin.samples), None)
+
 
 class Ordering(NamedTuple):
     """A claim of the paper, that one model is better than another in one column, and whether it holds here."""
