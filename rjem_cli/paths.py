@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rjem_cli.config import DATASETS, STREAM
-from rjem_cli.errors import AbsentError, ConfigError, did_you_mean
+from rjem_cli.errors import AbsentError, ConfigError, DataError, OptionError, RjemError, did_you_mean
 
 QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint
 
@@ -144,9 +144,12 @@ def newest_run(list_checkpoints: Callable[[Path], list[Path]]) -> Path | None:
 
 
 def find_resumable(name: str | None) -> Path:
-    """The folder of the named run, else of the run that saved last. Raises AbsentError."""
+    """The folder of the named run, else of the run that saved last. Raises AbsentError, and DataError or RjemError as
+    `check_unused` does."""
     folder = find_run(name) if name else newest_run(checkpoints_in)
     if folder is None:
+        if name and "/" not in name:
+            check_unused(runs_dir() / name)
         what = f"no run {name!r} with a checkpoint" if name else "no run to resume"
         raise AbsentError(f"{what} in {runs_dir()}; start it with --run {name or 'NAME'} --resume auto")
     return folder
@@ -163,13 +166,39 @@ def latest_checkpoint(run_dir: Path) -> Path:
     return trained[-1]
 
 
-def new_run_dir(name: str) -> Path:
-    """The folder for a new run. Raises ConfigError for an invalid name, or one that is taken."""
-    if Path(name).name != name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"--run {name!r}: give a plain name, without folders")
-    if checkpoints_in(runs_dir() / name):
-        raise ConfigError(f"run {name} already exists in {runs_dir()}; resume it with --resume {name}, or rename --run")
+def named_run_dir(name: str) -> Path:
+    """The folder of the run of this name, which need not exist. Raises OptionError for an invalid name."""
+    if Path(name).name != name or name.startswith((".", "-")) or not name.isprintable():
+        raise OptionError("--run", name, ": give a plain name, without folders, that does not start with - or .")
     return (runs_dir() / name).resolve()
+
+
+def new_run_dir(name: str) -> Path:
+    """The folder for a new run. Raises ConfigError for an invalid name, or one that is taken; DataError or RjemError as
+    `check_unused` does."""
+    run_dir = named_run_dir(name)
+    if checkpoints_in(run_dir):
+        raise ConfigError(f"run {name} already exists in {runs_dir()}; resume it with --resume {name}, or rename --run")
+    check_unused(run_dir)
+    return run_dir
+
+
+def check_unused(run_dir: Path) -> None:
+    """A folder without checkpoints may become a new run if it does not exist, or if its run was killed before it saved
+    its first checkpoint. Raises DataError if it holds the metrics or quarantined checkpoints of a run, RjemError if it
+    cannot be read."""
+    remedy = f"give another --run, or remove {run_dir} to start again"
+    try:
+        names = {*os.listdir(run_dir)}
+        names |= {*os.listdir(checkpoints_dir(run_dir))}
+    except FileNotFoundError:
+        names = {*os.listdir(run_dir)} if run_dir.exists() else set()
+    except OSError as error:
+        raise RjemError(f"cannot read {error.filename}: {error.strerror}; {remedy}") from None
+    if any(QUARANTINE_SUFFIX in name for name in names):
+        raise DataError(f"all checkpoints of run {run_dir.name} are damaged and were renamed to *.quarantine; {remedy}")
+    if "metrics.jsonl" in names:
+        raise DataError(f"run {run_dir.name} has a metrics.jsonl but no checkpoint; {remedy}")
 
 
 def find_checkpoint(name: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""NaNs as a faulty device would have them, for the tests of what training does then and for their benchmark."""
+"""NaNs as a faulty device would produce them, for the tests and the benchmark of recovery."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def nan_in_a_weight(trainer: Trainer) -> None:
 
 
 def nan_in_the_average(trainer: Trainer) -> None:
-    """And in the live weights, from which it came."""
+    """And in the live weights, from which the average took it."""
     nan_in_a_weight(trainer)
-    next(iter(trainer.average.parameters())).data.view(-1)[0] = math.nan
+    next(iter(trainer.ema.module.parameters())).data.view(-1)[0] = math.nan
 
 
 def nan_in_the_chains(trainer: Trainer) -> None:
@@ -42,8 +42,8 @@ def nan_in_the_images(trainer: Trainer) -> None:
     trainer.next_batch = next_batch  # type: ignore[method-assign]
 
 
-def sickened(take: Step, poisons: Mapping[int, Poison]) -> Step:
-    """`take` with poison just before some calls, counted as they are made, not by the steps' numbers."""
+def with_poisons(take: Step, poisons: Mapping[int, Poison]) -> Step:
+    """`take` with a poison just before some calls. Counts calls, not the run's steps."""
     calls = itertools.count()
 
     def train_step(trainer: Trainer) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP as a request to finish the step, save and stop; a second one stops at once."""
+"""SIGINT, SIGTERM and SIGHUP ask the command to finish its step, save and stop; a second one stops it at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rjem_cli.errors import InterruptedRunError
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, or None."""
+    """True when called after a signal came; `signal_number` is its number, or None."""
 
     signal_number: int | None = None
 
@@ -25,7 +25,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(log: Callable[[str], None]) -> Iterator[StopRequest]:
-    """For the main thread. The first signal is a request, the second raises SystemExit with the shell's exit code."""
+    """For the main thread. The first signal sets the request, the second raises SystemExit with the shell's exit
+    code."""
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -33,7 +34,7 @@ def stop_on_signals(log: Callable[[str], None]) -> Iterator[StopRequest]:
         if not request():
             request.signal_number = number
             log(f"{name}: finishing this step and saving{'' if is_distributed() else '; repeat to stop at once'}")
-        elif not is_distributed():  # torchrun repeats what the terminal sent, and ends processes that do not stop
+        elif not is_distributed():  # torchrun repeats the terminal's signal, and kills processes that do not stop
             log(f"{name} again: stopped at once")
             raise SystemExit(128 + number)
 
@@ -50,7 +51,7 @@ def stop_on_signals(log: Callable[[str], None]) -> Iterator[StopRequest]:
 
 
 def stoppable(bar: ProgressBar, stop: StopRequest, message: str) -> Callable[[str, int, int], None]:
-    """Progress that ends the command with `message` once a signal came."""
+    """An on_progress callback that raises InterruptedRunError with `message` after a signal."""
 
     def on_progress(phase: str, done: int, total: int) -> None:
         if stop():

@@ -64,21 +64,21 @@ class Distributed:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set in any process."""
-        return any(self.gather_objects(flag))
+        if self.world_size == 1:
+            return flag
+        import torch
+
+        return bool(self.mean(torch.tensor(float(flag))) > 0)
 
     def broadcast(self, value: T) -> T:
-        """The main process's value."""
-        return self.gather_objects(value)[0]
-
-    def gather_objects(self, value: T) -> list[T]:
-        """The values of all processes, in their order."""
-        values = [value] * self.world_size
+        """The main process's value, which must be picklable."""
+        values = [value]
         if self.world_size > 1:
             import torch.distributed as dist
 
             with peer_errors():
-                dist.all_gather_object(values, value)
-        return values
+                dist.broadcast_object_list(values, src=0, device=None)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait for all processes."""

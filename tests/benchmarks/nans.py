@@ -19,7 +19,14 @@ from pathlib import Path
 
 from rjem_cli.__main__ import main as rjem
 from rjem_cli.engine.training.trainer import Trainer
-from tests.poisons import Poison, nan_in_a_weight, nan_in_the_average, nan_in_the_chains, nan_in_the_images, sickened
+from tests.poisons import (
+    Poison,
+    nan_in_a_weight,
+    nan_in_the_average,
+    nan_in_the_chains,
+    nan_in_the_images,
+    with_poisons,
+)
 from tests.run_results import metrics_of
 
 POISONS = (nan_in_a_weight, nan_in_the_chains, nan_in_the_images, nan_in_the_average)
@@ -28,7 +35,7 @@ POISONS = (nan_in_a_weight, nan_in_the_chains, nan_in_the_images, nan_in_the_ave
 def trained(flags: list[str], sick: dict[int, Poison], home: Path) -> tuple[dict, list[dict]]:
     """(summary, events) of a run whose steps, counted as they are taken, are poisoned where `sick` says."""
     take = Trainer.train_step
-    Trainer.train_step = sickened(take, sick)  # type: ignore[method-assign]
+    Trainer.train_step = with_poisons(take, sick)  # type: ignore[method-assign]
     os.environ["RJEM_HOME"] = str(home)
     out = io.StringIO()
     try:

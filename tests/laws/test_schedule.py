@@ -3,7 +3,7 @@
 import pytest
 
 from rjem_cli.config import OptimizerOptions
-from rjem_cli.engine.training.schedule import learning_rate, total_steps
+from rjem_cli.engine.training.optimizer import learning_rate, total_steps
 
 
 def test_warm_up_is_linear():

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rjem_cli import paths
-from rjem_cli.cli.console import log
 from rjem_cli.cli.deadline import Deadline
 from rjem_cli.cli.metrics_table import MetricsTable
 from rjem_cli.cli.options import CommandCall, with_options
-from rjem_cli.cli.resume import how_to_resume, resolve_run
+from rjem_cli.cli.resume import resolve_run
 from rjem_cli.cli.signals import interrupted, stop_on_signals
 from rjem_cli.cli.training_output import (
-    announce,
-    announce_estimate,
-    announce_inputs,
-    draw_curves_at_exit,
+    describe_stop,
+    log_estimate,
+    log_inputs,
+    log_plan,
     show_progress,
     show_result,
     show_stopped,
-    where,
 )
 from rjem_cli.config import TrainConfig
+from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.distributed import Distributed, process_group
 from rjem_cli.errors import RjemError
 
@@ -84,24 +83,23 @@ def train_run(
     )
     if config.data:
         paths.existing_data(config.data)
-    announce(config, run_dir, console)
-    begin = paths.parse_step(checkpoint) if checkpoint else 0
-    if checkpoint:
-        console.log(f"resuming at step {begin}")
+    log_plan(config, run_dir, console)
 
     from rjem_cli.engine.data.load import load_splits
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.training.estimate import DataShape, estimate_training
     from rjem_cli.engine.training.progress import TrainingCallbacks
     from rjem_cli.engine.training.run import run_training
-    from rjem_cli.engine.training.tensorboard import event_file, is_wanted
+    from rjem_cli.engine.training.tensorboard import event_writer
 
-    with_events = distributed.is_main and is_wanted(tensorboard, run_dir, console.warn)
     runtime = start_runtime(config)
     if call.dry_run:
+        first_step = paths.parse_step(checkpoint) if checkpoint else 0
+        if checkpoint:
+            console.log(f"resuming at step {first_step}")
         shape, start_up = DataShape.of(config), call.elapsed()
         console.log("timing a few steps of this network; a large one takes a minute or two")
-        announce_estimate(estimate_training(config, shape, runtime, begin), start_up, runtime, console)
+        log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return
     with console.progress_bar() as bar:
 
@@ -115,11 +113,10 @@ def train_run(
         splits = load_splits(config, on_download, console.warn)
         if distributed.is_main:
             distributed.barrier()
-    announce_inputs(splits, runtime, console)
+    log_inputs(splits, runtime, console)
     table = MetricsTable()
     with (
-        draw_curves_at_exit(run_dir, console) if distributed.is_main else contextlib.nullcontext(),
-        event_file(run_dir, begin, log) if with_events else contextlib.nullcontext() as write_event,
+        event_writer(tensorboard, run_dir, console.warn) if distributed.is_main else nullcontext(noop) as write_events,
         stop_on_signals(console.log) as stop,
         console.progress_bar(table.table) as bar,
     ):
@@ -127,21 +124,16 @@ def train_run(
         def on_progress(progress: TrainingProgress) -> None:
             deadline.tick()
             show_progress(progress, bar, table)
-            if write_event:
-                write_event(progress)
+            write_events(progress)
 
+        callbacks = TrainingCallbacks(on_progress, console.log, console.warn, lambda: stop() or deadline.is_near())
+        resumed = checkpoint is not None
         result = run_training(
-            config,
-            splits,
-            runtime,
-            run_dir,
-            resume=checkpoint is not None,
-            callbacks=TrainingCallbacks(on_progress, console.log, console.warn, lambda: stop() or deadline.is_near()),
-            distributed=distributed,
+            config, splits, runtime, run_dir, resume=resumed, callbacks=callbacks, distributed=distributed
         )
     if result.finished:
         show_result(result, run_dir, console)
     elif stop():
-        raise interrupted(stop, f"stopped {where(result)}; {how_to_resume(run_dir)}")
+        raise interrupted(stop, describe_stop(result, run_dir))
     elif distributed.is_main:
-        show_stopped(result, f"--max-time {deadline.text}: stopped {where(result)}", run_dir, console)
+        show_stopped(result, f"--max-time {deadline.text}", run_dir, console)

@@ -1,5 +1,4 @@
-"""Averaged weights, which sample and are tested. They need BatchNorm statistics of their own: the live model's do not
-fit them."""
+"""The exponential moving average (EMA) of the weights, which generates samples and is evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ STATISTICS_IMAGES = 2048
 STATISTICS_BATCH = 128
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of `model`; decay 0 follows it exactly.
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its first weights.
@@ -30,11 +29,12 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, generator: torch.Generator) -> None:
-    """Recompute every BatchNorm's running statistics on up to STATISTICS_IMAGES training images, noised as in training.
-    `generator` lives on the host."""
+    """Recompute the running statistics of each BatchNorm, since those of the live weights do not fit their average.
+
+    Uses up to STATISTICS_IMAGES training images with the noise of training. `generator` lives on the host."""
     device = next(model.parameters()).device
-    chosen = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
-    x = to_model(images.pixels[chosen].to(device))
+    indices = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
+    x = to_model(images.pixels[indices].to(device))
     x = (x + noise_std * torch.randn(x.shape, generator=generator).to(device)).clamp(-1, 1)
-    update_bn(x.split(STATISTICS_BATCH), model)
+    update_bn(torch.split(x, STATISTICS_BATCH), model)
     model.eval()

@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: written whole and read back, damaged ones quarantined, old ones removed."""
+"""The checkpoints of a run on disk: write, verify, quarantine and remove them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rjem_cli.config.fields import flag_name
 from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
-from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError
+from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import check_space, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
-STATE_OPTIONS = ("depth", "width", "norm_layer", "optimizer")  # decide the shapes of a state
-HEADER_BYTES = 2**20  # the most that two files need besides their tensors
+FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction")  # a resumed run cannot change them
+HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 LEFTOVERS = (  # of killed processes
     ".metrics.jsonl.*",
     ".config.yaml.*",
@@ -31,7 +31,7 @@ LEFTOVERS = (  # of killed processes
 )
 
 
-def save_pair(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
+def write_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
     """Write a checkpoint and its state. The state comes first, and the checkpoint holds its sha256, so a checkpoint
     always has its state. Raises RjemError; earlier checkpoints stay as they are."""
     tensors = [*state.values(), *model.state_dict().values()]
@@ -63,29 +63,17 @@ def check_format(path: Path, description: Description) -> None:
         raise DataError(f"{state_path(path)} is not in format {STATE_FORMAT}; use another checkpoint")
 
 
-def latest_described(run_dir: Path) -> tuple[Path | None, dict[Path, RjemError]]:
-    """The newest checkpoint with intact descriptions of its network and state, and the errors of newer ones. Does not
-    verify tensors. Raises RjemError for a file that cannot be read."""
-    damaged: dict[Path, RjemError] = {}
+def latest_valid(run_dir: Path, warn: Log) -> Path:
+    """The newest checkpoint whose own description and that of its state are intact. Does not verify tensors. Warns of
+    newer ones that are damaged. Raises DataError if there is none, RjemError for a file that cannot be read."""
     for path in reversed(checkpoints_in(run_dir)):
         try:
-            state_sha256 = read_info(path).state_sha256 or "none"
-            check_format(path, read_description(state_path(path), state_sha256))
+            check_format(path, read_description(state_path(path), read_info(path).state_sha256 or "none"))
         except (AbsentError, DataError) as error:
-            damaged[path] = error
+            warn(f"skipped: {error}")
         else:
-            return path, damaged
-    return None, damaged
-
-
-def latest_valid(run_dir: Path, warn: Log) -> Path:
-    """`latest_described`; `warn` is told of skipped checkpoints. Raises DataError if there is none."""
-    path, damaged = latest_described(run_dir)
-    for error in damaged.values():
-        warn(f"skipped: {error}")
-    if path is None:
-        raise no_valid_checkpoint(run_dir)
-    return path
+            return path
+    raise no_valid_checkpoint(run_dir)
 
 
 def no_valid_checkpoint(run_dir: Path) -> DataError:
@@ -106,30 +94,26 @@ def quarantine(path: Path, warn: Log) -> None:
                 warn(f"renamed {file.name} to {new.name}")
 
 
-def check_same_run(name: str, before: CheckpointInfo, now: CheckpointInfo, steps: int) -> None:
-    """Whether the run `name` can continue from `before` to `steps` with the options and images of `now`. Raises
-    DataError for other images, ConfigError for options that do not fit its state."""
-    if before.data_digest != now.data_digest:
-        raise DataError(f"run {name} was trained on other images than {now.data_name} has now; give those with --data")
-    check_state_options(name, before.config, now.config)
-    if before.step > steps:
-        raise ConfigError(f"run {name} is at step {before.step}, beyond --steps {steps}; give more steps or epochs")
-
-
-def check_state_options(name: str, before: TrainConfig, now: TrainConfig) -> None:
-    """Raises ConfigError for an option that the run's state does not fit."""
-    for option in STATE_OPTIONS:
-        old, new = getattr(before, option), getattr(now, option)
+def check_options(name: str, before: CheckpointInfo, config: TrainConfig) -> None:
+    """Raises OptionError for an option that the run `name` cannot change when it is resumed from `before`."""
+    trained = f": run {name} was trained with"
+    if config.data and not before.user_images:
+        raise OptionError("--data", config.data, f"{trained} --dataset {before.config.dataset}; leave it out")
+    fixed = [*FIXED_OPTIONS, *(["dataset"] if not before.user_images else [])]
+    fixed += ["buffer_size"] if before.config.px_weight and config.px_weight else []
+    for option in fixed:
+        old, new = getattr(before.config, option), getattr(config, option)
         if old != new:
             flag = flag_name(option)
-            raise ConfigError(f"{flag} {new}: run {name} was trained with {flag} {old}; resume with that")
+            raise OptionError(flag, new, f"{trained} {flag} {old}; resume with that")
 
 
-def remove_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool) -> None:
-    """Keep the checkpoint just saved, the newest `keep_last`, and the best on the validation images. Raises
-    RjemError."""
+def remove_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool, every: int) -> None:
+    """Keep the checkpoint just saved, the newest `keep_last`, the newest at a multiple of `every`, and the best on the
+    validation images. Raises RjemError."""
     paths = checkpoints_in(run_dir)
-    kept = {saved, *paths[-keep_last:]}
+    scheduled = [path for path in paths if parse_step(path) % every == 0]
+    kept = {saved, *paths[-keep_last:], *scheduled[-1:]}
     if keep_best and (best := best_checkpoint(paths)):
         kept.add(best)
     with explained("clear", run_dir):

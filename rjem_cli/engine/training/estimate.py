@@ -22,9 +22,8 @@ from rjem_cli.engine.sampling.generate import PREVIEW_CLASSES
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.timing import MAX_CALLS, median_seconds, time_pass
 from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
-from rjem_cli.engine.training.run import PREVIEW_PER_CLASS, VALIDATION_IMAGES
-from rjem_cli.engine.training.schedule import total_steps
-from rjem_cli.engine.training.summary import TEST_BATCH, TEST_PLAN
+from rjem_cli.engine.training.evaluation import PREVIEW_PER_CLASS, TEST_BATCH, TEST_PLAN, VALIDATION_IMAGES
+from rjem_cli.engine.training.optimizer import total_steps
 from rjem_cli.engine.training.trainer import Trainer
 
 TINY_RATE = 1e-12  # so that nothing diverges

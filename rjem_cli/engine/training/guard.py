@@ -1,7 +1,8 @@
 """When training counts as diverged.
 
 JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all chains end at the walls of the box. Each
-step is checked before the weights change, and running means with each line of metrics and before each checkpoint.
+step is checked before the weights change. Running means are checked with each line of metrics and before each
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ WALL = 0.99  # of [-1, 1]
 
 
 class Divergence(Exception):
-    """What diverged, in words. Training then returns to a checkpoint."""
+    """Says what diverged. Training then returns to a checkpoint."""
 
 
 @dataclass
 class Guard:
-    """`count` divergences so far; each halves the learning rate for the rest of the run. `data_saturation`: the share
-    of the training images' values at a wall."""
+    """`count` divergences of the run so far; each halves the learning rate for the rest of the run. `data_saturation`:
+    share of the training images' values at a wall."""
 
     config: TrainConfig
     num_classes: int
@@ -37,9 +38,10 @@ class Guard:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The largest absolute value of each watched metric. A network with a constant output has a cross-entropy of
-        ln K at most, so one far above it has diverged, if the cross-entropy is trained at all. Chains may end at the
-        walls if the images are there."""
+        """The largest absolute value of each watched metric.
+
+        A network with a constant output has a cross-entropy of ln K at most, so one far above it has diverged, if the
+        cross-entropy is trained at all. Chains may end at the walls if the images are there."""
         config = self.config
         max_cross_entropy = config.max_cross_entropy * math.log(max(2, self.num_classes))
         return {
@@ -50,13 +52,12 @@ class Guard:
         }
 
     def check_step(self, scalars: dict[str, Tensor]) -> None:
-        """Raises Divergence for a scalar of this step that is not finite. The host waits for the device, once in a step
-        of many network passes."""
+        """Raises Divergence for a scalar of this step that is not finite. Synchronizes with the device."""
         values = dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist()))
         check_finite(values, " (fp16 may have overflowed: --precision fp32)" * (self.config.precision == "fp16"))
 
     def check_means(self, means: dict[str, float]) -> None:
-        """Raises Divergence for a mean since the previous line that is not finite or beyond its limit."""
+        """Raises Divergence for a mean that is not finite or beyond its limit."""
         check_finite(means)
         for name, limit in self.limits.items():
             if abs(means.get(name, 0)) > limit:

@@ -27,6 +27,7 @@ class MetricsLog:
         self.sums: dict[str, Tensor] = {}
         self.lines: list[dict[str, Any]] = []
         self.pending: list[dict[str, Any]] = []
+        self.stale = False  # whether the file has lines that are not in `lines`
 
     @property
     def last(self) -> dict[str, float]:
@@ -34,18 +35,18 @@ class MetricsLog:
         return next((numbers_in(line) for line in reversed(self.lines) if "event" not in line), {})
 
     def add(self, scalars: dict[str, Tensor]) -> None:
-        """Scalars of one step, on the device."""
+        """Add the scalars of one step, which are on the device."""
         for name, value in {**scalars, "count": torch.ones_like(scalars["loss"])}.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def means(self) -> dict[str, float]:
-        """Means since the previous line, six digits each; empty before the first step."""
+        """Means since the previous line; empty before the first step."""
         if not self.sums:
             return {}
-        names = sorted(self.sums)  # the order of a state that was loaded again
+        names = sorted(self.sums)  # a loaded state has this order
         values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist()))
         count = values.pop("count")
-        return {name: float(f"{value / count:.6g}") for name, value in values.items()}
+        return {name: value / count for name, value in values.items()}
 
     def add_line(self, step: int, values: dict[str, float], partial: bool) -> None:
         """A `partial` line is dropped if the run continues, and its sums go into the next regular line."""
@@ -61,23 +62,27 @@ class MetricsLog:
         self.lines.append(line)
         self.pending.append(line)
 
-    def flush(self) -> None:
-        """Append the pending lines to the file, all or none. Raises RjemError; then they stay pending."""
-        if self.pending:
-            append_text(self.path, to_text(self.pending))
-            self.pending = []
-
-    def cut(self, step: int, keep_events: bool = False) -> None:
-        """Drop the lines of later steps, from the file too, and partial lines of earlier ones. Events are dropped if
-        they happened later, unless `keep_events`. Raises RjemError."""
+    def cut(self, step: int, *, keep_events: bool = False, keep_partial: bool = False) -> None:
+        """Drop the lines of later steps, and partial lines unless `keep_partial`. Events that happened later are
+        dropped too, unless `keep_events`. The next `flush` rewrites the file."""
         self.lines = [
             line
             for line in self.lines
-            if (keep_events or line["at"] <= step if "event" in line else line["step"] <= step and PARTIAL not in line)
+            if (
+                keep_events or line["at"] <= step
+                if "event" in line
+                else line["step"] <= step and (keep_partial or PARTIAL not in line)
+            )
         ]
-        self.pending = []
-        if self.lines or self.path.exists():
+        self.pending, self.stale = [], True
+
+    def flush(self) -> None:
+        """Write the new lines, all or none. Raises RjemError; the next call then writes them too."""
+        if self.stale and (self.lines or self.path.exists()):
             write_atomically(self.path, to_text(self.lines).encode())
+        elif self.pending:
+            append_text(self.path, to_text(self.pending))
+        self.pending, self.stale = [], False
 
 
 def to_text(lines: list[dict[str, Any]]) -> str:
@@ -110,7 +115,7 @@ def is_step(value: Any) -> bool:
 
 
 def numbers_in(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a line."""
+    """The metrics of a line. Values that are not finite numbers are left out."""
     values = {name: value for name, value in line.items() if name not in ("step", PARTIAL)}
     numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
     return {name: float(value) for name, value in numbers.items() if not abs(value) > sys.float_info.max}

@@ -13,32 +13,33 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from rjem_cli.config import EnergyOptions
-
 
 class LossTerms(NamedTuple):
-    """Scalars; `total` is their weighted sum. `energy_gap` near 0 means that data and samples are equally likely."""
+    """Scalars. `total` is the weighted sum of the others. `energy_gap` near 0 means that data and samples are equally
+    likely."""
 
     total: Tensor
     cross_entropy: Tensor
     energy_gap: Tensor
     energy_penalty: Tensor
 
-    def named(self) -> dict[str, Tensor]:
-        """The unweighted terms."""
-        return {name: value for name, value in self._asdict().items() if name != "total"}
-
 
 def robust_jem_loss(
-    logits_adv_BK: Tensor, labels_B: Tensor, energies: tuple[Tensor, Tensor] | None, options: EnergyOptions
+    logits_adv_BK: Tensor,
+    labels_B: Tensor,
+    energies: tuple[Tensor, Tensor] | None,
+    *,
+    ce_weight: float = 1.0,
+    px_weight: float = 1.0,
+    energy_l2: float = 0.0,
 ) -> LossTerms:
     """The three terms and their sum. `energies` is (E(x), E(x_q)), each (B,); None when px_weight is 0."""
     cross_entropy = F.cross_entropy(logits_adv_BK, labels_B)
-    total = options.ce_weight * cross_entropy
+    total = ce_weight * cross_entropy
     energy_gap = energy_penalty = cross_entropy.new_zeros(())
     if energies is not None:
         energy_data_B, energy_sampled_B = energies
         energy_gap = energy_data_B.mean() - energy_sampled_B.mean()
         energy_penalty = energy_data_B.square().mean() + energy_sampled_B.square().mean()
-        total = total + options.px_weight * energy_gap + options.energy_l2 * energy_penalty
+        total = total + px_weight * energy_gap + energy_l2 * energy_penalty
     return LossTerms(total, cross_entropy, energy_gap, energy_penalty)

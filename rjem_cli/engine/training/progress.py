@@ -1,4 +1,4 @@
-"""How a training run reports, and how it is asked to stop."""
+"""How a training run reports its progress, and how it is asked to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRAINING = "training"  # the phase in which steps are taken
 
 
 class TrainingProgress(NamedTuple):
-    """After each step of a phase. `metrics` and `energies`, E(x) (N,) of data and of chains, come with each line of
+    """A step of a phase. `metrics`, and the `energies` E(x) (N,) of data and chains, come with each line of
     metrics.jsonl."""
 
     phase: str
@@ -25,9 +25,13 @@ class TrainingProgress(NamedTuple):
     energies: dict[str, Tensor] | None = None
 
 
+class Stopped(Exception):
+    """The run was asked to stop while it drew samples or evaluated the model."""
+
+
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """`should_stop` is asked after each step, and while samples are drawn or the model is evaluated."""
+    """`should_stop` is called after each step, and while samples are drawn or the model is evaluated."""
 
     on_progress: Callable[[TrainingProgress], None] = noop
     log: Log = noop
@@ -39,7 +43,3 @@ class TrainingCallbacks:
         self.on_progress(TrainingProgress(phase, step, steps))
         if self.should_stop():
             raise Stopped
-
-
-class Stopped(Exception):
-    """The run was asked to stop while it drew samples or evaluated the model, which is then left undone."""

@@ -58,7 +58,7 @@ def sample_prior(prior: ClassGaussianPrior, count: int, generator: torch.Generat
     """`count` images of random classes (count, C, H, W); `generator` lives on the host."""
     labels = torch.randint(len(prior.mean_KD), (count,), generator=generator)
     images = torch.empty(count, *prior.image_shape, device=prior.mean_KD.device)
-    for batch_labels, batch in zip(labels.split(PRIOR_BATCH), images.split(PRIOR_BATCH)):
+    for batch_labels, batch in zip(torch.split(labels, PRIOR_BATCH), torch.split(images, PRIOR_BATCH)):
         normals = torch.randn(len(batch), prior.normals_per_sample, generator=generator)
         batch.copy_(prior.sample(batch_labels, normals.to(images.device, non_blocking=True)))
     return images

@@ -1,18 +1,18 @@
-"""A run for TensorBoard: scalars of each line of metrics, histograms of energies, pictures of samples."""
+"""A run's TensorBoard events: scalars of each line of metrics, histograms of energies, sample grids."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from rjem_cli.engine.training.progress import TrainingProgress
+from rjem_cli.engine.callbacks import Log, noop
+from rjem_cli.engine.training.progress import TRAINING, TrainingProgress
 from rjem_cli.errors import AbsentError
 
 if TYPE_CHECKING:
@@ -21,93 +21,82 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"  # of a run
 
 
-@dataclass
-class EventFile:
-    """In the folder of a run, in place of what an earlier call wrote of steps after `begin`. It opens once it hears of
-    progress, when the run's folder is this process's, and ends where it cannot be written: that is no reason to lose
-    the run."""
+class EventWriter:
+    """Replaces what an earlier call wrote of later steps than the first one it is called with."""
 
-    run_dir: Path
-    begin: int
-    say: Callable[[str], None]
-    writer: SummaryWriter | None = None
-    shown: set[tuple[Path, int]] = field(default_factory=set)
-    step: int = 0
-    lost: bool = False
-
-    def __call__(self, progress: TrainingProgress) -> None:
-        """Write what a line of metrics comes with, and the pictures that are new since then."""
-        if progress.metrics is None:
-            return
-        self.step = progress.step
-        self.attempt(lambda: self.add(progress))
-
-    def close(self) -> None:
-        self.attempt(self.add_pictures)
-        if self.writer is not None:
-            self.attempt(self.writer.close)
-
-    def attempt(self, write: Callable[[], None]) -> None:
-        if self.lost:
-            return
-        try:
-            write()
-        except OSError as error:
-            self.lost = True
-            self.say(f"nothing more is written for TensorBoard: {error.strerror or error}")
-
-    def opened(self) -> SummaryWriter:
+    def __init__(self, run_dir: Path, first_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        if self.writer is None:
-            self.shown = {(path, path.stat().st_mtime_ns) for path in self.pictures()}  # by earlier calls
-            self.writer = SummaryWriter(str(self.run_dir / FOLDER), purge_step=self.begin + 1)
-        return self.writer
+        self.run_dir, self.step = run_dir, first_step
+        self.images = self.find_images()  # by earlier calls
+        self.writer: SummaryWriter = SummaryWriter(str(run_dir / FOLDER), purge_step=first_step + 1)
 
-    def add(self, progress: TrainingProgress) -> None:
-        writer = self.opened()
+    def find_images(self) -> set[tuple[Path, int]]:
+        return {(path, path.stat().st_mtime_ns) for path in (self.run_dir / "samples").glob("*.png")}
+
+    def write(self, progress: TrainingProgress) -> None:
+        """Write a line of metrics, its energies, and the images drawn since the previous one. Raises OSError."""
+        self.step = progress.step
         for name, value in (progress.metrics or {}).items():
-            writer.add_scalar(f"training/{name}", value, progress.step)
-        for kind, energy_B in (progress.energies or {}).items():
-            if energy_B.isfinite().all():
-                writer.add_histogram(f"energy/{kind}", energy_B.numpy(), progress.step)
-        self.add_pictures()
+            self.writer.add_scalar(f"training/{name}", value, self.step)
+        for name, values in (progress.energies or {}).items():
+            if values.isfinite().all():
+                self.writer.add_histogram(f"energy/{name}", values.numpy(), self.step)
+        self.write_images()
 
-    def add_pictures(self) -> None:
-        """samples/step-00000500.png as `samples`, samples/grid.png as `grid`."""
-        for path in self.pictures():
-            if (version := (path, path.stat().st_mtime_ns)) in self.shown:
-                continue
-            self.shown.add(version)
+    def write_images(self) -> None:
+        """samples/step-00000500.png as `samples` of step 500, samples/grid.png as `grid` of the current step."""
+        images = self.find_images()
+        for path, _ in sorted(images - self.images):
             name, _, number = path.stem.partition("-")
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
             step = int(number) if number.isdecimal() else self.step
-            self.opened().add_image("samples" if number else name, pixels, step, dataformats="HWC")
+            self.writer.add_image("samples" if number else name, pixels, step, dataformats="HWC")
+        self.images = images
 
-    def pictures(self) -> list[Path]:
-        return sorted((self.run_dir / "samples").glob("*.png"))
-
-
-def is_wanted(asked: bool, run_dir: Path, say: Callable[[str], None]) -> bool:
-    """Whether events are written: where it is asked for, and into a run that has some. Raises AbsentError where they
-    are asked for without the package tensorboard; of others `say` hears."""
-    if not (asked or (run_dir / FOLDER).is_dir()):
-        return False
-    if importlib.util.find_spec("tensorboard") is not None:
-        return True
-    missing = "needs the package tensorboard; install it: pip install tensorboard"
-    if asked:
-        raise AbsentError(f"--tensorboard {missing}")
-    say(f"nothing more is written into {run_dir / FOLDER}, which {missing}")
-    return False
+    def close(self) -> None:
+        self.write_images()
+        self.writer.close()
 
 
 @contextmanager
-def event_file(run_dir: Path, begin: int, say: Callable[[str], None]) -> Iterator[EventFile]:
-    """`say` hears where it can no longer be written."""
-    events = EventFile(run_dir, begin, say)
+def event_writer(requested: bool, run_dir: Path, warn: Log) -> Iterator[Callable[[TrainingProgress], None]]:
+    """A callback that writes events if they are `requested`, or if the run has some. Warns once if they can no longer
+    be written. Raises AbsentError if they are requested and the package tensorboard is missing."""
+    if not (requested or (run_dir / FOLDER).is_dir()):
+        yield noop
+        return
+    if importlib.util.find_spec("tensorboard") is None:
+        missing = "--tensorboard needs the package tensorboard; install it: pip install tensorboard"
+        if requested:
+            raise AbsentError(missing)
+        warn(f"this run no longer logs to TensorBoard: {missing}")
+        yield noop
+        return
+    writer: EventWriter | None = None
+    failed = False
+
+    @contextmanager
+    def warn_once() -> Iterator[None]:
+        nonlocal failed
+        try:
+            yield
+        except OSError as error:
+            failed = True
+            warn(f"this run no longer logs to TensorBoard: {error.strerror or error}")
+
+    def write(progress: TrainingProgress) -> None:
+        nonlocal writer
+        if progress.phase == TRAINING and not failed:
+            with warn_once():
+                writer = writer or EventWriter(run_dir, progress.step)  # once this process owns the run's folder
+                if progress.metrics is not None:
+                    writer.write(progress)
+
     try:
-        yield events
+        yield write
     finally:
-        events.close()
+        if writer and not failed:
+            with warn_once():
+                writer.close()

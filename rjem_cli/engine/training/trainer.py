@@ -32,15 +32,20 @@ from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import sgld
 from rjem_cli.engine.seeds import derived_generator, derived_seed
-from rjem_cli.engine.training.averaging import averaged, refresh_statistics
+from rjem_cli.engine.training.averaging import build_ema, refresh_statistics
 from rjem_cli.engine.training.guard import Guard, saturation
 from rjem_cli.engine.training.metrics_log import METRICS_FILE, MetricsLog
 from rjem_cli.engine.training.objective import robust_jem_loss
+from rjem_cli.engine.training.optimizer import (
+    build_optimizer,
+    learning_rate,
+    pack_optimizer,
+    steps_per_epoch,
+    total_steps,
+    unpack_optimizer,
+)
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
-from rjem_cli.engine.training.schedule import learning_rate, steps_per_epoch, total_steps
 from rjem_cli.errors import ConfigError
-
-OPTIMIZER_PREFIX = "optimizer."
 
 
 class Batch(NamedTuple):
@@ -52,9 +57,9 @@ class Batch(NamedTuple):
 
 
 class LossPass(nn.Module):
-    """The pass whose gradients train the network. Several batches of images x (B, C, H, W) -> the logits (B, K) of
-    each: in one pass with common BatchNorm statistics if `joint`, which needs batches of one size, else one by one, as
-    in JEM++."""
+    """The pass whose gradients train the network: several batches of images x (B, C, H, W) -> the logits (B, K) of
+    each. If `joint`, all go through in one pass with common BatchNorm statistics and must have one size; else one by
+    one, as in JEM++."""
 
     def __init__(self, model: nn.Module, logits_of: Logits, joint: bool):
         super().__init__()
@@ -83,23 +88,35 @@ class Trainer:
         self.config, self.runtime, self.run_dir, self.distributed = config, runtime, run_dir, distributed
         self.splits, self.fit_prior = splits, fit_prior
         self.info = CheckpointInfo.from_splits(config, splits)
-        device, num_classes = runtime.device, len(splits.class_names)
-        check_crop(config.crop_pad, self.info.image_shape)
         self.images = splits.train.to(runtime.storage_device(splits.train.pixels.nbytes))
         self.batch_size = min(config.batch_size, len(self.images))
-        check_distributed(config, self.batch_size, runtime, distributed)
-        self.watched = evenly_spaced(self.images, self.batch_size).to(device)  # for energies and gradient norms
+        self.check_options()
+        self.watched = evenly_spaced(self.images, self.batch_size).to(runtime.device)  # for energies, gradient norms
         self.steps = total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
-        self.model = build_model(config, self.info.image_shape[0], num_classes).to(device)
-        self.ema = averaged(self.model, config.ema_decay)
+        self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(runtime.device)
+        self.ema = build_ema(self.model, config.ema_decay)
         self.frozen = runtime.frozen(self.model)
         self.loss_pass = self.build_loss_pass()
         self.optimizer = build_optimizer(self.model, config)
         self.buffer = self.new_buffer() if config.px_weight else None
-        self.guard = Guard(config, num_classes, saturation(to_model(self.watched.pixels)).item())
+        data_saturation = saturation(to_model(self.watched.pixels)).item()
+        self.guard = Guard(config, len(splits.class_names), data_saturation)
         self.metrics = MetricsLog(run_dir / METRICS_FILE)
+
+    def check_options(self) -> None:
+        """Raises ConfigError for a crop that needs more pixels than there are, a batch that cannot be divided among the
+        processes, and BatchNorm on several CPU processes."""
+        config, processes, side = self.config, self.distributed.world_size, min(self.info.image_shape[1:])
+        if config.crop_pad >= side:
+            raise ConfigError(
+                f"--crop-pad {config.crop_pad} is too large for images of side {side}; give at most {side - 1}"
+            )
+        if self.batch_size % processes:
+            raise ConfigError(f"--batch-size {self.batch_size} is not divisible by {processes} processes")
+        if processes > 1 and config.norm_layer == "batch" and self.runtime.device.type != "cuda":
+            raise ConfigError("--norm-layer batch with several processes needs CUDA; use group or none, or one process")
 
     @cached_property
     def prior(self) -> ClassGaussianPrior:
@@ -117,7 +134,7 @@ class Trainer:
         joint = self.config.bn_statistics == "joint"
         if self.distributed.world_size == 1:
             return LossPass(self.model, self.runtime.logits(self.model), joint)
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer PyTorch renames broadcast_buffers
@@ -135,20 +152,28 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence before any
         weight changes."""
-        batch = self.next_batch()
+        config, batch = self.config, self.next_batch()
         frozen = self.frozen.refresh(self.model)
         x_adv = self.attack(frozen, batch)
         x_q = None if self.buffer is None else self.sample_negatives(frozen, self.buffer)
         inputs = [x_adv] if x_q is None else [x_adv, batch.x_energy, x_q]
         logits_adv, *others = self.loss_pass.train()(*inputs)
         energies = (energy(others[0]), energy(others[1])) if others else None
-        terms = robust_jem_loss(logits_adv, batch.labels, energies, self.config)
+        terms = robust_jem_loss(
+            logits_adv,
+            batch.labels,
+            energies,
+            ce_weight=config.ce_weight,
+            px_weight=config.px_weight,
+            energy_l2=config.energy_l2,
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, self.config)
+            group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, config)
         self.optimizer.zero_grad(set_to_none=True)
         self.backward(terms.total)
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
-        scalars = {"loss": terms.total, **terms.named(), "grad_norm": grad_norm}
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
+        scalars = {"loss": terms.total, **terms._asdict(), "grad_norm": grad_norm}
+        del scalars["total"]
         if x_q is not None:
             scalars |= {"sample_mean": x_q.mean(), "saturation": saturation(x_q)}
         stacked = torch.stack([value.detach().float() for value in scalars.values()])
@@ -165,7 +190,7 @@ class Trainer:
         """This process's rows of the step's images, augmented, noised, and clamped to the box of chains and attacks.
         The whole batch does not depend on the number of processes."""
         config, generator = self.config, self.generator("batch", on_device=True)
-        epoch, index = divmod(self.step, steps_per_epoch(config, len(self.images)))
+        epoch, index = divmod(self.step, steps_per_epoch(config.batch_size, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
         indices = order[index * self.batch_size : (index + 1) * self.batch_size]
         indices = indices.to(self.images.pixels.device, non_blocking=True)
@@ -216,7 +241,7 @@ class Trainer:
     def backward(self, loss: Tensor) -> None:
         """Gradients of the weights; in fp16 the loss is scaled, so that small ones do not vanish."""
         scale = self.runtime.loss_scale
-        (scale * loss).backward()
+        torch.autograd.backward(scale * loss)
         if scale != 1:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -235,7 +260,7 @@ class Trainer:
         (N, C, H, W) in [-1, 1]; `step`, `images_seen` and `divergences`, int64."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.ema.state_dict().items()}
-        tensors |= pack_optimizer(self.optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in pack_optimizer(self.optimizer).items()}
         tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
         counts = {"step": self.step, "images_seen": self.images_seen, "divergences": self.guard.count}
         if self.buffer is not None:
@@ -245,11 +270,9 @@ class Trainer:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`. Raises KeyError, ValueError or RuntimeError for tensors that do not fit this run."""
         images, buffer = tensors.get("buffer"), self.buffer
-        if buffer is not None and images is not None and images.shape != (len(buffer), *self.info.image_shape):
-            raise ValueError(f"its buffer has {len(images)} images, not {len(buffer)}: --buffer-size")
         self.model.load_state_dict(with_prefix("model.", tensors))
         self.ema.load_state_dict(with_prefix("average.", tensors))
-        unpack_optimizer(self.optimizer, tensors)
+        unpack_optimizer(self.optimizer, with_prefix("optimizer.", tensors))
         device = self.runtime.device
         self.metrics.sums = {name: value.to(device) for name, value in with_prefix("sums.", tensors).items()}
         if buffer is not None and images is not None:
@@ -260,47 +283,6 @@ class Trainer:
         self.guard.count = max(0, int(tensors["divergences"]))
 
 
-def check_crop(crop_pad: int, image_shape: tuple[int, int, int]) -> None:
-    """Raises ConfigError if reflection needs more pixels than there are."""
-    side = min(image_shape[1:])
-    if crop_pad >= side:
-        raise ConfigError(f"--crop-pad {crop_pad} is too large for images of side {side}; give at most {side - 1}")
-
-
-def check_distributed(config: TrainConfig, batch_size: int, runtime: Runtime, distributed: Distributed) -> None:
-    """Raises ConfigError for a batch that cannot be divided, and for BatchNorm on several CPU processes."""
-    if batch_size % distributed.world_size:
-        raise ConfigError(f"--batch-size {batch_size} is not divisible by {distributed.world_size} processes")
-    if distributed.world_size > 1 and config.norm_layer == "batch" and runtime.device.type != "cuda":
-        raise ConfigError("--norm-layer batch with several processes needs CUDA; use group or none, or one process")
-
-
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters, lr, weight_decay = list(model.parameters()), config.lr, config.weight_decay
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(config.momentum, 0.999), weight_decay=weight_decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=weight_decay)
-
-
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`optimizer.<parameter>.<name>` for every tensor: momentum of SGD, moments and step counts of Adam."""
-    return {
-        f"{OPTIMIZER_PREFIX}{parameter}.{name}": value
-        for parameter, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse; the groups' settings stay those of `optimizer`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in with_prefix(OPTIMIZER_PREFIX, tensors).items():
-        parameter, name = key.split(".", 1)
-        state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
