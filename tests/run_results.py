@@ -1,4 +1,4 @@
-"""What a training run left behind, to be compared with another's."""
+"""The results of a run on disk, to compare with another run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rjem_cli.paths import checkpoints_in
 
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without what was measured by a clock."""
+    """Lines of metrics.jsonl, without images_per_second."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def result_of(run_dir: Path) -> list[str]:
+def result_digests(run_dir: Path) -> list[str]:
     """Digests of the last checkpoint, of its state, and of the metrics."""
     last = checkpoints_in(run_dir)[-1]
     contents = last.read_bytes(), state_path(last).read_bytes(), json.dumps(metrics_of(run_dir)).encode()

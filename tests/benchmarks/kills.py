@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from rjem_cli.paths import checkpoints_in, parse_step
-from tests.run_results import result_of
+from tests.run_results import result_digests
 
 TRAIN = [sys.executable, "-m", "rjem_cli", "train"]
 
@@ -53,7 +53,7 @@ def main() -> None:
         whole = Path(place, "whole")
         started = time.perf_counter()
         subprocess.run(command_of(whole, options.flags), env={**os.environ, "RJEM_HOME": str(whole)}, check=True)
-        seconds, expected = time.perf_counter() - started, result_of(whole / "runs/run")
+        seconds, expected = time.perf_counter() - started, result_digests(whole / "runs/run")
         print(f"never killed: {seconds:.0f} s, weights {expected[0][:12]}, state {expected[1][:12]}", flush=True)
         print("run\tkilled after s\tat checkpoint\tsame weights, state, metrics", flush=True)
         for run in range(options.runs):
@@ -68,7 +68,7 @@ def main() -> None:
                 found = checkpoints_in(home / "runs/run")
                 places.append(str(parse_step(found[-1])) if found else "none")
             subprocess.run(command_of(home, options.flags), env={**os.environ, "RJEM_HOME": str(home)}, check=True)
-            equal = [a == b for a, b in zip(result_of(home / "runs/run"), expected)]
+            equal = [a == b for a, b in zip(result_digests(home / "runs/run"), expected)]
             same += all(equal)
             print(f"{run}\t{' '.join(moments)}\t{' '.join(places)}\t{equal}", flush=True)
     print(f"{same} of {options.runs} runs ended as the one never killed; {landed} kills found their run alive")

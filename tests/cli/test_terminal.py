@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: tables and bars that fit its width, in colours unless NO_COLOR forbids them."""
+"""On a terminal, tables and bars fit its width, in colours unless NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from rjem_cli.cli.metrics_table import MEASURES
+from rjem_cli.cli.metrics_table import LABELS
 from tests.conftest import TINY_FLAGS
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*\b(3[0-7]|38|9[0-7])\b[0-9;]*m")
 
 
 def on_terminal(columns: int, *arguments: object, **variables: str) -> str:
-    """All that a command writes to a terminal of this width, with its control sequences."""
+    """Everything a command writes to a terminal of this width, with control sequences."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
@@ -41,20 +41,20 @@ def on_terminal(columns: int, *arguments: object, **variables: str) -> str:
 
 
 @pytest.mark.parametrize(("columns", "variables"), [(80, {}), (120, {"NO_COLOR": "1"})])
-def test_a_training_is_watched_at_the_terminals_width(own_home, columns, variables):
+def test_the_output_of_a_run_fits_the_terminal(own_home, columns, variables):
     shown = on_terminal(columns, "train", "--run", "seen", *TINY_FLAGS, **variables)
     lines = CONTROL.sub("", shown).replace("\r", "\n").split("\n")
     assert all(
         len(line) <= columns for line in lines if len(max(line.split(), key=len, default="")) < columns
     )  # a path
     for text in (
-        "measure",
-        "course",
-        MEASURES["energy_data"],
-        MEASURES["input_grad_norm"],
+        "metric",
+        "history",
+        LABELS["energy_data"],
+        LABELS["input_grad_norm"],
         "training",
         "left",
-        "What was trained",
+        "Training result",
     ):
         assert any(text in line for line in lines), text
     assert bool(COLOUR.search(shown)) != bool(variables)

@@ -1,18 +1,21 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from rjem_cli.__main__ import main
 from rjem_cli.cli.deadline import Deadline
-from rjem_cli.paths import checkpoints_in, find_resumable, new_run_dir, parse_step
+from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_in, find_resumable, new_run_dir, parse_step
 from tests.conftest import TINY_FLAGS
 
 
@@ -22,7 +25,7 @@ def test_the_last_line_of_stdout_is_the_checkpoint_and_the_table_is_tsv(rjem, ow
     checkpoint = Path(outcome.out.splitlines()[-1])
     assert checkpoint == own_home / "runs/one/checkpoints/step-00000003.safetensors" and checkpoint.is_file()
     rows = [line.split("\t") for line in outcome.out.splitlines()[:-1]]
-    assert rows[0] == ["what", "value", "95% interval", "measured on"]
+    assert rows[0] == ["metric", "value", "95% interval", "measured on"]
     assert {row[0] for row in rows} >= {"accuracy", "robust accuracy", "E(x) of data"}
     assert all(len(row) == 4 for row in rows)
     assert "eps 0.1 = 12.75/255" in outcome.err
@@ -93,13 +96,14 @@ def test_help_and_print_config_show_the_preset_of_the_data(
 def test_the_same_command_line_starts_a_run_and_resumes_it(rjem, own_home):
     """As a cluster gives it again after a preemption; with the run's own preset."""
     line = ("train", "--run", "job", "--resume", "auto", "--preset", "quickstart", *TINY_FLAGS)
-    begun = rjem(*line, "--max-time", "1s", "--json")
-    assert begun.code == 0 and "run job does not exist yet; starting it" in begun.err
-    ended = rjem(*line, "--json")
-    assert ended.code == 0 and "goes on from step 0" in ended.err and json.loads(ended.out)["step"] == 3
+    started = rjem(*line, "--max-time", "1s", "--json")
+    assert started.code == 0 and "run job does not exist yet; starting it" in started.err
+    finished = rjem(*line, "--json")
+    assert finished.code == 0 and "resuming at step 0" in finished.err and json.loads(finished.out)["step"] == 3
+    assert "already finished" not in finished.err
     again = rjem(*line, "--json")
-    assert again.code == 0 and "goes on from step 3" in again.err
-    assert json.loads(again.out)["checkpoint"] == json.loads(ended.out)["checkpoint"]
+    assert again.code == 0 and "training is already finished; evaluating again" in again.err
+    assert json.loads(again.out)["checkpoint"] == json.loads(finished.out)["checkpoint"]
     assert [path.name for path in (own_home / "runs").iterdir() if path.is_dir()] == ["job"]
 
 
@@ -108,7 +112,7 @@ def test_another_preset_on_resume_is_refused_with_both_names(rjem, trained):
         outcome = rjem("train", "--resume", "tiny", "--preset", preset, "--dry-run")
         assert outcome.code == code
         if code:
-            message = f"--preset {preset}: run tiny was started with --preset quickstart; leave it out"
+            message = f"--preset {preset!r}: run tiny was started with --preset quickstart; leave it out"
             assert message in outcome.error_line()
     assert rjem("train", "--resume", "tiny", "--preset", "rjem", "--print-config").code == 2
     (changed := yaml.safe_load(rjem("train", "--resume", "tiny", "--preset", "quickstart", "--print-config").out))
@@ -122,7 +126,7 @@ def test_a_flipped_bit_in_a_description_is_found_before_its_settings_are_used(rj
     assert content.count(old) == 1
     path.write_bytes(content.replace(old, new))
     outcome = rjem("train", "--resume", "tiny", "--steps", 4)
-    assert outcome.code == 0 and f"skipped: {path} is damaged" in outcome.err and "goes on from step 0" in outcome.err
+    assert outcome.code == 0 and f"skipped: {path} is damaged" in outcome.err and "resuming at step 0" in outcome.err
     assert yaml.safe_load((own_home / "runs/tiny/config.yaml").read_text())["lr"] == 0.002
 
 
@@ -133,7 +137,7 @@ def test_damaged_weights_are_found_and_an_earlier_checkpoint_is_taken(rjem, trai
     path.write_bytes(content)
     outcome = rjem("train", "--resume", "tiny", "--steps", 4)
     assert outcome.code == 0 and f"warning: skipped: {path} is damaged" in outcome.err
-    assert "warning: resumes from step 0 instead" in outcome.err
+    assert "resuming at step 0" in outcome.err
 
 
 def test_a_config_on_a_pipe_is_read_once(rjem, trained):
@@ -152,16 +156,18 @@ def test_quiet_keeps_warnings(rjem, monkeypatch):
     assert outcome.err == "warning: no command reads RJEM_ADV_EP; did you mean RJEM_ADV_EPS?\n"
 
 
-def test_own_images_train(rjem, own_home, tmp_path):
-    import numpy as np
-    from PIL import Image
-
+def write_images(folder: Path) -> None:
+    """40 images of the classes dark and light."""
     for index in range(40):
-        folder = tmp_path / "images" / ("dark", "light")[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ("dark", "light")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(index).integers(0, 100, (7, 10, 3)) + 150 * (index % 2)
-        Image.fromarray(noise.astype(np.uint8)).save(folder / f"{index}.png")
-    outcome = rjem("train", "--run", "own", "--data", tmp_path / "images", *TINY_FLAGS)
+        Image.fromarray(noise.astype(np.uint8)).save(path)
+
+
+def test_own_images_train(rjem, own_home, tmp_path):
+    write_images(tmp_path / "images")
+    outcome = rjem("train", "--run", "own", "--data", tmp_path / "images", *TINY_FLAGS[2:])
     assert outcome.code == 0, outcome.err
     assert "images, 28 + 4 + 8 images" in outcome.err
     samples = tmp_path / "out"
@@ -174,13 +180,13 @@ def test_own_images_train(rjem, own_home, tmp_path):
     assert rjem(*attack).code == 0  # its images are where the run says
     (own_home / "runs/own/config.yaml").unlink()
     unknown = rjem(*attack)
-    assert unknown.code == 3 and "say where they are with --data" in unknown.error_line()
+    assert unknown.code == 3 and "--data" in unknown.error_line()
     os.mkfifo(own_home / "runs/own/config.yaml")  # nobody will ever write into it
     assert rjem(*attack).code == 3
     (own_home / "runs/own/config.yaml").unlink()
     assert rjem(*attack, "--data", tmp_path / "images").code == 0
     lost = rjem("train", "--resume", "own", "--steps", 4)
-    assert lost.code == 3 and "says where images is; say it with --data" in lost.error_line()
+    assert lost.code == 3 and "says where images is; give it with --data" in lost.error_line()
     assert rjem("train", "--resume", "own", "--steps", 4, "--data", tmp_path / "images").code == 0
     assert rjem("train", "--resume", "own", "--steps", 5).code == 0
 
@@ -203,15 +209,15 @@ def test_dry_run_writes_nothing(rjem, own_home):
     assert outcome.code == 0 and "writes" in outcome.err and not own_home.exists()
 
 
-def test_a_stopped_run_goes_on(rjem, own_home, trained):
+def test_a_run_is_resumed_with_more_steps(rjem, own_home, trained):
     outcome = rjem("train", "--run", "tiny", "--resume", "auto", "--steps", 5, "--json")
-    assert outcome.code == 0 and "goes on from step 3" in outcome.err
+    assert outcome.code == 0 and "resuming at step 3" in outcome.err
     assert json.loads(outcome.out)["step"] == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
+def test_a_signal_saves_and_says_how_to_resume(own_home, number):
     command = [sys.executable, "-m", "rjem_cli", "train", "--run", "long", *TINY_FLAGS, "--steps", "100000"]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # whatever the tests run under
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ, **heard) as process:
@@ -222,7 +228,7 @@ def test_a_signal_saves_and_says_how_to_go_on(own_home, number):
         process.send_signal(number)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
-    assert "go on with: rjem train --resume long" in err.splitlines()[-1]
+    assert "resume with: rjem train --resume long" in err.splitlines()[-1]
     assert list((own_home / "runs/long/checkpoints").glob("*.safetensors"))
 
 
@@ -250,9 +256,9 @@ def test_a_second_signal_stops_at_once(own_home, number):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("training: 0 of") or "once more to stop at once" in line:
+            if line.startswith("training: 0 of") or "repeat to stop at once" in line:
                 process.send_signal(number)
-            if "once more to stop at once" in line:
+            if "repeat to stop at once" in line:
                 break
         rest = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number and rest.splitlines() == [f"{number.name} again: stopped at once"]
@@ -286,6 +292,8 @@ def test_a_signal_while_modules_are_imported_is_one_line(monkeypatch, capsys):
         (["--no-such-flag"], 2, "--no-such-flag"),
         (["--eps-space", "byte"], 2, "--eps-space 'byte' is unknown"),
         (["--run", "../up"], 2, "--run '../up': give a plain name"),
+        (["--run=-h"], 2, "--run '-h': give a plain name"),
+        (["--run", ".hidden"], 2, "--run '.hidden': give a plain name"),
         (["--data", "nowhere"], 3, "nowhere does not exist"),
         (["-c", "nowhere.yaml"], 3, "config file nowhere.yaml does not exist"),
         (["--resume", "auto"], 3, "no run to resume in"),
@@ -322,7 +330,7 @@ def test_a_resumed_run_takes_its_config_from_its_checkpoint(rjem, trained, own_h
 def test_a_checkpoint_without_its_state_is_skipped(rjem, trained, own_home):
     Path(trained["checkpoint"]).with_suffix(".state.safetensors").unlink()
     outcome = rjem("train", "--resume", "tiny", "--steps", 5)
-    assert outcome.code == 0 and "skipped: cannot read" in outcome.err and "goes on from step 0" in outcome.err
+    assert outcome.code == 0 and "skipped: cannot read" in outcome.err and "resuming at step 0" in outcome.err
 
 
 def test_the_bare_command_shows_its_help(monkeypatch, capsys):
@@ -376,17 +384,17 @@ def test_a_deadline_leaves_time_for_what_took_longest():
     assert not Deadline("--max-time", None, clock=lambda: 0.0).is_near()
 
 
-def test_an_untrained_checkpoint_is_taken_by_none_who_did_not_name_it(rjem, own_home, trained):
+def test_an_untrained_checkpoint_is_used_only_if_it_is_named(rjem, own_home, trained):
     first = Path(trained["checkpoint"]).with_name("step-00000000.safetensors")
     rjem("train", "--run", "begun", *TINY_FLAGS, "--max-time", "1s")
     assert first.name == checkpoints_in(own_home / "runs/begun")[-1].name
     assert f"checkpoint: {trained['checkpoint']}" in rjem("generate", "--dry-run").err  # not the newest run's
     for arguments in (("generate", "begun"), ("eval", "begun")):
         refused = rjem(*arguments)
-        assert refused.code == 3 and "run begun has saved nothing since it began" in refused.error_line()
+        assert refused.code == 3 and "run begun has not saved a trained checkpoint yet" in refused.error_line()
     path = own_home / "runs/begun/checkpoints" / first.name
     assert rjem("generate", path, "-n", 2, "-o", own_home / "out").code == 0
-    assert "goes on from step 0" in rjem("train", "--resume", "auto", "--dry-run").err
+    assert "resuming at step 0" in rjem("train", "--resume", "auto", "--dry-run").err
 
 
 def test_a_run_has_one_name_whoever_asks(own_home, trained, tmp_path):
@@ -398,12 +406,12 @@ def test_a_run_has_one_name_whoever_asks(own_home, trained, tmp_path):
     assert new_run_dir("next") == (tmp_path / "new").resolve()
 
 
-def test_the_run_to_go_on_with_is_named_once(rjem, trained, tmp_path):
+def test_a_run_to_resume_is_named_once(rjem, trained, tmp_path):
     (tmp_path / "c.yaml").write_text("run: tiny")
     rjem("train", "--run", "other", *TINY_FLAGS)
     assert "run tiny" in rjem("train", "--resume", "auto", "-c", tmp_path / "c.yaml", "--dry-run").err
     refused = rjem("train", "--resume", "tiny", "--run", "other")
-    assert refused.code == 2 and "name two runs" in refused.error_line()
+    assert refused.code == 2 and "--run 'other': --resume tiny names another run" in refused.error_line()
     unfit = rjem("train", "--resume", "tiny", "--width", 2, "--dry-run")
     assert unfit.code == 2 and "tiny was trained with --width" in unfit.error_line()
 
@@ -423,11 +431,95 @@ def test_a_damaged_checkpoint_is_skipped_by_resume_auto(rjem, own_home, trained)
     newest = path.with_name("step-00000005.safetensors")
     newest.write_bytes(newest.read_bytes()[:-1])
     outcome = rjem("train", "--resume", "auto", "--steps", 5)
-    assert outcome.code == 0 and f"skipped: {newest}" in outcome.err and "goes on from step 3" in outcome.err
+    assert outcome.code == 0 and f"skipped: {newest}" in outcome.err and "resuming at step 3" in outcome.err
     for damaged in path.parent.glob("*.safetensors"):
         damaged.write_bytes(b"")
-    none = rjem("train", "--resume", "auto")
-    assert none.code == 1 and "has no valid checkpoint" in none.error_line()
+    refused = rjem("train", "--resume", "auto")
+    assert refused.code == 1 and "has no valid checkpoint" in refused.error_line()
+
+
+def test_a_run_whose_checkpoints_are_all_quarantined_is_not_started_again(rjem, own_home, trained):
+    folder = own_home / "runs/tiny/checkpoints"
+    for path in folder.glob("*.safetensors"):
+        path.rename(path.with_name(path.name + QUARANTINE_SUFFIX))
+    for arguments in (("--run", "tiny", "--resume", "auto"), ("--run", "tiny"), ("--resume", "tiny")):
+        refused = rjem("train", *arguments, *TINY_FLAGS)
+        assert refused.code == 1 and "starting it" not in refused.err
+        assert "all checkpoints of run tiny are damaged" in refused.error_line()
+        assert f"give another --run, or remove {own_home}/runs/tiny to start again" in refused.error_line()
+
+
+def test_a_run_with_metrics_but_without_checkpoints_is_not_started_again(rjem, own_home, trained):
+    shutil.rmtree(own_home / "runs/tiny/checkpoints")
+    refused = rjem("train", "--run", "tiny", "--resume", "auto", *TINY_FLAGS)
+    assert refused.code == 1 and "run tiny has a metrics.jsonl but no checkpoint" in refused.error_line()
+
+
+def test_a_run_whose_folder_cannot_be_read_is_not_started_again(rjem, own_home, monkeypatch):
+    (own_home / "runs/tiny/checkpoints").mkdir(parents=True)
+    listdir = os.listdir
+
+    def denied(path):
+        if Path(path).name == "checkpoints":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    refused = rjem("train", "--run", "tiny", "--resume", "auto", *TINY_FLAGS)
+    assert refused.code == 1 and "runs/tiny/checkpoints: Permission denied; give another --run" in refused.error_line()
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_started(rjem, own_home):
+    folder = own_home / "runs/tiny/checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", ".config.yaml.abcd1234", "checkpoints/.step-00000000.safetensors.abcd1234"):
+        (folder.parent / name).write_bytes(b"")
+    outcome = rjem("train", "--run", "tiny", "--resume", "auto", *TINY_FLAGS)
+    assert outcome.code == 0 and "run tiny does not exist yet; starting it" in outcome.err
+
+
+def test_resume_auto_means_the_run_and_not_a_folder_of_that_name(rjem, own_home, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own_home / "runs/tiny", tmp_path / "other")
+    outcome = rjem("train", "--run", "other", "--resume", "auto", *TINY_FLAGS)
+    assert outcome.code == 0 and "run other does not exist yet; starting it" in outcome.err
+    assert checkpoints_in(own_home / "runs/other")
+
+
+def test_an_invalid_name_is_refused_before_the_run_is_said_to_start(rjem):
+    outcome = rjem("train", "--run", "../up", "--resume", "auto")
+    assert outcome.code == 2 and "starting it" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["--val-fraction", 0.2], {}, "--val-fraction 0.2: run tiny was trained with --val-fraction 0.1"),
+        (["--dataset", "cifar10"], {}, "--dataset 'cifar10': run tiny was trained with --dataset digits"),
+        (["--data", "."], {}, "--data '{here}': run tiny was trained with --dataset digits; leave it out"),
+        ([], {"RJEM_WIDTH": "2"}, "RJEM_WIDTH 2: run tiny was trained with --width 1; resume with that"),
+        ([], {"RJEM_PRESET": "rjem"}, "RJEM_PRESET 'rjem': run tiny was started with --preset quickstart"),
+        (["-c", "c.yaml"], {}, "c.yaml: buffer_size 64: run tiny was trained with --buffer-size 32"),
+    ],
+)
+def test_a_conflict_on_resume_names_its_source_and_both_values(
+    rjem, trained, monkeypatch, tmp_path, arguments, variables, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("buffer_size: 64\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    outcome = rjem("train", "--resume", "tiny", *arguments)
+    assert outcome.code == 2 and message.format(here=tmp_path) in outcome.error_line()
+
+
+def test_a_data_set_on_a_run_with_own_images_is_a_conflict(rjem, own_home, trained, tmp_path, monkeypatch):
+    write_images(tmp_path / "images")
+    assert rjem("train", "--run", "own", "--data", tmp_path / "images", *TINY_FLAGS[2:]).code == 0
+    monkeypatch.setenv("RJEM_DATASET", "cifar10")
+    outcome = rjem("train", "--resume", "own", "--steps", 4)
+    assert outcome.code == 2
+    assert "RJEM_DATASET 'cifar10': run own was trained with --data images; leave it out" in outcome.error_line()
 
 
 def test_a_rate_of_10_ends_with_exit_5_and_a_valid_checkpoint(rjem, own_home):

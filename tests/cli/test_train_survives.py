@@ -1,4 +1,4 @@
-"""What happens to real processes: kill -9, a full disk, a folder that cannot be written, two of them at once."""
+"""Real processes: kill -9, a full disk, a folder that cannot be written, two runs at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from rjem_cli.paths import checkpoints_in, parse_step
 from tests.conftest import TINY_FLAGS
-from tests.run_results import result_of
+from tests.run_results import result_digests
 
 pytestmark = pytest.mark.slow
 FLAGS = [*TINY_FLAGS, "--steps", "200", "--checkpoint-every", "5", "--sample-every", "20"]
@@ -33,9 +33,9 @@ def train(home: Path, *flags: str, **options) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert train(whole, "--run", "run", *FLAGS).returncode == 0
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    assert train(uninterrupted, "--run", "run", *FLAGS).returncode == 0
     draws = random.Random(0)
     for _ in range(3):
         flags = ["--resume", "run"] if checkpoints_in(killed / "runs/run") else ["--run", "run", *FLAGS]
@@ -44,9 +44,9 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
         until(lambda: process.poll() is not None or checkpoints_in(killed / "runs/run")[-1:] != known[-1:])  # noqa: B023
         time.sleep(draws.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL  # else it was done already, and nothing was tested
+        assert process.wait() == -signal.SIGKILL  # else it had ended already, and nothing was tested
     assert train(killed, "--resume", "run").returncode == 0
-    assert result_of(killed / "runs/run") == result_of(whole / "runs/run")
+    assert result_digests(killed / "runs/run") == result_digests(uninterrupted / "runs/run")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -56,9 +56,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def small_files(most: int):
-    """What a child does before it begins: no file of its may grow beyond `most` bytes."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+def small_files(limit: int):
+    """A preexec_fn: the process cannot write files larger than `limit` bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 def test_where_no_checkpoint_fits_nothing_is_trained(tmp_path):

@@ -15,20 +15,12 @@ from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
-from rjem_cli.files import check_space, explained, make_dir
+from rjem_cli.files import LEFTOVER, check_space, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
 FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction")  # a resumed run cannot change them
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
-LEFTOVERS = (  # of killed processes
-    ".metrics.jsonl.*",
-    ".config.yaml.*",
-    ".summary.json.*",
-    ".curves.png.*",
-    "checkpoints/.step-*.safetensors.*",
-    "samples/.*.png.*",
-)
 
 
 def write_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
@@ -137,8 +129,8 @@ def remove_leftovers(run_dir: Path) -> None:
     """Remove temporary files of killed processes, and states whose checkpoint was not written. Raises RjemError."""
     folder = checkpoints_dir(run_dir)
     with explained("clear", run_dir):
-        for pattern in LEFTOVERS:
-            for path in run_dir.glob(pattern):
+        for path in (path for part in (run_dir, folder, run_dir / "samples") for path in part.glob(".*")):
+            if LEFTOVER.fullmatch(path.name):
                 path.unlink()
         for state in folder.glob("step-*.state.safetensors"):
             if not (folder / state.name.replace(".state.", ".")).exists():

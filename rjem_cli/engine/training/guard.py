@@ -38,10 +38,8 @@ class Guard:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The largest absolute value of each watched metric.
-
-        A network with a constant output has a cross-entropy of ln K at most, so one far above it has diverged, if the
-        cross-entropy is trained at all. Chains may end at the walls if the images are there."""
+        """The largest absolute value of each watched metric. A network with a constant output has a cross-entropy of
+        ln K at most. Chains may end at the walls if the images are there."""
         config = self.config
         max_cross_entropy = config.max_cross_entropy * math.log(max(2, self.num_classes))
         return {

@@ -23,6 +23,9 @@ class LossTerms(NamedTuple):
     energy_gap: Tensor
     energy_penalty: Tensor
 
+    def unweighted(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if name != "total"}
+
 
 def robust_jem_loss(
     logits_adv_BK: Tensor,

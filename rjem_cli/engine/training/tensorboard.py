@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from rjem_cli.engine.callbacks import Log, noop
+from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.training.progress import TRAINING, TrainingProgress
 from rjem_cli.errors import AbsentError
 
@@ -55,48 +55,37 @@ class EventWriter:
             self.writer.add_image("samples" if number else name, pixels, step, dataformats="HWC")
         self.images = images
 
-    def close(self) -> None:
-        self.write_images()
-        self.writer.close()
-
 
 @contextmanager
 def event_writer(requested: bool, run_dir: Path, warn: Log) -> Iterator[Callable[[TrainingProgress], None]]:
     """A callback that writes events if they are `requested`, or if the run has some. Warns once if they can no longer
     be written. Raises AbsentError if they are requested and the package tensorboard is missing."""
-    if not (requested or (run_dir / FOLDER).is_dir()):
-        yield noop
-        return
-    if importlib.util.find_spec("tensorboard") is None:
+    enabled = requested or (run_dir / FOLDER).is_dir()
+    if enabled and importlib.util.find_spec("tensorboard") is None:
         missing = "--tensorboard needs the package tensorboard; install it: pip install tensorboard"
         if requested:
             raise AbsentError(missing)
         warn(f"this run no longer logs to TensorBoard: {missing}")
-        yield noop
-        return
-    writer: EventWriter | None = None
-    failed = False
+        enabled = False
+    events: EventWriter | None = None
 
-    @contextmanager
-    def warn_once() -> Iterator[None]:
-        nonlocal failed
+    def attempt(action: Callable[[], None]) -> None:
+        nonlocal enabled
         try:
-            yield
+            action()
         except OSError as error:
-            failed = True
+            enabled = False
             warn(f"this run no longer logs to TensorBoard: {error.strerror or error}")
 
     def write(progress: TrainingProgress) -> None:
-        nonlocal writer
-        if progress.phase == TRAINING and not failed:
-            with warn_once():
-                writer = writer or EventWriter(run_dir, progress.step)  # once this process owns the run's folder
-                if progress.metrics is not None:
-                    writer.write(progress)
+        nonlocal events
+        events = events or EventWriter(run_dir, progress.step)  # now this process owns the run's folder
+        if progress.metrics is not None:
+            events.write(progress)
 
     try:
-        yield write
+        yield lambda progress: attempt(lambda: write(progress)) if enabled and progress.phase == TRAINING else None
     finally:
-        if writer and not failed:
-            with warn_once():
-                writer.close()
+        if events and enabled:
+            attempt(events.write_images)
+            attempt(events.writer.close)

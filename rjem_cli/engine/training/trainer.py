@@ -154,7 +154,15 @@ class Trainer:
         weight changes."""
         config, batch = self.config, self.next_batch()
         frozen = self.frozen.refresh(self.model)
-        x_adv = self.attack(frozen, batch)
+        x_adv = pgd(
+            frozen,
+            batch.x,
+            batch.labels,
+            eps=config.adv_eps,
+            steps=config.pgd_steps,
+            step_size=config.pgd_step_size,
+            norm=config.norm,
+        )
         x_q = None if self.buffer is None else self.sample_negatives(frozen, self.buffer)
         inputs = [x_adv] if x_q is None else [x_adv, batch.x_energy, x_q]
         logits_adv, *others = self.loss_pass.train()(*inputs)
@@ -170,10 +178,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, config)
         self.optimizer.zero_grad(set_to_none=True)
-        self.backward(terms.total)
+        loss_scale = self.runtime.loss_scale  # in fp16, so that small gradients do not vanish
+        torch.autograd.backward(loss_scale * terms.total)
+        for parameter in self.model.parameters() if loss_scale != 1 else ():
+            if parameter.grad is not None:
+                parameter.grad.div_(loss_scale)
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
-        scalars = {"loss": terms.total, **terms._asdict(), "grad_norm": grad_norm}
-        del scalars["total"]
+        scalars = {"loss": terms.total, **terms.unweighted(), "grad_norm": grad_norm}
         if x_q is not None:
             scalars |= {"sample_mean": x_q.mean(), "saturation": saturation(x_q)}
         stacked = torch.stack([value.detach().float() for value in scalars.values()])
@@ -204,19 +215,6 @@ class Trainer:
         x, x_energy = ((to_model(part) + noise).clamp(-1, 1) for part in (augmented, real))
         return Batch(*(self.distributed.local_rows(part) for part in (x, x_energy, labels)))
 
-    def attack(self, frozen: Logits, batch: Batch) -> Tensor:
-        """x_adv (B, C, H, W): PGD on the batch; the batch itself if the config attacks nothing."""
-        config = self.config
-        return pgd(
-            frozen,
-            batch.x,
-            batch.labels,
-            eps=config.adv_eps,
-            steps=config.pgd_steps,
-            step_size=config.pgd_step_size,
-            norm=config.norm,
-        )
-
     def sample_negatives(self, frozen: Logits, buffer: ReplayBuffer) -> Tensor:
         """x_q (B, C, H, W): SGLD on E(x) from the buffer, whose images it replaces."""
         config, noise_generator = self.config, self.generator("sgld", on_device=True)
@@ -237,15 +235,6 @@ class Trainer:
         )
         buffer.store(indices, self.distributed.all_gather(x_q))
         return x_q
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of the weights; in fp16 the loss is scaled, so that small ones do not vanish."""
-        scale = self.runtime.loss_scale
-        torch.autograd.backward(scale * loss)
-        if scale != 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(scale)
 
     def sampling_model(self) -> WideResNet:
         """The EMA network with BatchNorm statistics of its own."""
