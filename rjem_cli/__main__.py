@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
             is_unicode = str(stream.encoding).lower().startswith("utf")
             stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
     if COMPLETE_VARIABLE in os.environ:  # the shell asks for completions
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:
