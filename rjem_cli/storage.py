@@ -105,6 +105,10 @@ class RunEntry:
     def is_finished(self) -> bool:
         return bool(self.checkpoints) and self.summary.get("step") == self.step
 
+    @property
+    def state(self) -> str:
+        return "finished" if self.is_finished else "unfinished"
+
     def accuracy(self, name: str) -> float | None:
         """The `test_accuracy` or `robust_accuracy` of the summary."""
         score = self.summary.get(name)

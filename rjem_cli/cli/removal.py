@@ -1,4 +1,4 @@
-"""Removing entries of the cache and runs: ask, remove, report."""
+"""Removing cache entries and runs: ask, remove, report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; required in 
 DryRemoval = Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; then exit.")]
 
 
-def ask_to_remove(entries: Sequence[Entry], show: Callable[[], None], console: Console) -> None:
-    """Raises RjemError unless the user agrees, ConfigError without a terminal."""
-    show()
-    if not console.ask(f"remove these {len(entries)}, {format_bytes(total_size(entries))}?", "--yes"):
-        raise RjemError("nothing was removed")
-
-
-def remove_all(entries: Sequence[Entry], dry_run: bool, show: Callable[[], None], console: Console) -> None:
-    """Remove each entry, or only list them. Raises RjemError if some cannot be removed, once the others are."""
+def remove_entries(
+    entries: Sequence[Entry], show: Callable[[], None], console: Console, *, ask: bool = False, dry_run: bool = False
+) -> None:
+    """Remove each entry, after a question if `ask`; a dry run only shows them. Raises RjemError if the user refuses, or
+    if some cannot be removed, once the others are; ConfigError if there is no terminal to ask on."""
+    if ask and not dry_run:
+        show()
+        if not console.ask(f"remove these {len(entries)}, {format_bytes(total_size(entries))}?", "--yes"):
+            raise RjemError("nothing was removed")
     removed: list[Entry] = []
     errors: list[str] = []
     for entry in entries:

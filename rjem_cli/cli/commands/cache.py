@@ -12,7 +12,7 @@ from rjem_cli.cli.deadline import parse_duration
 from rjem_cli.cli.formatting import format_bytes
 from rjem_cli.cli.help import show_group_help
 from rjem_cli.cli.options import AsJson
-from rjem_cli.cli.removal import DryRemoval, Yes, ask_to_remove, remove_all, to_dict, total_size, usage_cells
+from rjem_cli.cli.removal import DryRemoval, Yes, remove_entries, to_dict, total_size, usage_cells
 
 cache = typer.Typer(
     name="cache",
@@ -75,9 +75,7 @@ def remove(
       rjem cache rm features judges --yes
     """
     console, entries = Console(as_json=as_json), storage.select_cache_entries(names)
-    if not (yes or dry_run):
-        ask_to_remove(entries, lambda: show_entries(entries, console), console)
-    remove_all(entries, dry_run, lambda: show_entries(entries, console), console)
+    remove_entries(entries, lambda: show_entries(entries, console), console, ask=not yes, dry_run=dry_run)
 
 
 @cache.command("prune", short_help="Remove old entries that are made again.")
@@ -96,7 +94,7 @@ def prune(
       rjem cache prune --older-than 7d
     """
     console, entries = Console(as_json=as_json), storage.prunable_entries(parse_duration("--older-than", older_than))
-    remove_all(entries, dry_run, lambda: show_entries(entries, console), console)
+    remove_entries(entries, lambda: show_entries(entries, console), console, dry_run=dry_run)
 
 
 def show_entries(entries: list[storage.CacheEntry], console: Console) -> None:

@@ -11,7 +11,7 @@ from rjem_cli.cli.console import Console
 from rjem_cli.cli.formatting import format_bytes
 from rjem_cli.cli.help import show_group_help
 from rjem_cli.cli.options import AsJson
-from rjem_cli.cli.removal import DryRemoval, Yes, ask_to_remove, remove_all, to_dict, total_size, usage_cells
+from rjem_cli.cli.removal import DryRemoval, Yes, remove_entries, to_dict, total_size, usage_cells
 from rjem_cli.storage import RunEntry
 
 SCORES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
@@ -76,7 +76,7 @@ def show(name: Annotated[str, NAME], as_json: AsJson = False) -> None:
         files = [{"path": str(path), "step": step, "bytes": usage.size} for path, step, usage in checkpoints]
         console.document({**describe_run(run), "config": run.config, "summary": run.summary, "checkpoints": files})
         return
-    rows = [("folder", str(run.path)), ("data", run.data), ("progress", run.progress), ("state", state(run))]
+    rows = [("folder", str(run.path)), ("data", run.data), ("progress", run.progress), ("state", run.state)]
     rows += [(name, str(run.config[name])) for name in HIGHLIGHTS if run.config.get(name) is not None]
     known = [name for name in SCORES if run.accuracy(name) is not None]
     rows += [(SCORES[name], describe_score(run.summary[name])) for name in known]
@@ -98,9 +98,7 @@ def remove(
       rjem runs rm quickstart-20260101-120000 wider --yes
     """
     console, entries = Console(as_json=as_json), storage.select_runs(names)
-    if not (yes or dry_run):
-        ask_to_remove(entries, lambda: show_runs(entries, console), console)
-    remove_all(entries, dry_run, lambda: show_runs(entries, console), console)
+    remove_entries(entries, lambda: show_runs(entries, console), console, ask=not yes, dry_run=dry_run)
 
 
 def show_runs(entries: list[RunEntry], console: Console) -> None:
@@ -108,18 +106,13 @@ def show_runs(entries: list[RunEntry], console: Console) -> None:
     rows = []
     for run in entries:
         scores = ("" if (value := run.accuracy(name)) is None else f"{value:.2%}" for name in SCORES)
-        rows.append((run.name, run.progress, state(run), run.data, *scores, *usage_cells(run.usage, console)))
+        rows.append((run.name, run.progress, run.state, run.data, *scores, *usage_cells(run.usage, console)))
     console.table("", columns, rows)
 
 
-def state(run: RunEntry) -> str:
-    return "finished" if run.is_finished else "unfinished"
-
-
 def describe_run(run: RunEntry) -> dict[str, Any]:
-    scores = {name: run.accuracy(name) for name in SCORES}
-    done = {"step": run.step, "steps": run.steps, "finished": run.is_finished}
-    return {**to_dict(run), "data": run.data, **done, **scores}
+    progress = {"data": run.data, "step": run.step, "steps": run.steps, "finished": run.is_finished}
+    return {**to_dict(run), **progress, **{name: run.accuracy(name) for name in SCORES}}
 
 
 def describe_score(score: dict[str, Any]) -> str:
