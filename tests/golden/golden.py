@@ -91,7 +91,8 @@ class Recorder:
 
     def __init__(self, rjem: list[str], folder: Path):
         self.rjem, self.folder, self.home = rjem, folder, folder / "home"
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RJEM_")}
+        dropped = ("RJEM_", "OMP_NUM_THREADS")  # the number of threads changes the last bits
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         self.environment |= {"RJEM_HOME": str(self.home), "RJEM_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
         if "PYTHONPATH" in os.environ:  # relative paths would mean another folder
             entries = os.environ["PYTHONPATH"].split(os.pathsep)
