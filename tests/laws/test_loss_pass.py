@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rjem_cli.config import RuntimeOptions
-from rjem_cli.engine.models.wide_resnet import WideResNet, to_channels_last
+from rjem_cli.engine.models.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import LossPass
 
@@ -59,7 +59,7 @@ def test_channels_last_changes_no_number(norm):
     model, other, batches = two_models(norm)
     contiguous, strided = (
         logits_and_gradients(model, batches, joint=True),
-        logits_and_gradients(to_channels_last(other), batches, joint=True),
+        logits_and_gradients(other.to(memory_format=torch.channels_last), batches, joint=True),
     )
     assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)
     for name, value in contiguous.items():

@@ -23,7 +23,7 @@ from rjem_cli.config import TrainConfig
 from rjem_cli.config.yaml_files import read_mapping
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, to_channels_last
+from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.files import explained
 from rjem_cli.paths import find_run_dir, trained_checkpoints_in
@@ -193,7 +193,7 @@ def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> Wide
         if name in expected and tensor.dtype != expected[name].dtype:
             raise ValueError(f"{name} is {tensor.dtype}")
     model.load_state_dict(tensors, assign=True)
-    return to_channels_last(model)
+    return model.to(memory_format=torch.channels_last)
 
 
 def read_info(path: Path) -> CheckpointInfo:

@@ -66,10 +66,13 @@ def load_custom_model(name: str, options: NetworkOptions, device: torch.device) 
 
 
 def build_network(name: str) -> nn.Module:
-    """Modules of the working directory come first, as with `python -m`."""
+    """Modules of the working directory come first, as with `python -m`. Errors in the user's code keep their
+    traceback."""
     module_name, _, factory_name = name.partition(":")
     if not (module_name and factory_name):
         raise ConfigError(f"--model {name!r}: give module:factory, such as my_models:resnet for my_models.py")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ConfigError(f"--model {name!r}: write the module as in an import, such as a.b for a/b.py")
     directory = str(Path.cwd())
     sys.path.insert(0, directory)
     try:
@@ -85,9 +88,6 @@ def build_network(name: str) -> nn.Module:
 
 
 def import_factory(name: str, module_name: str, factory_name: str) -> Callable[[], Any]:
-    """Errors in the user's module keep their traceback."""
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise ConfigError(f"--model {name!r}: write the module as in an import, such as a.b for a/b.py")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -95,12 +95,11 @@ def import_factory(name: str, module_name: str, factory_name: str) -> Callable[[
     if not hasattr(module, factory_name):
         raise AbsentError(f"--model {name}: {module_name} has no {factory_name}")
     factory: Callable[[], Any] = getattr(module, factory_name)
-    try:
-        inspect.signature(factory).bind()
-    except TypeError:  # not a function, or one that needs arguments
-        raise ConfigError(f"--model {name} is not a function that needs no arguments; give one") from None
-    except ValueError:  # built-in without a signature
-        pass
+    with contextlib.suppress(ValueError):  # a built-in without a signature
+        try:
+            inspect.signature(factory).bind()
+        except TypeError:  # not a function, or one that needs arguments
+            raise ConfigError(f"--model {name} is not a function that needs no arguments; give one") from None
     return factory
 
 

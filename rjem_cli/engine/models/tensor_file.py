@@ -102,19 +102,11 @@ def open_tensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
-        # only now: a safetensors file may begin with any bytes
-        if has_arrays(path):
-            raise DataError(f"{path} is an .npz file; give a .safetensors file or a run") from None
+    except SafetensorError as error:  # look at the start only now: a safetensors file may begin with any bytes
+        reason = f"is not a valid safetensors file ({error}); use another checkpoint"
         if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
-            raise DataError(
-                f"{path} is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
-            ) from None
-        raise DataError(f"{path} is not a valid safetensors file ({error}); use another checkpoint") from None
-
-
-def has_arrays(path: Path) -> bool:
-    """Whether the file is a zip of NumPy arrays."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        return any(name.endswith(".npy") for name in archive.namelist())
-    return False
+            reason = "is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if any(name.endswith(".npy") for name in archive.namelist()):
+                reason = "is an .npz file; give a .safetensors file or a run"
+        raise DataError(f"{path} {reason}") from None

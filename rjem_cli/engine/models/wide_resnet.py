@@ -85,8 +85,5 @@ def feature_count(options: ModelOptions) -> int:
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
     """A new network on the host, in channels_last layout (faster on CPUs and GPUs alike)."""
-    return to_channels_last(WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer))
-
-
-def to_channels_last(model: WideResNet) -> WideResNet:
+    model = WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
     return model.to(memory_format=torch.channels_last)
