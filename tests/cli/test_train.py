@@ -422,7 +422,7 @@ def test_of_a_damaged_run_the_whole_checkpoint_is_named(rjem, trained):
     newest = path.with_name("step-00000005.safetensors")
     newest.write_bytes(newest.read_bytes()[:-1])
     refused = rjem("generate", "tiny")
-    assert refused.code == 1 and refused.error_line().endswith(f"use another checkpoint; {path} is whole")
+    assert refused.code == 1 and refused.error_line().endswith(f"use another checkpoint; {path} is intact")
 
 
 def test_a_damaged_checkpoint_is_skipped_by_resume_auto(rjem, own_home, trained):
