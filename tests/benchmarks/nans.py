@@ -1,7 +1,7 @@
-"""NaNs at random steps of training runs: is each recovered from and named, and does the network still learn?
+"""Does training recover from NaNs at random steps, record each, and still learn?
 
-A weight, the chains, an image, or a weight and its average become NaN just before a step. Each
-recovery halves the learning rate, so what is left of accuracy is shown beside that of the run without any.
+A weight, the chains, an image, or a weight and its average become NaN just before a step. Each recovery halves the
+learning rate, so the accuracies are printed with that of a run without NaNs.
 
     python -m tests.benchmarks.nans --runs 10 --nans 5 -- --preset quickstart
 """
@@ -32,10 +32,10 @@ from tests.run_results import metrics_of
 POISONS = (nan_in_a_weight, nan_in_the_chains, nan_in_the_images, nan_in_the_average)
 
 
-def trained(flags: list[str], sick: dict[int, Poison], home: Path) -> tuple[dict, list[dict]]:
-    """(summary, events) of a run whose steps, counted as they are taken, are poisoned where `sick` says."""
+def train(flags: list[str], poisons: dict[int, Poison], home: Path) -> tuple[dict, list[dict]]:
+    """(summary, events) of a run with these poisons, by the index of the step that follows."""
     take = Trainer.train_step
-    Trainer.train_step = with_poisons(take, sick)  # type: ignore[method-assign]
+    Trainer.train_step = with_poisons(take, poisons)  # type: ignore[method-assign]
     os.environ["RJEM_HOME"] = str(home)
     out = io.StringIO()
     try:
@@ -56,15 +56,15 @@ def main() -> None:
     options = parser.parse_args()
     flags = [*options.flags, "--steps", str(options.steps), "--max-divergences", str(options.nans)]
     draws, recovered = random.Random(0), 0
-    print("run\tat\tpoison\trecovered\tnamed\taccuracy", flush=True)
-    with tempfile.TemporaryDirectory() as place:
+    print("run\tat\tpoison\trecovered\trecorded\taccuracy", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
         for run in range(options.runs + 1):
-            count = options.nans if run else 0  # the first is as it should be
+            count = options.nans if run else 0  # the first run has none
             steps = sorted(draws.sample(range(options.steps), count))
-            sick = {step: draws.choice(POISONS) for step in steps}
-            summary, events = trained(flags, sick, Path(place, str(run)))
+            poisons = {step: draws.choice(POISONS) for step in steps}
+            summary, events = train(flags, poisons, Path(folder, str(run)))
             names = "; ".join(event["what"] for event in events)
-            kinds = " ".join(sick[step].__name__ for step in steps)
+            kinds = " ".join(poisons[step].__name__ for step in steps)
             accuracy = summary["test_accuracy"]["value"]
             print(f"{run}\t{steps}\t{kinds}\t{len(events)}\t{names}\t{accuracy:.2%}", flush=True)
             recovered += len(events)

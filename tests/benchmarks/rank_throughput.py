@@ -1,7 +1,7 @@
 """How much faster do several processes of one thread train than one process of one thread?
 
-Takes the same steps, with the same joint batch, alone and under torchrun in turn, and reads images per second from the
-runs' metrics; the first line of each run is not counted.
+Trains the same steps with the same batches, in one process and under torchrun in turn, and reads images per second from
+metrics.jsonl, without the first line of each run. Several CPU processes need --norm-layer group or none.
 
     python -m tests.benchmarks.rank_throughput --processes 2
 """
@@ -42,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--flags", default="--preset jempp --pgd-steps 15 --depth 16 --width 2 --batch-size 64")
+    parser.add_argument(
+        "--flags", default="--preset jempp --pgd-steps 15 --depth 16 --width 2 --batch-size 64 --norm-layer group"
+    )
     options = parser.parse_args()
     alone = ["-m"]
     several = ["-m", "torch.distributed.run", f"--nproc-per-node={options.processes}", "-m", "--"]

@@ -97,7 +97,7 @@ def train_run(
         first_step = paths.parse_step(checkpoint) if checkpoint else 0
         if checkpoint:
             console.log(f"resuming at step {first_step}")
-        shape, start_up = DataShape.of(config), call.elapsed()
+        shape, start_up = DataShape.from_options(config), call.elapsed()
         console.log("timing a few steps of this network; a large one takes a minute or two")
         log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return

@@ -141,7 +141,7 @@ def estimate_seconds(plan: EvalPlan) -> float | None:
     if describe_judge_training(inputs) is not None:
         assert inputs.reference.load_splits is not None
         splits = inputs.reference.load_splits()
-        training = estimate_training(judge.judge_config(splits), DataShape.of_splits(splits), runtime)
+        training = estimate_training(judge.judge_config(splits), DataShape.from_splits(splits), runtime)
         return training.step_seconds * (training.steps + FORWARD * inputs.image_count / judge.BATCH_SIZE)
     job = prepare_evaluation(plan)
     if not job.missing:

@@ -15,7 +15,7 @@ from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
-from rjem_cli.files import LEFTOVER, check_space, explained, make_dir
+from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
@@ -125,9 +125,11 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
     return max(measured)[1] if measured else None
 
 
-def remove_leftovers(run_dir: Path) -> None:
-    """Remove temporary files of killed processes, and states whose checkpoint was not written. Raises RjemError."""
-    folder = checkpoints_dir(run_dir)
+def prepare_run_dir(run_dir: Path) -> None:
+    """Create the folder of checkpoints, and check that it can be written. Remove temporary files of killed processes,
+    and states whose checkpoint was not written. Raises RjemError."""
+    folder = make_dir(checkpoints_dir(run_dir))
+    check_writable(folder)
     with explained("clear", run_dir):
         for path in (path for part in (run_dir, folder, run_dir / "samples") for path in part.glob(".*")):
             if LEFTOVER.fullmatch(path.name):

@@ -1,5 +1,5 @@
-"""Time, memory and disk space that a run will take on this device: one short step and one gradient pass are timed on
-random images of the right shape, and the rest is arithmetic."""
+"""Estimates the time, memory and disk space of a run on this device, from the times of a short step and of a gradient
+pass on random images of the right shape."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class DataShape(NamedTuple):
     test: int
 
     @classmethod
-    def of(cls, options: DataOptions) -> DataShape:
-        """Of a published data set without reading it; others are read. Raises AbsentError or DataError."""
+    def from_options(cls, options: DataOptions) -> DataShape:
+        """Published data sets are not read, others are. Raises AbsentError or DataError."""
         if not options.data and options.dataset in DATASET_INFO:
             info = DATASET_INFO[options.dataset]
             return cls(info.image_shape, info.classes, *info.split(options.val_fraction), info.test)
-        return cls.of_splits(load_splits(options))
+        return cls.from_splits(load_splits(options))
 
     @classmethod
-    def of_splits(cls, splits: Splits) -> DataShape:
+    def from_splits(cls, splits: Splits) -> DataShape:
         counts = (len(part) for part in (splits.train, splits.val, splits.test))
         return cls(splits.train.image_shape, len(splits.class_names), *counts)
 
@@ -74,10 +74,10 @@ class TrainingEstimate:
         return self.steps * self.step_seconds + self.other_seconds
 
 
-@torch.random.fork_rng()  # random numbers drawn afterwards do not depend on an estimate
+@torch.random.fork_rng()  # an estimate does not change later random numbers
 def estimate_training(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int = 0) -> TrainingEstimate:
-    """For a run from step `done` to its last, with sample grids, validation and the final table. Raises as training
-    does."""
+    """The estimate for a run from step `done` to its last, with sample grids, validation and the evaluation at its end.
+    Raises as training does."""
     memory_before, prior = peak_bytes(runtime.device), dummy_prior(shape).to(runtime.device)
     attack_steps, chain_steps = config.pgd_steps * config.attacks, config.sgld_steps * bool(config.px_weight)
     short = replace(
@@ -114,7 +114,7 @@ def estimate_training(config: TrainConfig, shape: DataShape, runtime: Runtime, d
 
 
 def count_other_passes(config: TrainConfig, shape: DataShape, done: int, steps: int) -> float:
-    """Images through the network, forward and backward, outside of training steps and the final table."""
+    """Images that pass forward and backward through the network outside of training steps and the last evaluation."""
     samples = PREVIEW_PER_CLASS * min(shape.classes, PREVIEW_CLASSES)
     grids = count_multiples(config.sample_every, done, steps - 1)  # one with all modes comes after the last step
     sampling = grids * SamplePlan.from_config(config, "energy").gradient_steps
@@ -134,8 +134,8 @@ def count_multiples(every: int, done: int, last: int) -> int:
 
 
 def estimate_memory(shape: DataShape, device: torch.device, before: int | None, buffer: int, state: int) -> int | None:
-    """The images, the whole buffer, and the larger of the timed passes, measured since `before`, and on a CPU a
-    checkpoint while it is written."""
+    """Bytes of the images, of the whole buffer, and of the timed passes (measured since `before`) or, on a CPU, of a
+    checkpoint while it is written, if that is more."""
     peak = peak_bytes(device)
     if peak is None or before is None:
         return None
@@ -145,7 +145,7 @@ def estimate_memory(shape: DataShape, device: torch.device, before: int | None, 
 
 
 def dummy_splits(shape: DataShape, batch_size: int) -> Splits:
-    """Noise: as many images as a batch has, and at least two per class."""
+    """A batch of noise, with at least two images per class."""
     count = max(min(batch_size, shape.train), 2 * shape.classes)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, *shape.image_shape), generator=generator, dtype=torch.uint8)
@@ -156,7 +156,7 @@ def dummy_splits(shape: DataShape, batch_size: int) -> Splits:
 
 
 def dummy_prior(shape: DataShape) -> ClassGaussianPrior:
-    """With factors as large as those of the images' own prior."""
+    """A prior with factors of the size that the images' prior has."""
     rank = min(max(2, shape.train // shape.classes), shape.dimensions)
     factors = tuple(torch.full((shape.dimensions, rank), 1e-3) for _ in range(shape.classes))
     return ClassGaussianPrior(torch.zeros(shape.classes, shape.dimensions), factors, shape.image_shape)

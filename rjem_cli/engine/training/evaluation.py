@@ -33,16 +33,20 @@ TEST_PLAN = AttackPlan(steps=15, start="image")
 TEST_BATCH = 128
 
 
-def compute_energies(trainer: Trainer) -> dict[str, Tensor]:
-    """E(x) of `data` and of `chains` of the replay buffer, and the L2 norm of dE/dx on data, each (B,) on the host;
-    empty for a run without p(x) term. The literature's R1 penalty is the mean of the squared norm."""
+def compute_energies(trainer: Trainer) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """(means for metrics.jsonl, E(x) (B,) of `data` and of `chains` of the replay buffer, on the host). Both are empty
+    without a p(x) term. `input_grad_norm` is the mean L2 norm of dE/dx on data; the literature's R1 penalty is the mean
+    of its square."""
     if trainer.buffer is None:
-        return {}
+        return {}, {}
     frozen = trainer.frozen.refresh(trainer.model)
     _, data_B, gradient = value_and_grad(frozen, energy, to_model(trainer.watched.pixels))
     with torch.no_grad():
         chains_B = energy(frozen(trainer.buffer.images[: trainer.batch_size]))
-    return {"data": data_B.cpu(), "chains": chains_B.cpu(), "input_grad_norm": gradient.flatten(1).norm(dim=1).cpu()}
+    energies = {"data": data_B.cpu(), "chains": chains_B.cpu()}
+    parts = (*energies.values(), gradient.flatten(1).norm(dim=1).cpu())
+    names = ("energy_data", "energy_buffer", "input_grad_norm")
+    return {name: float(part.mean()) for name, part in zip(names, parts)}, energies
 
 
 def val_accuracy(trainer: Trainer) -> float | None:

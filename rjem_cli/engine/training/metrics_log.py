@@ -50,15 +50,15 @@ class MetricsLog:
 
     def add_line(self, step: int, values: dict[str, float], partial: bool) -> None:
         """A `partial` line is dropped if the run continues, and its sums go into the next regular line."""
-        self._append({"step": step, **values, **({PARTIAL: True} if partial else {})})
+        self.append({"step": step, **values, **({PARTIAL: True} if partial else {})})
         if not partial:
             self.sums = {}
 
     def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
         """Training diverged after step `at` and returned to `step`; without a rate it ended there."""
-        self._append({"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale})
+        self.append({"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale})
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def append(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         self.pending.append(line)
 

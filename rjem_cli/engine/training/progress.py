@@ -1,7 +1,8 @@
-"""How a training run reports its progress, and how it is asked to stop."""
+"""How a training run reports its progress, measures its speed, and is asked to stop."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,3 +44,23 @@ class TrainingCallbacks:
         self.on_progress(TrainingProgress(phase, step, steps))
         if self.should_stop():
             raise Stopped
+
+
+class Clock:
+    """Measures steps per second since the previous call, and minutes since the last attempt to save."""
+
+    def __init__(self, step: int):
+        self.step, self.time = step, time.perf_counter()
+        self.saved_at = self.time
+
+    def steps_per_second(self, step: int) -> float:
+        now = time.perf_counter()
+        rate = (step - self.step) / max(1e-9, now - self.time)
+        self.step, self.time = step, now
+        return rate
+
+    def minutes_since_save(self) -> float:
+        return (time.perf_counter() - self.saved_at) / 60
+
+    def note_save(self) -> None:
+        self.saved_at = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from rjem_cli.engine.training.checkpointing import (
     check_options,
     latest_valid,
     no_valid_checkpoint,
+    prepare_run_dir,
     quarantine,
     read_intact_state,
-    remove_leftovers,
     remove_old,
     write_checkpoint,
 )
@@ -32,11 +31,11 @@ from rjem_cli.engine.training.curves import write_curves
 from rjem_cli.engine.training.evaluation import compute_energies, draw_samples, summarize, val_accuracy
 from rjem_cli.engine.training.guard import Divergence
 from rjem_cli.engine.training.metrics_log import read_lines
-from rjem_cli.engine.training.progress import TRAINING, Stopped, TrainingCallbacks, TrainingProgress
+from rjem_cli.engine.training.progress import TRAINING, Clock, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, PeerLostError, RjemError
-from rjem_cli.files import check_writable, locked, make_dir, write_atomically
-from rjem_cli.paths import checkpoint_path, checkpoints_dir, checkpoints_in, parse_step
+from rjem_cli.files import locked, write_atomically
+from rjem_cli.paths import checkpoint_path, checkpoints_in, parse_step
 
 SUMMARY_FILE = "summary.json"
 
@@ -121,7 +120,7 @@ class Run:
         Raises ConfigError or DataError for options, images or a state that do not fit, and RjemError if the folder
         cannot be written."""
         trainer = self.trainer
-        self.write(self.prepare_folder)
+        self.write(lambda: prepare_run_dir(self.run_dir))
         if resume:
             self.check_same_run()
             self.restore()
@@ -144,10 +143,6 @@ class Run:
             self.callbacks.warn(f"the learning rate is {scale:g} of --lr after {count} divergences of this run")
         self.clock = Clock(trainer.step)
         self.callbacks.on_progress(TrainingProgress(TRAINING, trainer.step, trainer.steps))
-
-    def prepare_folder(self) -> None:
-        check_writable(make_dir(checkpoints_dir(self.run_dir)))
-        remove_leftovers(self.run_dir)
 
     def write_config(self) -> None:
         text = yaml.safe_dump(self.trainer.config.to_dict(), sort_keys=False, allow_unicode=True)
@@ -234,13 +229,11 @@ class Run:
         values: dict[str, float] = {}
         energies: dict[str, Tensor] = {}
         if self.distributed.is_main:
-            energies = compute_energies(trainer)
-            means = {name: float(part.mean()) for name, part in energies.items()}
-            names = {"data": "energy_data", "chains": "energy_buffer", "input_grad_norm": "input_grad_norm"}
+            means, energies = compute_energies(trainer)
             accuracy = val_accuracy(trainer) if validate else None
             values = {
                 **trainer.metrics.means(),
-                **{names[name]: mean for name, mean in means.items()},
+                **means,
                 **({} if accuracy is None else {"val_accuracy": accuracy}),
                 "divergences": float(trainer.guard.count),
                 "lr": trainer.optimizer.param_groups[0]["lr"],
@@ -352,23 +345,3 @@ class Run:
                     self.callbacks.log(f"curves: {path}")
             except RjemError as error:
                 self.callbacks.warn(str(error))
-
-
-class Clock:
-    """Measures steps per second since the previous call, and minutes since the last attempt to save."""
-
-    def __init__(self, step: int):
-        self.step, self.time = step, time.perf_counter()
-        self.saved_at = self.time
-
-    def steps_per_second(self, step: int) -> float:
-        now = time.perf_counter()
-        rate = (step - self.step) / max(1e-9, now - self.time)
-        self.step, self.time = step, now
-        return rate
-
-    def minutes_since_save(self) -> float:
-        return (time.perf_counter() - self.saved_at) / 60
-
-    def note_save(self) -> None:
-        self.saved_at = time.perf_counter()

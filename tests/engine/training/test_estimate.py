@@ -23,7 +23,7 @@ def fixed_times(monkeypatch):
 
 def estimate_run(done: int = 0, **changes: object) -> TrainingEstimate:
     config = TrainConfig(**{**TINY, **changes})
-    return estimate_training(config, DataShape.of(config), RUNTIME, done)
+    return estimate_training(config, DataShape.from_options(config), RUNTIME, done)
 
 
 @pytest.mark.parametrize(("pgd_steps", "sgld_steps"), [(1, 1), (2, 3), (15, 10), (10, 20)])
@@ -33,9 +33,9 @@ def test_each_further_attack_or_chain_step_costs_one_pass(fixed_times, pgd_steps
 
 
 def test_the_shape_of_a_published_data_set_is_known_before_it_is_downloaded():
-    shape = DataShape.of(TrainConfig(dataset="cifar10", val_fraction=0.1, epochs=1.0))
+    shape = DataShape.from_options(TrainConfig(dataset="cifar10", val_fraction=0.1, epochs=1.0))
     assert shape == ((3, 32, 32), 10, 45_000, 5_000, 10_000)
-    digits = DataShape.of(TrainConfig(dataset="digits", val_fraction=0.1, steps=1))
+    digits = DataShape.from_options(TrainConfig(dataset="digits", val_fraction=0.1, steps=1))
     assert digits.image_shape == (1, 8, 8) and digits.train + digits.val + digits.test == 1797
 
 

@@ -1,8 +1,8 @@
-"""Is what --dry-run foretells what the work then takes?
+"""Are the estimates of --dry-run right?
 
-Calls rjem with --dry-run and without, a process each, and prints seconds and largest memory of both.
+Runs each command with --dry-run and without, and prints the estimated and the measured seconds and peak memory.
 
-    python -m tests.benchmarks.forecasts [--precision bf16] [--only train]
+    python -m tests.benchmarks.estimates [--precision bf16] [--only train]
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.growth import measured
+from tests.benchmarks.growth import measure_process
 from tests.benchmarks.rank_throughput import noise_images
 from tests.image_files import write
 
 WRN_16_2 = "--preset jempp --pgd-steps 15 --depth 16 --width 2 --epochs 1 --data {noise} --sample-steps 10"
-WORK = {
+COMMANDS = {
     "train, quickstart": "train --preset quickstart --run quick",
     "train, quickstart, batch 128": "train --preset quickstart --run broad --batch-size 128 --steps 500",
     "train, WRN-16-2, 32x32": f"train {WRN_16_2} --run wide --steps 30",
@@ -32,29 +32,30 @@ WORK = {
 }
 
 
-def foretold(command: list[str]) -> tuple[float, float]:
+def read_estimate(command: list[str]) -> tuple[float, float]:
     """(seconds, MB)."""
-    told = json.loads(subprocess.run([*command, "--dry-run", "--json"], capture_output=True, check=True).stdout)
-    return told["seconds"], (told["memory_bytes"] or 0) / 1e6
+    output = subprocess.run([*command, "--dry-run", "--json"], capture_output=True, check=True).stdout
+    estimate = json.loads(output)
+    return estimate["seconds"], (estimate["memory_bytes"] or 0) / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--only", default="", help="work whose name has this; what it needs must come with it")
+    parser.add_argument("--only", default="", help="only commands whose name contains this")
     options = parser.parse_args()
-    print("work\ts, foretold\ts, taken\tratio\tMB, foretold\tMB, taken\tratio")
+    print("command\ts, estimated\ts, measured\tratio\tMB, estimated\tMB, measured\tratio")
     with tempfile.TemporaryDirectory() as name:
         os.environ["RJEM_HOME"] = f"{name}/home"
         write(noise_images(), Path(name) / "noise")
-        for what, text in WORK.items():
-            if options.only not in what:
+        for label, text in COMMANDS.items():
+            if options.only not in label:
                 continue
             arguments = text.format(noise=f"{name}/noise", folder=name).split()
             command = [sys.executable, "-m", "rjem_cli", *arguments, "--precision", options.precision]
-            expected, seen = foretold(command), measured(command)
-            columns = (f"{told:.4g}\t{taken:.4g}\t{told / taken:.2f}" for told, taken in zip(expected, seen))
-            print("\t".join((what, *columns)), flush=True)
+            pairs = zip(read_estimate(command), measure_process(command))
+            columns = (f"{estimated:.4g}\t{measured:.4g}\t{estimated / measured:.2f}" for estimated, measured in pairs)
+            print("\t".join((label, *columns)), flush=True)
 
 
 if __name__ == "__main__":
