@@ -60,6 +60,14 @@ def describe_outputs(config: EvalConfig) -> str:
     return f"writes to {', '.join([config.results or str(results_file()), *([config.save] if config.save else [])])}"
 
 
+def show_estimate(start_up: float, seconds: float | None, memory: int | None, console: Console) -> None:
+    """The result of --dry-run for samples; `seconds` is None if a network must be downloaded first."""
+    if seconds is None:
+        console.estimate(None, None, ": the network for features must be downloaded first")
+    else:
+        console.estimate(start_up + seconds, memory)
+
+
 def show_sample_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
     """Tables on a terminal, TSV in a pipe, the first score alone with --quiet; notes as warnings. With --json only the
     document, which has the notes."""

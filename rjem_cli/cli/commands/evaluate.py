@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rjem_cli import paths
-from rjem_cli.cli.eval_output import log_job, log_plan, show_checkpoint_scores, show_sample_scores
+from rjem_cli.cli.eval_output import log_job, log_plan, show_checkpoint_scores, show_estimate, show_sample_scores
 from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.signals import stop_on_signals, stoppable
 from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
@@ -70,59 +71,50 @@ def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tupl
         raise ConfigError(f"{named[0]} is a checkpoint; give one checkpoint, or parts of one set (see rjem compare)")
     if named:
         call.reject(SampleScoreOptions, f"applies to samples only, but {subjects[0]} is a checkpoint")
-    else:
-        call.reject(CheckpointScoreOptions, f"applies to checkpoints only, but {subjects[0]} holds samples")
-    return config, [] if named else subjects, checkpoints[subjects[0]]
+        return config, [], checkpoints[subjects[0]]
+    call.reject(CheckpointScoreOptions, f"applies to checkpoints only, but {subjects[0]} holds samples")
+    return config, subjects, None
 
 
 def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
     from rjem_cli.engine.memory import estimated_bytes
-    from rjem_cli.engine.metrics import samples as engine
-    from rjem_cli.engine.metrics.results import check_requirements, open_results
+    from rjem_cli.engine.metrics import results, samples
 
     console = call.console
-    engine.check_options(config)
-    plan = engine.plan_evaluation(config, engine.read_samples(locations, console.binary_input))
-    log_plan(plan, engine.describe_judge_training(plan.inputs), console)
+    samples.check_options(config)
+    plan = samples.plan_evaluation(config, samples.read_samples(locations, console.binary_input))
+    log_plan(plan, samples.describe_judge_training(plan.inputs), console)
     if call.dry_run:
-        start_up, seconds = call.elapsed(), engine.estimate_seconds(plan)
-        if seconds is None:
-            console.estimate(None, None, ": the network for features must be downloaded first")
-        else:
-            console.estimate(start_up + seconds, estimated_bytes(plan.inputs.runtime.device))
+        start_up, seconds = call.elapsed(), samples.estimate_seconds(plan)
+        show_estimate(start_up, seconds, estimated_bytes(plan.inputs.runtime.device), console)
         return
-    with open_results(config) as results:
+    with results.open_results(config) as writer:
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
             on_progress = stoppable(bar, stop, SAMPLES_STOPPED)
-            job = engine.prepare_evaluation(plan, console.warn, on_progress)
+            job = samples.prepare_evaluation(plan, console.warn, on_progress)
             console.log(f"features of {job.missing} of {plan.inputs.image_count} images to compute, others are cached")
-            result = engine.evaluate_samples(job, on_progress)
-        document = engine.describe_sample_scores(job, result, call.elapsed())
-        try:
-            results.write(document, engine.draw_figures(job, result))
-        finally:  # shown even if they cannot be written
-            show_sample_scores(document, result.scores, console)
-    check_requirements(plan.requirements, result.scores)
+            result = samples.evaluate_samples(job, on_progress)
+        document = samples.describe_sample_scores(job, result, call.elapsed())
+        show = partial(show_sample_scores, document, result.scores, console)
+        writer.write(document, samples.draw_figures(job, result), show)
+    results.check_requirements(plan.requirements, result.scores)
 
 
 def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path: Path | None) -> None:
     from rjem_cli.engine.memory import estimated_bytes
-    from rjem_cli.engine.metrics import classifier as engine
-    from rjem_cli.engine.metrics.results import check_requirements, open_results
+    from rjem_cli.engine.metrics import classifier, results
 
     console = call.console
-    job = engine.prepare_classifier(config, path, console.warn)
+    job = classifier.prepare_classifier(config, path, console.warn)
     log_job(job, console)
     if call.dry_run:
         seconds = call.elapsed() + job.estimate_seconds()
         console.estimate(seconds, estimated_bytes(job.runtime.device), at_most=True)
         return
-    with open_results(config) as results:
+    with results.open_results(config) as writer:
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
-            result = engine.evaluate_classifier(job, stoppable(bar, stop, CHECKPOINT_STOPPED))
-        document = engine.describe_classifier_scores(job, result, call.elapsed())
-        try:
-            results.write(document, engine.draw_figures(job, result))
-        finally:  # shown even if they cannot be written
-            show_checkpoint_scores(document, result.scores, console)
-    check_requirements(job.requirements, result.scores)
+            result = classifier.evaluate_classifier(job, stoppable(bar, stop, CHECKPOINT_STOPPED))
+        document = classifier.describe_classifier_scores(job, result, call.elapsed())
+        show = partial(show_checkpoint_scores, document, result.scores, console)
+        writer.write(document, classifier.draw_figures(job, result), show)
+    results.check_requirements(job.requirements, result.scores)

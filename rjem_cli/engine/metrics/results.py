@@ -109,15 +109,18 @@ class ResultsWriter:
     results_file: Path
     folder: Path | None
 
-    def write(self, document: dict[str, Any], figures: Figures) -> None:
-        """Raises RjemError if something cannot be written."""
-        append_line(self.results_file, json.dumps(document, allow_nan=False))
-        if self.folder is None:
-            return
-        clear_output_folder(self.folder, OUR_NAMES)
-        for name, draw in figures.items():
-            write_atomically(self.folder / name, draw())
-        write_atomically(self.folder / "eval.json", json.dumps(document, indent=2, allow_nan=False).encode())
+    def write(self, document: dict[str, Any], figures: Figures, show: Callable[[], None]) -> None:
+        """`show` is called last, even if something cannot be written. Raises RjemError then."""
+        try:
+            append_line(self.results_file, json.dumps(document, allow_nan=False))
+            if self.folder is not None:
+                clear_output_folder(self.folder, OUR_NAMES)
+                for name, draw in figures.items():
+                    write_atomically(self.folder / name, draw())
+                document_bytes = json.dumps(document, indent=2, allow_nan=False).encode()
+                write_atomically(self.folder / "eval.json", document_bytes)
+        finally:
+            show()
 
 
 @contextmanager
