@@ -1,4 +1,4 @@
-"""The memory of this machine, and how much of it this process took."""
+"""The memory of this machine, and how much of it this process uses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 
 import torch
 
-PROCESS_BYTES = 120_000_000  # beside network passes: writers, figures and what they import, measured for generate
+PROCESS_BYTES = 120_000_000  # on top of network passes: writers, figures and their imports, measured for generate
 
 
 def estimated_bytes(device: torch.device) -> int | None:
-    """The most memory that a call takes, after a few of its network passes were timed."""
+    """The peak memory of a call in bytes, estimated after a few of its network passes; None if unknown."""
     peak = peak_bytes(device)
     return peak + PROCESS_BYTES if peak is not None and device.type == "cpu" else peak
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """The memory of a GPU, or of this machine; None if the system does not report it."""
+    """The memory of a GPU, or of this machine, in bytes; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return physical_memory()
@@ -32,7 +32,7 @@ def physical_memory() -> int | None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most memory so far, of a GPU, or of this process; None if the system does not report it."""
+    """The peak memory so far of a GPU, or of this process, in bytes; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

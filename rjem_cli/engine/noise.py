@@ -1,7 +1,7 @@
-"""Random numbers that belong to a sample, not to a batch: Philox4x32-10 (Salmon et al. 2011) in tensor operations.
+"""Random numbers per sample: Philox4x32-10 (Salmon et al. 2011) in tensor operations.
 
-A draw is a function of (the sample's seed, the stream, the step, the element) alone. So sample i has the same noise
-in any batch, on any shard and after a resume, nothing has to be stored, and there is no loop over images.
+A draw is a function of the sample's seed, the stream, the step and the element only. So sample i has the same noise in
+any batch, on any shard and after a resume. No random state is stored, and there is no loop over images.
 """
 
 from __future__ import annotations
@@ -14,21 +14,19 @@ from torch import Tensor
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
-# Independent draws for one sample. An attack's streams belong to an image of a data set.
+# Independent draws for one sample. The streams of an attack are for an image of a data set.
 PRIOR_STREAM, CHAIN_STREAM, START_STREAM, ATTACK_STREAM, TARGET_STREAM = range(5)
 
 
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds. All tensors int64 holding 32-bit words, broadcast against each other; returns four words."""
+    """Ten rounds. All tensors are int64, hold 32-bit words and broadcast against each other. Returns four words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        product0, product1 = (
-            c0 * MULTIPLIERS[0],
-            c2 * MULTIPLIERS[1],
-        )  # int64 wraps; the bits are those of the unsigned product
+        # int64 wraps around; the bits are those of the unsigned product
+        product0, product1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((product1 >> 32) & MASK) ^ c1 ^ k0,
             product1 & MASK,
@@ -45,7 +43,7 @@ def unit_interval(words: Tensor) -> Tensor:
 
 
 def random_words(seeds_B: Tensor, size: int, stream: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit words (B, ceil(size / 4)) each. seeds_B: int64 (B,), not negative."""
+    """Four tensors of 32-bit words, int64 (B, ceil(size / 4)). seeds_B: int64 (B,), not negative."""
     groups = torch.arange((size + 3) // 4, device=seeds_B.device)[None, :]
     zero = torch.zeros_like(groups)
     key = ((seeds_B & MASK)[:, None], (seeds_B >> 32)[:, None])
@@ -53,14 +51,14 @@ def random_words(seeds_B: Tensor, size: int, stream: int, step: int) -> tuple[Te
 
 
 def uniform(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: int = 0) -> Tensor:
-    """Draws from (0, 1], float32 (B, *shape)."""
+    """Uniform draws from (0, 1], float32 (B, *shape)."""
     size = math.prod(shape)
     words = torch.stack(random_words(seeds_B, size, stream, step), dim=2)
     return unit_interval(words).flatten(1)[:, :size].reshape(-1, *shape)
 
 
 def standard_normal(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: int = 0) -> Tensor:
-    """Standard normal draws, float32 (B, *shape), by Box and Muller (1958)."""
+    """Standard normal draws, float32 (B, *shape), by the transform of Box and Muller (1958)."""
     size = math.prod(shape)
     w0, w1, w2, w3 = random_words(seeds_B, size, stream, step)
     normals = []

@@ -1,4 +1,4 @@
-"""How long network passes take on a device."""
+"""The time of network passes on a device, and the batch size that fits into its memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.gradients import Logits, value_and_grad
 from rjem_cli.engine.models.energy import energy
 
-MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and does not count
+MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and is not counted
 
 
 def median_seconds(call: Callable[[], object], device: torch.device, max_calls: int = MAX_CALLS) -> float:
-    """The median time of MIN_CALLS calls without the first; short ones are repeated for ENOUGH_SECONDS, at most
-    `max_calls` times."""
+    """The median time of a call, without the first. It is called at least MIN_CALLS times and, while the total is below
+    ENOUGH_SECONDS, at most `max_calls` times."""
     seconds: list[float] = []
     while len(seconds) < MIN_CALLS or (len(seconds) < max_calls and sum(seconds) < ENOUGH_SECONDS):
         synchronize(device)
@@ -29,6 +29,7 @@ def median_seconds(call: Callable[[], object], device: torch.device, max_calls: 
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for the work of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -36,7 +37,7 @@ def synchronize(device: torch.device) -> None:
 def find_batch_size(
     logits_of: Logits, image_shape: tuple[int, int, int], batches: BatchSizer, device: torch.device
 ) -> int:
-    """The largest batch size whose gradient fits into memory, at most `batches.batch_size`."""
+    """The largest batch size whose gradient fits into memory, at most `batches.batch_size`, found by halving."""
     batches.run_largest(
         lambda count: value_and_grad(logits_of, energy, torch.zeros(count, *image_shape, device=device))
     )
@@ -44,6 +45,6 @@ def find_batch_size(
 
 
 def time_pass(logits_of: Logits, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
-    """Seconds of one gradient with respect to `count` images."""
+    """Seconds of one gradient pass over `count` images."""
     x = torch.zeros(count, *image_shape, device=device)
     return median_seconds(lambda: value_and_grad(logits_of, energy, x), device)
