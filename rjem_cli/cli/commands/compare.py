@@ -18,8 +18,6 @@ from rjem_cli.files import check_output_file, write_atomically
 if TYPE_CHECKING:
     from rjem_cli.engine.compare.rows import Comparison
 
-STOPPED = "stopped; finished trainings and measurements are cached, run the same command again to resume"
-
 
 @with_options(CompareConfig)
 def compare(
@@ -35,9 +33,8 @@ def compare(
 ) -> None:
     """Compare runs, checkpoints and samples in one table of quality, accuracy and cost.
 
-    Runs and checkpoints are tested and sampled; samples are scored. Measurements are cached. The best score of a column
-    is marked if its rows share a protocol. With --reproduce table1 the paper's three models are trained first, with the
-    same network, seeds and budget.
+    Measurements are cached. The best score of a column is marked if its rows share a protocol. With --reproduce table1
+    the paper's three models are trained first, with the same network, seeds and budget.
 
     Examples:
 
@@ -59,16 +56,14 @@ def compare(
 
     trainings = build_trainings(config) if config.reproduce else []
     plan = describe_trainings(trainings, config.sample_count) if trainings else []
-    for line in plan:
-        console.log(line)
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
         callbacks = CompareCallbacks(console.log, console.warn, bar.update, stop, console.binary_input)
+        plan += describe_plan(config, checkpoints, callbacks) if call.dry_run else []
+        for line in plan:
+            console.log(line)
         if call.dry_run:
-            lines = describe_plan(config, checkpoints, callbacks)
-            for line in lines:
-                console.log(line)
             if call.as_json:
-                console.document({"plan": plan + lines})
+                console.document({"plan": plan})
             return
         check_files(config)
         try:
@@ -76,18 +71,17 @@ def compare(
             command = ["rjem", "compare", *names, *given_flags(config)]
             report = build_report(config, comparison, command, callbacks) if config.html else ""
         except Stopped:
-            raise interrupted(stop, STOPPED) from None
+            raise interrupted(stop, "stopped; run the same command again to resume") from None
     show_table(comparison, config, call.as_json, console)
     if config.html:
-        path = paths.expand(config.html)
-        write_atomically(path, report.encode())
-        console.log(f"report: {path.absolute()}")
+        write_atomically(paths.expand(config.html), report.encode())
+        console.log(f"report: {paths.expand(config.html).absolute()}")
 
 
 def check_options(config: CompareConfig, names: list[str], as_json: bool) -> None:
     """Raises ConfigError for options that do not go together."""
     if not (names or config.published or config.reproduce):
-        raise ConfigError("nothing to compare; give runs, checkpoints or samples, --published, or --reproduce table1")
+        raise ConfigError("nothing to compare; give runs, checkpoints, samples, --published, or --reproduce table1")
     if config.model:
         raise ConfigError(f"--model {config.model}: compare tests checkpoints only; give samples of your network")
     if config.reproduce and not names and config.mode != CompareConfig.mode:
@@ -101,7 +95,7 @@ def check_files(config: CompareConfig) -> None:
     files = [(flag, paths.expand(file)) for flag, file in (("-o", config.output), ("--html", config.html)) if file]
     for flag, path in files:
         check_output_file(flag, path)
-    if len({path.resolve() for _, path in files}) < len(files):
+    if len(files) == 2 and files[0][1].resolve() == files[1][1].resolve():
         raise ConfigError(f"-o and --html both name {files[0][1]}; give two files")
 
 
@@ -113,14 +107,13 @@ def show_table(comparison: Comparison, config: CompareConfig, as_json: bool, con
     form = "json" if as_json else config.form
     if form == "table" and console.on_terminal and not console.quiet:
         tables = [format_starred_cells(*part) for part in split_columns(comparison.rows, console.width())]
-        for titles, rows in tables:
-            console.table("", titles, rows)
+        for table in tables:
+            console.table("", *table)
         if any(cell.endswith(STAR) for _, rows in tables for row in rows for cell in row[1:]):
             console.log(f"{STAR} best of its column, and scores within the deviations of the best")
     elif config.output:
-        path = paths.expand(config.output)
-        write_atomically(path, WRITERS[form](comparison).encode())
-        console.result(str(path.absolute()))
+        write_atomically(paths.expand(config.output), WRITERS[form](comparison).encode())
+        console.result(str(paths.expand(config.output).absolute()))
     else:
         console.result(WRITERS[form](comparison).rstrip("\n"))
     if form == "table":
