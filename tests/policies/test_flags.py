@@ -33,3 +33,14 @@ def rjem_help(capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["-qh"]])
+def test_the_help_of_train_shows_the_values_that_the_command_line_would_use(capsys, flags):
+    from rjem_cli.__main__ import main
+
+    assert main(["train", "--dataset", "cifar10", "--lr", "0.25", *flags]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Peak learning rate. [0.25]" in text and "[cifar10-small]" in text
+    assert main(["train", "--lr", "fast", *flags]) == 0  # the preset for embedded data
+    assert "Peak learning rate. [0.002]" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""docs/reference.md is what the declarations say, and each leaf's --help shows how it is used."""
+"""docs/reference.md matches the declarations, and the help of each command shows how to use it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ import pytest
 from rjem_cli.__main__ import main
 
 DOCS = Path(__file__).parents[2] / "docs"
-LEAVES = ["train", "attack", "langevin", "generate", "eval", "compare", "env", "completion"]
+COMMANDS = ["train", "attack", "langevin", "generate", "eval", "compare", "env", "completion"]
 WIDTH = 78  # two columns stay free
-LEAVES += ["runs dir", "runs ls", "runs show", "runs rm", "cache dir", "cache ls", "cache rm", "cache prune"]
+COMMANDS += ["runs dir", "runs ls", "runs show", "runs rm", "cache dir", "cache ls", "cache rm", "cache prune"]
 
 
 @pytest.fixture(scope="module")
-def made():
-    place = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
-    assert place and place.loader
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
+def reference():
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module.reference()
 
 
-def test_the_reference_is_fresh(made):
-    assert made == (DOCS / "reference.md").read_text(encoding="utf-8"), "run python docs/make_reference.py"
+def test_the_reference_is_fresh(reference):
+    assert reference == (DOCS / "reference.md").read_text(encoding="utf-8"), "run python docs/make_reference.py"
 
 
-def test_it_has_every_leaf_and_every_flag_has_a_meaning(made):
-    assert re.findall(r"^## rjem (.*)$", made, re.MULTILINE) == LEAVES
-    rows = re.findall(r"^\| `(-[^`]*)`.*? \| (.*) \|$", made, re.MULTILINE)
+def test_it_has_every_command_and_every_flag_has_a_meaning(reference):
+    assert re.findall(r"^## rjem (.*)$", reference, re.MULTILINE) == COMMANDS
+    rows = re.findall(r"^\| `(-[^`]*)`.*? \| (.*) \|$", reference, re.MULTILINE)
     assert len(rows) > 200 and all(len(meaning) > 3 for _, meaning in rows)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_every_help_has_two_examples_that_fit_80_columns(capsys, monkeypatch, leaf):
+@pytest.mark.parametrize("command_line", COMMANDS)
+def test_every_help_has_two_examples_that_fit_80_columns(capsys, monkeypatch, command_line):
     monkeypatch.setenv("COLUMNS", "200")  # else they are broken where they do not fit
-    assert main([*leaf.split(), "--help"]) == 0
+    assert main([*command_line.split(), "--help"]) == 0
     examples = capsys.readouterr().out.partition("Examples:")[2]
     examples = re.split("^(?:Arguments|Options):", examples, maxsplit=1, flags=re.MULTILINE)[0]
     assert all(len(line) <= WIDTH for line in examples.splitlines())
-    assert len(re.findall(r"^\s*(?:\S.*\| )?(?:rjem|source|du|tensorboard|RJEM_\S+ rjem) ", examples, re.MULTILINE)) >= 2
+    command = r"^\s*(?:\S.*\| )?(?:rjem|source|du|tensorboard|RJEM_\S+ rjem) "
+    assert len(re.findall(command, examples, re.MULTILINE)) >= 2
 
 
 @pytest.mark.parametrize("group", [[], ["cache"], ["runs"]])
