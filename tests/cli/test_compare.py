@@ -67,7 +67,7 @@ def test_runs_and_samples_are_rows_and_measurements_are_cached(rjem, own_home, t
         raise AssertionError("measured again")
 
     monkeypatch.setattr(samples, "write_samples", refused)
-    monkeypatch.setattr(measure.sample_scores, "evaluate", refused)
+    monkeypatch.setattr(measure.sample_scores, "evaluate_samples", refused)
     monkeypatch.setattr(measure.classifier, "evaluate_classifier", refused)
     assert compared(rjem, *arguments) == found
 
@@ -84,12 +84,12 @@ def test_an_option_for_samples_does_not_test_checkpoints_again_nor_the_reverse(r
 
         monkeypatch.setattr(module, function, counted)
 
-    count(measure.sample_scores, "evaluate")
+    count(measure.sample_scores, "evaluate_samples")
     count(measure.classifier, "evaluate_classifier")
     for changed, measured in [
-        ((), ["evaluate", "evaluate_classifier"]),
-        (("--num", 40), ["evaluate"]),
-        (("--metrics", "fid"), ["evaluate"]),
+        ((), ["evaluate_samples", "evaluate_classifier"]),
+        (("--num", 40), ["evaluate_samples"]),
+        (("--metrics", "fid"), ["evaluate_samples"]),
         (("--limit", 30), ["evaluate_classifier"]),
     ]:
         calls.clear()
