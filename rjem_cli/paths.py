@@ -189,10 +189,9 @@ def check_unused(run_dir: Path) -> None:
     cannot be read."""
     remedy = f"give another --run, or remove {run_dir} to start again"
     try:
-        names = {*os.listdir(run_dir)}
-        names |= {*os.listdir(checkpoints_dir(run_dir))}
-    except FileNotFoundError:
         names = {*os.listdir(run_dir)} if run_dir.exists() else set()
+        if checkpoints_dir(run_dir).name in names:
+            names |= {*os.listdir(checkpoints_dir(run_dir))}
     except OSError as error:
         raise RjemError(f"cannot read {error.filename}: {error.strerror}; {remedy}") from None
     if any(QUARANTINE_SUFFIX in name for name in names):
