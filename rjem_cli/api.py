@@ -1,0 +1,166 @@
+"""rjem for Python: load, sample, attack, score. `import rjem_cli as rjem` loads this module when it is first used.
+
+Images `x` are float (B, C, H, W) in [-1, 1]. Options are those of the commands, as keyword arguments: `--sgld-steps` is
+`sgld_steps`. Errors are the classes of `rjem_cli.errors` and name arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, RuntimeOptions
+from rjem_cli.engine.attacks.eval_data import resolve_radii
+from rjem_cli.engine.attacks.robustness import AttackPlan, attack_tensor
+from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.data.class_names import parse_class
+from rjem_cli.engine.data.collection import ImageCollection
+from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.inference import Model
+from rjem_cli.engine.sampling.generate import SampleSetup
+from rjem_cli.errors import ConfigError, RjemError
+from rjem_cli.paths import find_checkpoint
+
+__all__ = ["AttackResult", "Model", "Scores", "attack", "load", "sample", "score"]
+
+Class = str | int  # a class name, or its number
+
+
+class AttackResult(NamedTuple):
+    """Per image: the attacked x (B, C, H, W), whether the attack succeeded, bool (B,), and the loss there (B,)."""
+
+    x: Tensor
+    success: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[str, float]):
+    """Scores by name, as a mapping: `scores["fd_judge"]`. `document` also holds their protocol, notes and values per
+    class, as `rjem eval --json` prints it."""
+
+    scores: dict[str, float]
+    document: dict[str, Any]
+
+    def __getitem__(self, name: str) -> float:
+        return self.scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the scores."""
+        return list(self.document["notes"])
+
+
+def load(name: str | Path | None = None, *, device: str = "auto", precision: str = "auto") -> Model:
+    """The network of a run (its name or folder), of a checkpoint file, or of the newest run.
+
+    Raises AbsentError if there is none, DataError for a damaged file, ConfigError for an unavailable device or precision.
+    """
+    with argument_errors():
+        path = find_checkpoint(None if name is None else str(name))
+        return Model.load_checkpoint(path, RuntimeOptions(device=device, precision=precision))
+
+
+def sample(
+    model: Model, classes: str | Sequence[Class] = "all", n: int = 100, *, mode: str = "energy", seed: int = 0, **options: Any
+) -> Tensor:
+    """`n` samples (n, C, H, W) in [-1, 1], on the model's device. Sample i has the class `classes[i % len(classes)]`
+    and depends on seed + i only.
+
+    `classes`: names or numbers, "all", or "none" for chains on E(x). `mode`: "energy", "attack" or "combined". Other
+    options are those of `rjem generate`, such as sgld_steps, attack_eps="8/255" or init="noise". Raises ConfigError for
+    an invalid option, AbsentError if the chains' start is missing, RjemError for samples that are not finite.
+    """
+    with argument_errors():
+        listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
+        config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
+        job = SampleSetup.of(config, model).fit_memory().load_start()
+        return job.sample()
+
+
+def attack(
+    model: Model, x: Tensor, y: Tensor | Sequence[Class], *, eps: float | str | None = None, **options: Any
+) -> AttackResult:
+    """Attack images x (B, C, H, W) in [-1, 1] of classes y (B,), numbers or names.
+
+    `eps`: a radius in model units, or "8/255" in pixel units; by default that of the model's training. Other options
+    are those of `rjem attack`: norm, method, steps, restarts, step_size, loss, start, iterate, seed, batch_size; and
+    targeted=True, if y are the classes to push towards. Raises ConfigError for an invalid option or shape.
+    """
+    with argument_errors():
+        targeted = bool(options.pop("targeted", False))
+        config = AttackConfig.from_dict({**options, **({} if eps is None else {"eps": (eps,)})})
+        norm, (radius,) = resolve_radii(config, model.info)
+        plan = AttackPlan.from_config(config, norm, targeted)
+        labels = parse_labels(model, y)
+        check_images(model, x, labels)
+        seeds = config.seed + torch.arange(len(x))
+        result = attack_tensor(model.logits_of, plan, radius, x, labels, seeds, model.device, BatchSizer(config.batch_size))
+        return AttackResult(*result)
+
+
+def score(subject: Tensor | str | Path | Model, reference: str | None = None, **options: Any) -> Scores:
+    """Score samples (a tensor x in [-1, 1] or uint8, or a place that `rjem eval` reads) or a model.
+
+    `reference`: such as "cifar10:train", a folder or statistics. Other options are those of `rjem eval`, such as
+    features="judge", metrics="fid,kid", or eps="8/255" for a model. Raises ConfigError, AbsentError or DataError.
+    """
+    from rjem_cli.engine.metrics.api import score_classifier, score_samples
+
+    with argument_errors():
+        config = EvalConfig.from_dict({**options, **({} if reference is None else {"reference": reference})})
+        if isinstance(subject, Model):
+            return Scores(*score_classifier(config, subject))
+        if isinstance(subject, Tensor):
+            pixels = subject if subject.dtype == torch.uint8 else to_pixels(subject)
+            return Scores(*score_samples(config, ImageCollection("samples", pixels.cpu())))
+        return Scores(*score_samples(config, str(subject)))
+
+
+def parse_labels(model: Model, y: Tensor | Sequence[Class]) -> Tensor:
+    """Class numbers (B,), int64. Raises ConfigError for an unknown class."""
+    if isinstance(y, Tensor):
+        return y.long().cpu()
+    return torch.tensor([parse_class(str(label), model.class_names, "y") for label in y], dtype=torch.long)
+
+
+def check_images(model: Model, x: Tensor, labels: Tensor) -> None:
+    """Raises ConfigError for images or labels that do not fit the model."""
+    if tuple(x.shape[1:]) != model.image_shape or not x.is_floating_point():
+        raise ConfigError(f"x is {x.dtype} {tuple(x.shape)}; give float images (B, {', '.join(map(str, model.image_shape))})")
+    if labels.shape != x.shape[:1]:
+        raise ConfigError(f"y has shape {tuple(labels.shape)} for {len(x)} images; give one class per image")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(model.class_names):
+        raise ConfigError(f"y has classes from {int(labels.min())} to {int(labels.max())}; the model has {len(model.class_names)}")
+    if len(x) and not (x.abs().amax() <= 1):
+        raise ConfigError(f"x has values up to {float(x.abs().amax()):.4g}; give images in [-1, 1]")
+
+
+@contextlib.contextmanager
+def argument_errors() -> Iterator[None]:
+    """Errors that name flags name arguments instead."""
+    try:
+        yield
+    except RjemError as error:
+        text = re.sub(r"--([a-z][a-z-]*[a-z])", lambda flag: argument_name(flag[1]), str(error))
+        if text == str(error):
+            raise
+        error.args = (text, *error.args[1:])
+        raise
+
+
+def argument_name(flag: str) -> str:
+    return {"class": "classes"}.get(flag, flag.replace("-", "_"))

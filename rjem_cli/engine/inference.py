@@ -1,0 +1,63 @@
+"""A network that is ready to sample, attack and score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rjem_cli.config import NetworkOptions, RuntimeOptions
+from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
+from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.models.energy import energy, joint_energy
+from rjem_cli.engine.runtime import Runtime, start_runtime
+
+
+@dataclass(frozen=True)
+class Model:
+    """`logits_of` is the frozen network on the runtime's device: x (B, C, H, W) in [-1, 1] -> fp32 logits (B, K)."""
+
+    checkpoint: Checkpoint
+    runtime: Runtime
+    logits_of: Logits
+
+    @classmethod
+    def load(cls, options: NetworkOptions, path: Path | None, runtime: Runtime) -> Model:
+        """The checkpoint at `path`, or the network of --model. Raises AbsentError or DataError."""
+        checkpoint = load_network(options, path, runtime.device)
+        return cls(checkpoint, runtime, runtime.frozen(checkpoint.model))
+
+    @classmethod
+    def load_checkpoint(cls, path: Path, options: RuntimeOptions) -> Model:
+        """Raises AbsentError, DataError, or ConfigError for an unavailable device or precision."""
+        return cls.load(NetworkOptions(), path, start_runtime(options, reproducible=True))
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """Its training config, class names, image shape and data set."""
+        return self.checkpoint.info
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.info.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.info.image_shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.runtime.device
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [-1, 1]. Gradients flow to x, never to parameters."""
+        return self.logits_of(x.to(self.device))
+
+    def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """E(x) (B,), or E(x, y) for labels y (B,); low means likely (Grathwohl et al. 2019)."""
+        logits_BK = self(x)
+        return energy(logits_BK) if y is None else joint_energy(logits_BK, y.to(self.device))
