@@ -1,11 +1,11 @@
 """rjem: Robust JEM, one network that is a classifier, a robust classifier and an energy-based generator.
 
-    import rjem_cli as rjem
+import rjem_cli as rjem
 
-    model = rjem.load("first")                                    # a run, or a checkpoint file
-    x = rjem.sample(model, classes=[3, 8], n=16)                  # (16, C, H, W) in [-1, 1]
-    result = rjem.attack(model, x, labels, eps="8/255")           # result.x, result.success
-    scores = rjem.score(x, reference="shifted-digits:train")      # scores["fd_judge"]
+model = rjem.load("first")                                    # a run, or a checkpoint file
+x = rjem.sample(model, classes=[3, 8], n=16)                  # (16, C, H, W) in [-1, 1]
+result = rjem.attack(model, x, labels, eps="8/255")           # result.x, result.success
+scores = rjem.score(x, reference="shifted-digits:train")      # scores["fd_judge"]
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +19,21 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, RuntimeOptions
-from rjem_cli.engine.attacks.eval_data import resolve_radii
-from rjem_cli.engine.attacks.robustness import AttackPlan, attack_tensor
+from rjem_cli.engine.attacks.robustness import AttackPlan, attack_images
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.data.class_names import parse_class
 from rjem_cli.engine.data.collection import ImageCollection
-from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.data.images import parse_class, to_pixels
 from rjem_cli.engine.inference import Model
+from rjem_cli.engine.metrics import classifier, samples
+from rjem_cli.engine.models.eval_images import resolve_radii
 from rjem_cli.engine.sampling.generate import SampleSetup
-from rjem_cli.errors import ConfigError, RjemError
+from rjem_cli.errors import AbsentError, ConfigError, DataError
 from rjem_cli.paths import find_checkpoint
 
 __all__ = ["AttackResult", "Model", "Scores", "attack", "load", "sample", "score"]
 
 Class = str | int  # a class name, or its number
+FLAG_NAMES = {"class": "classes"}  # flags whose argument has another name
 
 
 class AttackResult(NamedTuple):
@@ -43,8 +46,8 @@ class AttackResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores(Mapping[str, float]):
-    """Scores by name, as a mapping: `scores["fd_judge"]`. `document` also holds their protocol, notes and values per
-    class, as `rjem eval --json` prints it."""
+    """Scores by name: `scores["fd_judge"]`. `document` also holds their protocol, notes and values per class, as
+    `rjem eval --json` prints it."""
 
     scores: dict[str, float]
     document: dict[str, Any]
@@ -67,7 +70,7 @@ class Scores(Mapping[str, float]):
 def load(name: str | Path | None = None, *, device: str = "auto", precision: str = "auto") -> Model:
     """The network of a run (its name or folder), of a checkpoint file, or of the newest run.
 
-    Raises AbsentError if there is none, DataError for a damaged file, ConfigError for an unavailable device or precision.
+    Raises AbsentError if there is none, DataError for a damaged file, ConfigError for an unavailable device.
     """
     with argument_errors():
         path = find_checkpoint(None if name is None else str(name))
@@ -75,7 +78,13 @@ def load(name: str | Path | None = None, *, device: str = "auto", precision: str
 
 
 def sample(
-    model: Model, classes: str | Sequence[Class] = "all", n: int = 100, *, mode: str = "energy", seed: int = 0, **options: Any
+    model: Model,
+    classes: str | Sequence[Class] = "all",
+    n: int = 100,
+    *,
+    mode: str = "energy",
+    seed: int = 0,
+    **options: Any,
 ) -> Tensor:
     """`n` samples (n, C, H, W) in [-1, 1], on the model's device. Sample i has the class `classes[i % len(classes)]`
     and depends on seed + i only.
@@ -87,8 +96,8 @@ def sample(
     with argument_errors():
         listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
         config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
-        job = SampleSetup.of(config, model).fit_memory().load_start()
-        return job.sample()
+        setup = SampleSetup.build(config, model.checkpoint, model.logits_of, model.runtime)
+        return setup.fit_memory().load_start().sample()
 
 
 def attack(
@@ -107,9 +116,8 @@ def attack(
         plan = AttackPlan.from_config(config, norm, targeted)
         labels = parse_labels(model, y)
         check_images(model, x, labels)
-        seeds = config.seed + torch.arange(len(x))
-        result = attack_tensor(model.logits_of, plan, radius, x, labels, seeds, model.device, BatchSizer(config.batch_size))
-        return AttackResult(*result)
+        seeds, batches = config.seed + torch.arange(len(x)), BatchSizer(config.batch_size)
+        return AttackResult(*attack_images(model, plan, radius, x, labels, seeds, model.device, batches))
 
 
 def score(subject: Tensor | str | Path | Model, reference: str | None = None, **options: Any) -> Scores:
@@ -118,16 +126,27 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
     `reference`: such as "cifar10:train", a folder or statistics. Other options are those of `rjem eval`, such as
     features="judge", metrics="fid,kid", or eps="8/255" for a model. Raises ConfigError, AbsentError or DataError.
     """
-    from rjem_cli.engine.metrics.api import score_classifier, score_samples
-
     with argument_errors():
         config = EvalConfig.from_dict({**options, **({} if reference is None else {"reference": reference})})
+        start = time.perf_counter()
         if isinstance(subject, Model):
-            return Scores(*score_classifier(config, subject))
-        if isinstance(subject, Tensor):
-            pixels = subject if subject.dtype == torch.uint8 else to_pixels(subject)
-            return Scores(*score_samples(config, ImageCollection("samples", pixels.cpu())))
-        return Scores(*score_samples(config, str(subject)))
+            classifier_job = classifier.prepare_classifier(config, subject.checkpoint.path)
+            found = classifier.evaluate_classifier(classifier_job)
+            seconds = time.perf_counter() - start
+            return Scores(found.scores, classifier.describe_classifier_scores(classifier_job, found, seconds))
+        samples.check_options(config)
+        job = samples.prepare_evaluation(samples.plan_evaluation(config, read_images(subject)))
+        result = samples.evaluate_samples(job)
+        return Scores(result.scores, samples.describe_sample_scores(job, result, time.perf_counter() - start))
+
+
+def read_images(subject: Tensor | str | Path) -> ImageCollection:
+    """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other shapes."""
+    if not isinstance(subject, Tensor):
+        return samples.read_samples([str(subject)], lambda: sys.stdin.buffer)
+    if subject.dim() != 4 or subject.shape[1] not in (1, 3):
+        raise ConfigError(f"samples have shape {tuple(subject.shape)}; give (N, C, H, W) with C = 1 or 3")
+    return ImageCollection("samples", (subject if subject.dtype == torch.uint8 else to_pixels(subject)).cpu())
 
 
 def parse_labels(model: Model, y: Tensor | Sequence[Class]) -> Tensor:
@@ -140,27 +159,30 @@ def parse_labels(model: Model, y: Tensor | Sequence[Class]) -> Tensor:
 def check_images(model: Model, x: Tensor, labels: Tensor) -> None:
     """Raises ConfigError for images or labels that do not fit the model."""
     if tuple(x.shape[1:]) != model.image_shape or not x.is_floating_point():
-        raise ConfigError(f"x is {x.dtype} {tuple(x.shape)}; give float images (B, {', '.join(map(str, model.image_shape))})")
+        shape = ", ".join(map(str, model.image_shape))
+        raise ConfigError(f"x is {x.dtype} {tuple(x.shape)}; give float images (B, {shape})")
     if labels.shape != x.shape[:1]:
         raise ConfigError(f"y has shape {tuple(labels.shape)} for {len(x)} images; give one class per image")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(model.class_names):
-        raise ConfigError(f"y has classes from {int(labels.min())} to {int(labels.max())}; the model has {len(model.class_names)}")
-    if len(x) and not (x.abs().amax() <= 1):
+    if not len(x):
+        return
+    if not x.abs().amax() <= 1:
         raise ConfigError(f"x has values up to {float(x.abs().amax()):.4g}; give images in [-1, 1]")
+    low, high, count = int(labels.min()), int(labels.max()), len(model.class_names)
+    if low < 0 or high >= count:
+        raise ConfigError(f"y has classes from {low} to {high}; the model has {count}")
 
 
 @contextlib.contextmanager
 def argument_errors() -> Iterator[None]:
-    """Errors that name flags name arguments instead."""
+    """Errors name arguments instead of flags."""
     try:
         yield
-    except RjemError as error:
-        text = re.sub(r"--([a-z][a-z-]*[a-z])", lambda flag: argument_name(flag[1]), str(error))
-        if text == str(error):
-            raise
-        error.args = (text, *error.args[1:])
-        raise
+    except ConfigError as error:
+        raise ConfigError(name_arguments(str(error))) from None
+    except (AbsentError, DataError) as error:
+        raise type(error)(name_arguments(str(error))) from None
 
 
-def argument_name(flag: str) -> str:
-    return {"class": "classes"}.get(flag, flag.replace("-", "_"))
+def name_arguments(message: str) -> str:
+    """`--sgld-steps -1 is too small` -> `sgld_steps -1 is too small`."""
+    return re.sub(r"--([a-z][a-z-]*[a-z])", lambda flag: FLAG_NAMES.get(flag[1], flag[1].replace("-", "_")), message)

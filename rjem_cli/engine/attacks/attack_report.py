@@ -94,17 +94,7 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
     targets = None if target is None else torch.full_like(test.images.labels, target)
     if config.targeted:
         targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
-    plan = AttackPlan(
-        norm=norm,
-        method=config.method,
-        steps=config.steps,
-        step_size=config.step_size,
-        loss=config.loss,
-        restarts=config.restarts,
-        start=config.start,
-        iterate=config.iterate,
-        targeted=targets is not None,
-    )
+    plan = AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(
         logits_of=runtime.frozen(checkpoint.model),
         plan=plan,

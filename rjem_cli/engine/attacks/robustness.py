@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rjem_cli.config import AttackConfig
 from rjem_cli.engine.attacks.apgd import apgd
 from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, broadcast_rows, is_success, pgd, random_start
 from rjem_cli.engine.batching import BatchSizer
@@ -42,6 +43,20 @@ class AttackPlan:
     start: str = "random"
     iterate: str = "best"
     targeted: bool = False
+
+    @classmethod
+    def from_config(cls, config: AttackConfig, norm: str, targeted: bool) -> AttackPlan:
+        return cls(
+            norm=norm,
+            method=config.method,
+            steps=config.steps,
+            step_size=config.step_size,
+            loss=config.loss,
+            restarts=config.restarts,
+            start=config.start,
+            iterate=config.iterate,
+            targeted=targeted,
+        )
 
     @property
     def gradient_steps(self) -> int:
@@ -179,34 +194,69 @@ def evaluate_clean(setup: AttackSetup) -> CleanResult:
     return CleanResult(predictions, correct, attacked, int((zero == 1).sum()), float(zero.mean()) if len(zero) else 0.0)
 
 
+def attack_images(
+    logits_of: Logits,
+    plan: AttackPlan,
+    eps: float,
+    x: Tensor,
+    labels_B: Tensor,
+    seeds_B: Tensor,
+    device: torch.device,
+    batches: BatchSizer,
+    on_batch: Callable[[int, int], None] = noop,
+) -> AttackResult:
+    """Attack the images x (B, C, H, W) in [-1, 1] with all restarts; the best one counts. Results are on the host.
+
+    labels_B: the true classes, or the wanted ones of a targeted plan. Random starts of image i depend on seeds_B[i] and
+    the restart. Before each restart the images that are not broken yet are packed into full batches again.
+    `on_batch` gets the images done since its last call, summed over restarts, and the number broken so far. Raises
+    RjemError for gradients that are not finite.
+    """
+    nothing_B = torch.full((len(x),), -torch.inf)
+    best = AttackResult(x.cpu().clone(), torch.zeros(len(x), dtype=torch.bool), nothing_B)
+
+    def attack(rows: Tensor, restart: int) -> AttackResult:
+        center, labels = x[rows].to(device), labels_B[rows].to(device)
+        start = center
+        if plan.start == "random" or restart > 0:
+            start = random_start(center, seeds_B[rows].to(device), eps, plan.norm, restart)
+        return AttackResult(*(part.cpu() for part in run_restart(logits_of, plan, eps, start, center, labels)))
+
+    skipped = 0  # images that are broken before a restart
+    for restart in range(plan.restarts):
+        remaining = (~best.success_B).nonzero().squeeze(1)
+        skipped += len(x) - len(remaining)
+        for rows in remaining.split(batches.batch_size) if len(remaining) else ():
+            result = batches.run(partial(attack, restart=restart), rows)
+            better = result.success_B | (result.loss_B > best.loss_B[rows])
+            for kept, new in zip(best, result):
+                kept[rows[better]] = new[better]
+            on_batch(skipped + len(rows), int(best.success_B.sum()))
+            skipped = 0
+    return best
+
+
 def attack_dataset(
     setup: AttackSetup, clean: CleanResult, radii: Sequence[float], on_progress: AttackProgress = noop
 ) -> Iterator[RadiusResult]:
-    """One result per radius, the smallest first. Before each restart the images that are still robust are packed into
-    full batches again."""
-    plan, dataset, device, batches = setup.plan, setup.dataset, setup.device, setup.batches
-
-    def attack(rows: Tensor, eps: float, restart: int) -> AttackResult:
-        center, labels_B = to_model(dataset.images.pixels[rows].to(device)), dataset.attack_labels[rows].to(device)
-        start = center
-        if plan.start == "random" or restart > 0:
-            seeds_B = (dataset.seed + dataset.indices[rows]).to(device)
-            start = random_start(center, seeds_B, eps, plan.norm, restart)
-        return AttackResult(*(part.cpu() for part in run_restart(setup.logits_of, plan, eps, start, center, labels_B)))
-
+    """One result per radius, the smallest first; a larger one attacks only the images that are still robust."""
+    plan, dataset = setup.plan, setup.dataset
     success, best_x = torch.zeros(len(dataset), dtype=torch.bool), to_model(dataset.images.pixels)
     count, done = int(clean.attacked.sum()), 0
     for eps in sorted(radii):
-        best_loss = torch.full((len(dataset),), -torch.inf)  # of this ball, which contains the smaller ones
-        for restart in range(plan.restarts):
-            remaining = (clean.attacked & ~success).nonzero().squeeze(1)
-            done += count - len(remaining)
-            for rows in torch.split(remaining, batches.batch_size) if len(remaining) else ():
-                x, succeeded, loss = batches.run(partial(attack, eps=eps, restart=restart), rows)
-                better = succeeded | (loss > best_loss[rows])
-                best_x[rows[better]], best_loss[rows[better]] = x[better], loss[better]
-                success[rows[succeeded]] = True
-                done += len(rows)
-                state = f"eps {eps:g}, restart {restart + 1}, {1 - int(success.sum()) / count:.1%} robust"
-                on_progress("attacking", done, count * len(radii) * plan.restarts, state)
+        rows = (clean.attacked & ~success).nonzero().squeeze(1)
+        broken_before = count - len(rows)
+        done += broken_before * plan.restarts
+
+        def on_batch(images: int, broken: int, eps: float = eps, broken_before: int = broken_before) -> None:
+            nonlocal done
+            done += images
+            state = f"eps {eps:g}, {1 - (broken_before + broken) / max(1, count):.1%} robust"
+            on_progress("attacking", done, count * len(radii) * plan.restarts, state)
+
+        x, labels_B, seeds_B = to_model(dataset.images.pixels[rows]), dataset.attack_labels[rows], dataset.seeds[rows]
+        result = attack_images(
+            setup.logits_of, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch
+        )
+        best_x[rows], success[rows] = result.x, result.success_B
         yield RadiusResult(eps, success.clone(), best_x.clone())

@@ -44,6 +44,11 @@ class AttackDataset:
         """The labels that the attack loss uses, int64 (N,): the true or the wanted classes."""
         return self.images.labels if self.targets is None else self.targets
 
+    @property
+    def seeds(self) -> Tensor:
+        """int64 (N,)."""
+        return self.seed + self.indices
+
 
 def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImages:
     """The images that the options select, by default those of the checkpoint's data set. Raises AbsentError if they

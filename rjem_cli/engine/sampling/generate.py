@@ -104,11 +104,22 @@ class SampleJob:
     def request(self) -> SampleRequest:
         return self.setup.request
 
+    @property
+    def sampler(self) -> Sampler:
+        return build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
+
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
         """The requested samples without the first `skip`. The host waits for the device once per block. Raises
         RjemError with the index of a sample that is not finite."""
-        sampler = build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
-        return generate(sampler, self.request, skip=skip, batch_size=batch_size, device=self.setup.runtime.device)
+        device = self.setup.runtime.device
+        return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=device)
+
+    def sample(self) -> Tensor:
+        """All requested samples, float (N, C, H, W) in [-1, 1] on the device. Raises RjemError with the index of a
+        sample that is not finite."""
+        request = self.request
+        blocks = sample_blocks(self.sampler, request, request.first, request.last, self.setup.runtime.device)
+        return torch.cat(list(blocks)).clamp(-1, 1)
 
     def first_starts(self, count: int) -> Tensor:
         """The starts of the first `count` samples, uint8 (count, C, H, W) on the host."""
@@ -120,12 +131,18 @@ class SampleJob:
 def sample_blocks(
     sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """float (b, C, H, W): the requested part of each block of samples first .. last - 1, in order."""
+    """float (b, C, H, W): the requested part of each block of samples first .. last - 1, in order. Raises RjemError for
+    a sample that is not finite."""
     size, start = request.block_size, request.seed + first
     for block in range(start - start % size, request.seed + last, size) if first < last else ():
         seeds = torch.arange(block, block + size)
         x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
-        yield x[max(0, start - block) : request.seed + last - block]
+        x = x[max(0, start - block) : request.seed + last - block]
+        invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
+        if len(invalid):
+            index = max(start, block) - request.seed + int(invalid[0])
+            raise RjemError(f"sample {index} is not finite; {NOT_FINITE_HINT}")
+        yield x
 
 
 def generate(
@@ -134,9 +151,6 @@ def generate(
     """`SampleJob.generate` for any sampler, such as one with stages of your own."""
     first, pixels = request.first + skip, torch.empty(0, dtype=torch.uint8)
     for x in sample_blocks(sampler, request, first, request.last, device):
-        invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
-        if len(invalid):
-            raise RjemError(f"sample {first + len(pixels) + int(invalid[0])} is not finite; {NOT_FINITE_HINT}")
         block = to_pixels(x).cpu()
         pixels = torch.cat([pixels, block]) if len(pixels) else block
         while len(pixels) >= batch_size:
