@@ -255,8 +255,6 @@ def attack_dataset(
             on_progress("attacking", done, count * len(radii) * plan.restarts, state)
 
         x, labels_B, seeds_B = to_model(dataset.images.pixels[rows]), dataset.attack_labels[rows], dataset.seeds[rows]
-        result = attack_images(
-            setup.logits_of, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch
-        )
+        result = attack_images(setup.logits_of, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch)
         best_x[rows], success[rows] = result.x, result.success_B
         yield RadiusResult(eps, success.clone(), best_x.clone())
