@@ -288,7 +288,7 @@ def describe_outputs(outputs: Outputs) -> dict[str, Any]:
     values = dict.fromkeys(("mean", *QUANTILES, "gradient_norm"), math.nan)
     if len(outputs.energy):
         energy = outputs.energy.double()
-        quantiles = energy.quantile(torch.tensor(list(QUANTILES.values()), dtype=torch.float64))
+        quantiles = energy.quantile(torch.tensor(list(QUANTILES.values())).double())
         values |= {"mean": float(energy.mean()), **dict(zip(QUANTILES, quantiles.tolist()))}
         values["gradient_norm"] = float(outputs.gradient_norm.double().mean())
     return {"count": len(outputs.energy), **replace_nan(values)}
