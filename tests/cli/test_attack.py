@@ -184,7 +184,7 @@ def test_invalid_input_gives_one_error_line_and_an_exit_code(rjem, trained, tmp_
     (tmp_path / "file").write_text("")
     for arguments, code, message in (
         (["--eps", "8/0"], 2, "--eps '8/0': give a number such as 0.1"),
-        (["--eps", "0.1,,0.2"], 2, "--eps '': give a number"),
+        (["--eps", "0.1,,0.2"], 2, "--eps '0.1,,0.2': give a number"),
         (["--eps", ""], 2, "--eps ''"),
         (["--eps", "-0.1"], 2, "--eps -0.1 is too small"),
         (["--eps", "8"], 2, "--eps 8 covers the whole box [-1, 1]; give at most 255/255"),

@@ -54,5 +54,5 @@ def test_more_work_is_estimated_to_take_longer(rjem, trained):
 def test_a_missing_feature_network_leaves_the_time_unknown_and_is_named(rjem, tmp_path):
     images = write(tree(), tmp_path / "photographs")
     flags = ("eval", images, "--reference", images, "--features", "inception", "--allow-few", "--dry-run")
-    assert "how long it takes is not known: the network that gives features must be fetched" in rjem(*flags).err
+    assert "the time is unknown: the network for features must be downloaded first" in rjem(*flags).err
     assert json.loads(rjem(*flags, "--json").out) == {"seconds": None, "memory_bytes": None}

@@ -183,7 +183,7 @@ def test_without_inception_auto_uses_a_judge_and_gives_the_reason(rjem, tmp_path
     unreachable = extractors.INCEPTION._replace(url="http://127.0.0.1:9/x.pth")
     monkeypatch.setattr(extractors, "INCEPTION", unreachable)
     again = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--allow-few", "--json")
-    assert "cannot be downloaded" in json.loads(again.out)["protocol"]["features"]["reason"]
+    assert "cannot download" in json.loads(again.out)["protocol"]["features"]["reason"]
 
 
 def test_a_call_without_any_available_metric_is_an_error(rjem, folders, inception_file, tmp_path):

@@ -29,9 +29,10 @@ def test_the_python_in_the_readme_runs(home_with_a_run):
     names: dict[str, object] = {}
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(code, names)
-    assert names["x"].shape == (2, 1, 8, 8) and names["x"].abs().max() <= 1
+    assert names["x"].shape == (16, 1, 8, 8) and names["images"].abs().max() <= 1
+    assert len(names["result"].success) == len(names["energies"]) == 16 and len(names["history"]) == 10
     again = names["flipped"](torch.tensor([3, 8]), torch.tensor([0, 1]))
-    assert torch.equal(again, names["x"].flip(3))
+    assert torch.equal(again, names["images"].flip(3))
 
 
 @pytest.mark.parametrize(

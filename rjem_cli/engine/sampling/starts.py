@@ -80,7 +80,7 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
     return to_pixels(buffer)
 
 
-def find_prior(info: CheckpointInfo, data: str | None) -> ClassGaussianPrior:
+def find_prior(info: CheckpointInfo, data: str | None = None) -> ClassGaussianPrior:
     """The prior of a checkpoint's training images, cached or fitted again. Raises AbsentError if the images are
     missing, DataError for a cached prior of other images."""
     prior = read_cached_prior(info.data_digest)

@@ -31,8 +31,12 @@ class MetricsLog:
 
     @property
     def last(self) -> dict[str, float]:
-        """The values of the last line of metrics."""
-        return next((numbers_in(line) for line in reversed(self.lines) if "event" not in line), {})
+        """The values of the last step that has a line of metrics."""
+        lines = [line for line in self.lines if "event" not in line]
+        values: dict[str, float] = {}
+        for line in lines[-2:]:  # a partial line may complete the regular line of its step
+            values |= numbers_in(line) if line["step"] == lines[-1]["step"] else {}
+        return values
 
     def add(self, scalars: dict[str, Tensor]) -> None:
         """Add the scalars of one step, which are on the device."""

@@ -119,7 +119,7 @@ class Run:
 
         Raises ConfigError or DataError for options, images or a state that do not fit, and RjemError if the folder
         cannot be written."""
-        trainer = self.trainer
+        trainer, guard = self.trainer, self.trainer.guard
         self.write(lambda: prepare_run_dir(self.run_dir))
         if resume:
             self.check_same_run()
@@ -138,9 +138,8 @@ class Run:
             self.callbacks.log(f"resuming at step {trainer.step}")
             if read_info(checkpoint_path(self.run_dir, trainer.step)).config != strip_paths(trainer.config):
                 self.saved_step = None  # so that new options are not lost
-        if trainer.guard.count:
-            scale, count = trainer.guard.rate_scale, trainer.guard.count
-            self.callbacks.warn(f"the learning rate is {scale:g} of --lr after {count} divergences of this run")
+        if guard.count:
+            self.callbacks.warn(f"the learning rate is {guard.rate_scale:g} of --lr after {guard.count} divergences")
         self.clock = Clock(trainer.step)
         self.callbacks.on_progress(TrainingProgress(TRAINING, trainer.step, trainer.steps))
 
@@ -225,7 +224,7 @@ class Run:
     def log(self, validate: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Add a line of metrics. Returns its values, and E(x) (B,) of data and chains. Raises Divergence if a value is
         beyond its limit."""
-        trainer = self.trainer
+        trainer, config, step = self.trainer, self.trainer.config, self.trainer.step
         values: dict[str, float] = {}
         energies: dict[str, Tensor] = {}
         if self.distributed.is_main:
@@ -237,11 +236,16 @@ class Run:
                 **({} if accuracy is None else {"val_accuracy": accuracy}),
                 "divergences": float(trainer.guard.count),
                 "lr": trainer.optimizer.param_groups[0]["lr"],
-                "images_per_second": trainer.batch_size * self.clock.steps_per_second(trainer.step),
+                "images_per_second": trainer.batch_size * self.clock.steps_per_second(step),
             }
         values = self.distributed.broadcast({name: float(f"{value:.6g}") for name, value in values.items()})
         trainer.guard.check_means(values)
-        self.metrics.add_line(trainer.step, values, partial=not trainer.config.logs_at(trainer.step))
+        regular = set(values) if config.logs_at(step) else set()
+        if not config.saves_at(step):
+            regular.discard("val_accuracy")  # it is measured only because the run ends here
+        for names, partial in ((regular, False), (set(values) - regular, True)):
+            if names:
+                self.metrics.add_line(step, {name: values[name] for name in values if name in names}, partial)
         self.flush_metrics()
         return values, energies
 
@@ -275,10 +279,9 @@ class Run:
         if not self.distributed.any(error is not None):
             self.saved_step = trainer.step
         elif error and last:
-            newest = checkpoints_in(self.run_dir)
-            raise RjemError(
-                f"{error}; the newest checkpoint is that of step {parse_step(newest[-1])}" if newest else f"{error}"
-            )
+            if newest := checkpoints_in(self.run_dir):
+                raise RjemError(f"{error}; the newest checkpoint is that of step {parse_step(newest[-1])}")
+            raise error
         elif last:
             raise PeerLostError("the main process cannot write its checkpoint")
         elif error:
