@@ -8,7 +8,7 @@ import sys
 import time
 from types import TracebackType
 
-from rjem_cli.errors import InterruptedRunError, PeerLostError, RjemError, is_out_of_memory
+from rjem_cli.errors import RjemError, is_out_of_memory
 
 INTERRUPTED = 128 + 2
 SECONDS_FOR_MAIN = 1.0  # delay of the other processes' failure: torchrun ends the main one with the first that fails
@@ -87,9 +87,11 @@ def report(error: Exception, message: str) -> None:
     from rjem_cli.engine.distributed import rank_from_environment
 
     rank = rank_from_environment()
+    is_usage = hasattr(error, "format_message")
+    alike = is_usage or (isinstance(error, RjemError) and type(error) is not RjemError)
     if rank == 0:
         fail(message)
-    elif type(error) is RjemError or not isinstance(error, RjemError | PeerLostError | InterruptedRunError):
+    elif not alike:
         fail(f"rank {rank}: {message}")
 
 

@@ -14,7 +14,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -231,8 +231,11 @@ def pending_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     with locked(path, wait=False):
         with explained("write", path):
             file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
-        with file:
+        try:
             yield file
+        finally:
+            with suppress(OSError):  # closing repeats a write that failed, of bytes that nobody needs now
+                file.close()
 
 
 def copy_from_start(file: BinaryIO, target: BinaryIO) -> None:
