@@ -1,7 +1,5 @@
 """Entry point: run the app, and turn a known error into one line on stderr and an exit code."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

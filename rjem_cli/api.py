@@ -4,8 +4,6 @@ Images `x` are float (B, C, H, W) in [-1, 1]. Options are those of the commands,
 `sgld_steps`. Errors are the classes of `rjem_cli.errors` and name arguments.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """The known errors: each is one line on stderr, and has an exit code that a script can rely on."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Writing files: completely or not at all, by one process at a time, and only into folders of rjem's own files."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import errno

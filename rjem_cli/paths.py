@@ -1,7 +1,5 @@
 """Where rjem keeps its files, and how runs and checkpoints are found by name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

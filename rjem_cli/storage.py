@@ -1,8 +1,6 @@
 """What the cache and the runs folder hold, how large it is, and how parts are removed. Only files with names that rjem
 gives are listed or removed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

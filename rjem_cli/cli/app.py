@@ -1,7 +1,5 @@
 """The Typer app: root options and the list of commands, nothing else."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """Values that the shell completes for options without fixed choices. No heavy imports, because the shell waits."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterable

@@ -1,8 +1,6 @@
 """The only module that prints. Results go to stdout, logs and progress to stderr. A terminal gets tables and bars, a
 pipe plain lines."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A time limit: the command saves and stops before it is over."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

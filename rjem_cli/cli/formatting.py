@@ -1,7 +1,5 @@
 """Durations, sizes, ages, counts and series of numbers as short text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Help pages whose options stand in sections. Typer has sections only with Rich, which doubles the time of a help."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import typer

@@ -1,7 +1,5 @@
 """The live table of a training run: each metric with its history."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from rjem_cli.cli.formatting import sparkline

@@ -1,7 +1,5 @@
 """Flags made from config classes, so that each option is declared once; and the flags that all these commands share."""
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Callable

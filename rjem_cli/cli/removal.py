@@ -1,7 +1,5 @@
 """Removing cache entries and runs: ask, remove, report."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any

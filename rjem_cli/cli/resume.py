@@ -1,7 +1,5 @@
 """Which run `rjem train` trains: a new one, or one that it resumes."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import time

@@ -1,7 +1,5 @@
 """SIGINT, SIGTERM and SIGHUP ask the command to finish its step, save and stop; a second one stops it at once."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

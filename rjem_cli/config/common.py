@@ -1,7 +1,5 @@
 """Names, bounds and options that commands share."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ The field `adv_eps` is a flag (`--adv-eps`), an environment variable (`RJEM_ADV_
 entry of a checkpoint's metadata. Pydantic could check them too, but takes 0.15 s to import, half of `rjem --help`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect
@@ -13,7 +11,7 @@ import math
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rjem_cli.errors import ConfigError, OptionError, did_you_mean
 
@@ -171,14 +169,14 @@ def split_list(value: Any) -> list[Any]:
 OPTIONS: dict[type, tuple[Option, ...]] = {}  # a cache
 
 
-def options(config_class: type[Config]) -> tuple[Option, ...]:
+def options(config_class: type["Config"]) -> tuple[Option, ...]:
     """The options of a config class, in the order of its fields."""
     if config_class not in OPTIONS:
         OPTIONS[config_class] = tuple(read_options(config_class))
     return OPTIONS[config_class]
 
 
-def read_options(config_class: type[Config]) -> Iterator[Option]:
+def read_options(config_class: type["Config"]) -> Iterator[Option]:
     hints = typing.get_type_hints(config_class)
     groups: dict[str, str] = {}
     for base in reversed(config_class.__mro__):
@@ -201,7 +199,7 @@ class Config:
             object.__setattr__(self, option.name, option.parse(getattr(self, option.name)))
 
     @classmethod
-    def from_dict(cls: type[ConfigT], values: dict[str, Any], source: str = "the config") -> ConfigT:
+    def from_dict(cls, values: dict[str, Any], source: str = "the config") -> Self:
         """Build from plain data. Raises ConfigError for an unknown key or an invalid value."""
         check_keys(cls, values, source)
         return cls(**values)

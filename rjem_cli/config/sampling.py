@@ -1,7 +1,5 @@
 """Options of `rjem generate` and `rjem langevin`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, NetworkOptions, RuntimeOptions, radius

@@ -1,7 +1,5 @@
 """Options of `rjem attack`, `rjem eval` and `rjem compare`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Where each value comes from: flag > environment > YAML file > preset (or the resumed run) > default."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import os

@@ -1,8 +1,6 @@
 """Options of `rjem train`. The defaults are the paper's (Korst & Asadulaev 2022) and, where it is silent, JEM++'s
 (Yang & Ji 2021). Presets change them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rjem_cli.config.common import DATASETS, RuntimeOptions, check_radius, radius

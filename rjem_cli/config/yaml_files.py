@@ -1,7 +1,5 @@
 """YAML files with keys and plain values: presets, config files, and the config of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Batches that are halved when they do not fit into memory."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """How the engine reports: through functions that its caller gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 Log = Callable[[str], None]

@@ -1,7 +1,5 @@
 """What rjem runs on: versions, devices, and the choices of `auto` with their reasons."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

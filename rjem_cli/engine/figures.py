@@ -1,7 +1,5 @@
 """Figures as PNG or SVG bytes. matplotlib is imported when the first one is drawn, and never opens a window."""
 
-from __future__ import annotations
-
 import colorsys
 import io
 from collections.abc import Sequence

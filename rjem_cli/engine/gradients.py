@@ -1,7 +1,5 @@
 """The one gradient that samplers and attacks follow."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A network that is ready to sample, attack and score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +23,13 @@ class Model:
     logits_of: Logits
 
     @classmethod
-    def load(cls, options: NetworkOptions, path: Path | None, runtime: Runtime) -> Model:
+    def load(cls, options: NetworkOptions, path: Path | None, runtime: Runtime) -> "Model":
         """The checkpoint at `path`, or the network of --model. Raises AbsentError or DataError."""
         checkpoint = load_network(options, path, runtime.device)
         return cls(checkpoint, runtime, runtime.frozen(checkpoint.model))
 
     @classmethod
-    def load_checkpoint(cls, path: Path, options: RuntimeOptions) -> Model:
+    def load_checkpoint(cls, path: Path, options: RuntimeOptions) -> "Model":
         """Raises AbsentError, DataError, or ConfigError for an unavailable device or precision."""
         return cls.load(NetworkOptions(), path, start_runtime(options, reproducible=True))
 

@@ -1,7 +1,5 @@
 """The memory of this machine, and how much of it this process uses."""
 
-from __future__ import annotations
-
 import os
 import sys
 

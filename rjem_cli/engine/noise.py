@@ -4,8 +4,6 @@ A draw is a function of the sample's seed, the stream, the step and the element 
 any batch, on any shard and after a resume. No random state is stored, and there is no loop over images.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Device, precision and compilation. `auto` returns its choice and the reason."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import sys
@@ -58,7 +56,7 @@ class Runtime:
         """Multiplies a loss before its backward pass; the gradients are divided by it afterwards."""
         return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
-    def scoring(self) -> Runtime:
+    def scoring(self) -> "Runtime":
         """For accuracies: in half precision the network would differ from that of `rjem eval`."""
         return replace(self, precision="fp32") if self.precision in HALVES else self
 

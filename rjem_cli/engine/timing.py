@@ -1,7 +1,5 @@
 """The time of network passes on a device, and the batch size that fits into its memory."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`rjem cache`: files that can be downloaded or computed again."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

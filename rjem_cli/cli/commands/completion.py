@@ -1,7 +1,5 @@
 """`rjem completion`: scripts for completion in the shell."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`rjem env`: what rjem runs on, for bug reports."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

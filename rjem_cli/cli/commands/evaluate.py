@@ -1,7 +1,5 @@
 """`rjem eval`: scores of samples and of checkpoints."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`rjem generate`: samples from a checkpoint, in the three modes of the paper."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`rjem langevin`: run chains and record them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

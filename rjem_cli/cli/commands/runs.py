@@ -1,7 +1,5 @@
 """`rjem runs`: trained models."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

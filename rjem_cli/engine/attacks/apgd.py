@@ -1,7 +1,5 @@
 """Auto-PGD (Croce & Hein 2020, Algorithm 1): PGD with momentum, and steps that are halved when they stop paying."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import NamedTuple
@@ -34,7 +32,7 @@ class ApgdState(NamedTuple):
     checked_best_B: Tensor
     checked_halved_B: Tensor
 
-    def rows(self, rows: Tensor) -> ApgdState:
+    def rows(self, rows: Tensor) -> "ApgdState":
         return ApgdState(*(part[rows] for part in self))
 
 

@@ -3,8 +3,6 @@
 8 bits per channel round every pixel, so distance and success are measured again on the rounded images.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

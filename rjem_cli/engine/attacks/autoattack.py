@@ -4,8 +4,6 @@ FAB and Square, one after the other on the images that are still robust.
 It runs in parts of one batch. Each part is cached when it is done, so an interrupted call loses one part.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import importlib.util

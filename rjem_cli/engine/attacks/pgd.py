@@ -7,8 +7,6 @@ Shapes: B batch, K classes. `labels_B` are the true classes of an untargeted att
 attack.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -4,8 +4,6 @@ An image is robust at a radius if it is classified correctly and no restart at t
 robust accuracy never rises with the radius, and a broken image costs nothing more. Radii and steps in model units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +43,7 @@ class AttackPlan:
     targeted: bool = False
 
     @classmethod
-    def from_config(cls, config: AttackConfig, norm: str, targeted: bool) -> AttackPlan:
+    def from_config(cls, config: AttackConfig, norm: str, targeted: bool) -> "AttackPlan":
         return cls(
             norm=norm,
             method=config.method,

@@ -1,7 +1,5 @@
 """The measurements of a comparison, cached as JSON files; and the callbacks of its work."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`rjem compare`, from its subjects to a table of rows and an HTML report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

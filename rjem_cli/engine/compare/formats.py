@@ -1,7 +1,5 @@
 """A comparison as text: tables of a terminal, TSV, Markdown, LaTeX (booktabs), CSV and JSON."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

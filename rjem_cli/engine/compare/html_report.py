@@ -1,7 +1,5 @@
 """A comparison as one self-contained HTML page: no script, nothing to download."""
 
-from __future__ import annotations
-
 import base64
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Rows of checkpoints and of samples from any source. Measurements are cached."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import fields, replace
 from pathlib import Path

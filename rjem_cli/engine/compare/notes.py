@@ -1,7 +1,5 @@
 """The text below a comparison: the paper's orderings, what was measured, and what limits the scores."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,8 +1,6 @@
 """The paper's Table 1 reproduced: three models with the same network, seeds and budget, sampled as in the paper. Every
 step is cached, so a stopped call loses at most one."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

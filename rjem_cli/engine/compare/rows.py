@@ -3,8 +3,6 @@
 A published row and a measured row are the same `Row`; `quoted` alone sets them apart.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from importlib import resources

@@ -1,7 +1,5 @@
 """The images of a comparison: cached samples of a checkpoint, recorded chains, and grids of a few images."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import time

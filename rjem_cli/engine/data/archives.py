@@ -1,8 +1,6 @@
 """Image files in a folder, a .zip or a tar, and their decoding to pixels. Nothing is unpacked to disk, and links inside
 archives are ignored."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -94,7 +92,7 @@ class CheckedHeader(tarfile.TarInfo):
     """Limits the size of long names and pax headers, which tarfile reads into memory by itself."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> CheckedHeader:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "CheckedHeader":
         header = super().frombuf(buf, encoding, errors)
         if header.type in LONG_HEADERS and header.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {header.size} bytes")

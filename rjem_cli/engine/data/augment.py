@@ -1,7 +1,5 @@
 """Data augmentation in batches on the device: reflect-pad and crop, mirror (as JEM++ trains)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

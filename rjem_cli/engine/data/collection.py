@@ -4,8 +4,6 @@ Labels come from rjem's labels.csv, from WebDataset's .cls members, from the `la
 rjem's meta.json, which describes how samples were made, is read too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -65,7 +63,7 @@ class ImageCollection:
         return channels, height, width
 
     @classmethod
-    def from_images(cls, images: ImageSet, name: str) -> ImageCollection:
+    def from_images(cls, images: ImageSet, name: str) -> "ImageCollection":
         labels = tuple(images.class_names[label] for label in images.labels.tolist())
         return cls(name, images.pixels, labels, ordered_classes=images.class_names)
 
@@ -78,7 +76,7 @@ class ImageCollection:
             return tuple(str(number) for number in range(max(map(int, self.labels)) + 1))
         return tuple(sorted(set(map(str, self.labels))))
 
-    def spread(self, count: int | None) -> ImageCollection:
+    def spread(self, count: int | None) -> "ImageCollection":
         """`count` images spread evenly, so that no class is left out; None gives all. Raises DataError if there are
         fewer."""
         if count is None:

@@ -3,8 +3,6 @@
 On 8x8 the class-Gaussian prior is nearly the data itself. On the canvas it is a blur, so what the model adds is seen.
 """
 
-from __future__ import annotations
-
 import torch
 
 from rjem_cli.engine.data.images import SPLIT_SEED, TEST_FRACTION, ImageSet, Splits, split_off

@@ -4,8 +4,6 @@ rjem reads CIFAR from its authors' binary version; torchvision downloads and rea
 read. Downloads happen once, under a lock, and never with RJEM_OFFLINE.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -302,7 +300,7 @@ def report_torchvision_downloads(on_progress: OnProgress, phase: str) -> Iterato
         def __init__(self, total: int | None = None, **options: object):
             self.done, self.total = 0, total or 0
 
-        def __enter__(self) -> Bar:
+        def __enter__(self) -> "Bar":
             return self
 
         def __exit__(self, *error: object) -> None: ...

@@ -3,8 +3,6 @@
 `pixels` is uint8 (N, C, H, W); `x` is float in [-1, 1].
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -90,10 +88,10 @@ class ImageSet:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> "ImageSet":
         return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
-    def to(self, device: torch.device) -> ImageSet:
+    def to(self, device: torch.device) -> "ImageSet":
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def digest(self) -> str:

@@ -4,8 +4,6 @@ A user's images lie in a tree of class folders, or in a .zip or .tar with such a
 of its folder; folders named train, val or test above it are splits.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import replace

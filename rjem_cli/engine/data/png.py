@@ -1,7 +1,5 @@
 """PNG files and contact sheets."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Accuracy with its confidence interval, and calibration: whether a classifier's confidence matches its accuracy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple

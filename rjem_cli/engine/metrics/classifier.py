@@ -1,7 +1,5 @@
 """Scoring a classifier: accuracy, calibration, robust accuracy, out-of-distribution detection, energies."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ density and coverage follow Naeem et al. 2020.
 Shapes: features (N, D) float32, logits (N, K). Generated images are the first argument, real ones the second.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How varied samples are: their classes, the spread within a class, copies of real images."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -1,7 +1,5 @@
 """What a metric is computed from: samples, reference and choice of features, and later the features themselves."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

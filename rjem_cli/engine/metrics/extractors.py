@@ -1,7 +1,5 @@
 """Networks that turn images into features: InceptionV3, DINOv2, and classifiers that rjem trained (judges)."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Which network computes the features, and why: Inception where it makes sense and is available, else a judge."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 An interrupted call loses at most one chunk, and a cached file can never be used for other images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Its features replace Inception's where those make no sense (8x8 digits) or are n
 fd_judge, is_judge and so on, never FID. A judge is never the model under test.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

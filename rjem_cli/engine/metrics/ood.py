@@ -1,7 +1,5 @@
 """Out-of-distribution detection: three scores of an image, and other images to compare with the test images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

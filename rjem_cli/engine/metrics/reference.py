@@ -1,7 +1,5 @@
 """What samples are compared with: part of a built-in data set, a set of images, or statistics of features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every metric of samples, declared once beside the function that computes it; and which of them to compute."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -267,7 +265,7 @@ class EvalPlan:
     score_names: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def only(self, wanted: tuple[str, ...]) -> EvalPlan:
+    def only(self, wanted: tuple[str, ...]) -> "EvalPlan":
         """Without other metrics, and without notes on them."""
         notes = tuple(note for note in self.notes if note.split()[0] in wanted)
         return replace(self, metrics=tuple(metric for metric in self.metrics if metric in wanted), notes=notes)

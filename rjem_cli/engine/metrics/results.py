@@ -1,7 +1,5 @@
 """What every evaluation has: requirements on its scores, a line in the results file, and with --save a folder."""
 
-from __future__ import annotations
-
 import json
 import math
 import operator

@@ -1,7 +1,5 @@
 """Scoring samples: plan (no network is loaded), prepare (the network for features), evaluate, describe."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import time

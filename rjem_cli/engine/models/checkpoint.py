@@ -4,8 +4,6 @@ step-00000600.safetensors        samples and is tested; share this one
 step-00000600.state.safetensors  live weights, momentum, averages, replay buffer
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -56,7 +54,7 @@ class CheckpointInfo:
     state_sha256: str | None = None
 
     @classmethod
-    def from_splits(cls, config: TrainConfig, splits: Splits) -> CheckpointInfo:
+    def from_splits(cls, config: TrainConfig, splits: Splits) -> "CheckpointInfo":
         """Before the first step. Raises DataError if the images are too large for a checkpoint."""
         shape = splits.train.image_shape
         if max(shape) > MAX_SIDE:
@@ -68,7 +66,7 @@ class CheckpointInfo:
         return asdict(replace(self, config=strip_paths(self.config)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> CheckpointInfo:
+    def from_dict(cls, values: dict[str, Any]) -> "CheckpointInfo":
         """Raises KeyError, TypeError, ValueError or ConfigError for values that `to_dict` does not return."""
         json.dumps(values, ensure_ascii=False).encode()  # a ValueError for text that no file can contain
         info = cls(

@@ -1,7 +1,5 @@
 """A network that rjem did not train: any torch.nn.Module that returns logits, given to --model as module:factory."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect

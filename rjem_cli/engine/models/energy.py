@@ -3,8 +3,6 @@
 Shapes: B batch, K classes. Energies are unbounded; low means likely.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

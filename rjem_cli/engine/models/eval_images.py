@@ -1,7 +1,5 @@
 """The images that a checkpoint is tested on and attacked with, and the radii of the attacks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -5,8 +5,6 @@ an affine map per channel. The one after a convolution becomes part of it, the o
 fewer passes over memory than BatchNorm in eval mode and gives the same output.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -123,7 +121,7 @@ class FrozenLogits:
             self.network.to(dtype)
         self.compute: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
 
-    def refresh(self, model: nn.Module) -> FrozenLogits:
+    def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""
         refresh(self.network, model)
         return self

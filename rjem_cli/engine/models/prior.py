@@ -5,8 +5,6 @@ D = C*H*W is the length of an image, K the number of classes, n_y the number of 
 r_y = min(n_y, D).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +53,7 @@ class ClassGaussianPrior:
                 flat_BD[rows] += product(normals[:, :dimensions], factor.T)
         return flat_BD.clamp_(-1, 1).view(-1, *self.image_shape)
 
-    def to(self, device: torch.device) -> ClassGaussianPrior:
+    def to(self, device: torch.device) -> "ClassGaussianPrior":
         factors = tuple(factor.to(device) for factor in self.factors)
         return ClassGaussianPrior(self.mean_KD.to(device), factors, self.image_shape)
 

@@ -4,8 +4,6 @@ Reading finds any flipped bit before anything is used. No pickle is read or writ
 executed or used as a path.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Pre-activation, LeakyReLU 0.2, the stride on a block's second convolution, a 1x1
 dropout. Images of any size, with 1 or 3 channels.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import torch

@@ -1,7 +1,5 @@
 """Recorded Langevin chains, and the files that show them: energies of every step, a film strip, a GIF, final images."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

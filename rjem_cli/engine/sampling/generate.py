@@ -5,8 +5,6 @@ its block. So a sample has the same bits for any batch size, any shard, and afte
 the requested samples is dropped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,19 +51,19 @@ class SampleSetup:
     runtime: Runtime
 
     @classmethod
-    def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> SampleSetup:
+    def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> "SampleSetup":
         """`log` gets a line if blocks must be smaller. Raises ConfigError, AbsentError or DataError."""
         runtime = start_runtime(config, reproducible=True)
         checkpoint = load_network(config, path, runtime.device)
         return cls.build(config, checkpoint, runtime.frozen(checkpoint.model), runtime).fit_memory(log)
 
     @classmethod
-    def build(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> SampleSetup:
+    def build(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> "SampleSetup":
         """Raises ConfigError for invalid options."""
         request = resolve_request(config, checkpoint.info, runtime.device.type)
         return cls(config, checkpoint, logits_of, request, runtime)
 
-    def fit_memory(self, log: Log = noop) -> SampleSetup:
+    def fit_memory(self, log: Log = noop) -> "SampleSetup":
         """The same setup with blocks that fit into memory, found by one pass of a block. Samples of smaller blocks
         differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
         given = self.config.block_size
@@ -81,7 +79,7 @@ class SampleSetup:
         seconds = time_pass(self.logits_of, image_shape, size, self.runtime.device)
         return self.request.block_count * self.request.plan.gradient_steps * seconds
 
-    def load_start(self) -> SampleJob:
+    def load_start(self) -> "SampleJob":
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
         config, request = self.config, self.request
         start = load_start(config.init, self.checkpoint, config.data, config.seed, self.runtime)

@@ -12,8 +12,6 @@ A stage is a function of (images or None, labels, seeds), so you can add your ow
     mirrored = sampler >> (lambda x, labels, seeds: x.flip(3))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +38,7 @@ class Sampler:
 
     stages: tuple[Stage, ...]
 
-    def __rshift__(self, other: Sampler | Stage) -> Sampler:
+    def __rshift__(self, other: "Sampler | Stage") -> "Sampler":
         return Sampler(self.stages + (other.stages if isinstance(other, Sampler) else (other,)))
 
     def __call__(self, labels_B: Tensor, seeds_B: Tensor, x: Tensor | None = None) -> Tensor:
@@ -164,7 +162,7 @@ class SamplePlan:
     temperature: float = 1.0
 
     @classmethod
-    def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> SamplePlan:
+    def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> "SamplePlan":
         """The default plan of a model trained with `config`."""
         return cls(
             mode=mode,

@@ -1,7 +1,5 @@
 """What to sample: the plan, the classes and the indices; and the protocol that is stored with the samples."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

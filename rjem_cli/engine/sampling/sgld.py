@@ -7,8 +7,6 @@ affine, so the inner gradient is constant, and n inner steps of size h with clip
 n * h. So `inner_steps` costs nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What chains start from (`--init`): the prior, noise, training images, the replay buffer, or a user's images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -3,8 +3,6 @@
 An interrupted folder can be resumed. A .npz or .tar appears under its name only when it is complete.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

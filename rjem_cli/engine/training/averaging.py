@@ -1,7 +1,5 @@
 """The exponential moving average (EMA) of the weights, which generates samples and is evaluated."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn

@@ -1,7 +1,5 @@
 """The checkpoints of a run on disk: write, verify, quarantine and remove them."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from dataclasses import replace

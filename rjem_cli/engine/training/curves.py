@@ -1,7 +1,5 @@
 """Training curves of runs, from their metrics.jsonl."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Estimates the time, memory and disk space of a run on this device, from the times of a short step and of a gradient
 pass on random images of the right shape."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from dataclasses import dataclass, replace
@@ -40,7 +38,7 @@ class DataShape(NamedTuple):
     test: int
 
     @classmethod
-    def from_options(cls, options: DataOptions) -> DataShape:
+    def from_options(cls, options: DataOptions) -> "DataShape":
         """Published data sets are not read, others are. Raises AbsentError or DataError."""
         if not options.data and options.dataset in DATASET_INFO:
             info = DATASET_INFO[options.dataset]
@@ -48,7 +46,7 @@ class DataShape(NamedTuple):
         return cls.from_splits(load_splits(options))
 
     @classmethod
-    def from_splits(cls, splits: Splits) -> DataShape:
+    def from_splits(cls, splits: Splits) -> "DataShape":
         counts = (len(part) for part in (splits.train, splits.val, splits.test))
         return cls(splits.train.image_shape, len(splits.class_names), *counts)
 

@@ -1,7 +1,5 @@
 """What a run measures and draws: energies, accuracies, sample grids, and the summary at its end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

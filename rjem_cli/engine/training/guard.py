@@ -5,8 +5,6 @@ step is checked before the weights change. Running means are checked with each l
 checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """metrics.jsonl: one line of means since the previous line, and one line for each divergence."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

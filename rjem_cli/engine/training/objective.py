@@ -6,8 +6,6 @@ x_adv: PGD on the batch. x_q: SGLD from the replay buffer. JEM++ is the case wit
 one with px_weight 0, the standard classifier the one with neither.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """The optimizer, its state as tensors, and its learning rate over a run."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Persistent chains (Du & Mordatch 2019): a training step continues stored samples; some restart from the prior."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +22,7 @@ class ReplayBuffer:
     @classmethod
     def from_prior(
         cls, prior: ClassGaussianPrior, size: int, reinit_prob: float, generator: torch.Generator
-    ) -> ReplayBuffer:
+    ) -> "ReplayBuffer":
         return cls(sample_prior(prior, size, generator), prior, reinit_prob)
 
     def __len__(self) -> int:

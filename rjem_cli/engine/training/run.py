@@ -1,7 +1,5 @@
 """A run from its first step to its summary: start or resume, train, save, recover from divergence, evaluate."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

@@ -5,8 +5,6 @@ uninterrupted one would, and no random state is saved. The host reads the device
 it logs, saves or draws samples.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
@@ -134,7 +132,7 @@ class Trainer:
         joint = self.config.bn_statistics == "joint"
         if self.distributed.world_size == 1:
             return LossPass(self.model, self.runtime.logits(self.model), joint)
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer PyTorch renames broadcast_buffers
