@@ -13,9 +13,9 @@ import typer
 
 from rjem_cli.cli.app import app
 from rjem_cli.cli.options import format_default
-from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import options
 from rjem_cli.config.sources import preset_names, preset_source, resolve, variable_name
+from rjem_cli.config.training import TrainConfig
 
 HERE = Path(__file__).parent
 HEAD = """# Reference

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rjem_cli.config import AttackConfig, EvalConfig, GenerateConfig, RuntimeOptions
+from rjem_cli.config.common import RuntimeOptions
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.scoring import AttackConfig, EvalConfig
 from rjem_cli.engine.attacks.robustness import AttackPlan, attack_images
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.collection import ImageCollection
@@ -94,8 +96,7 @@ def sample(
     with argument_errors():
         listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
         config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
-        setup = SampleSetup.build(config, model.checkpoint, model.logits_of, model.runtime)
-        return setup.fit_memory().load_start().sample()
+        return SampleSetup.build(config, model).fit_memory().load_start().sample()
 
 
 def attack(

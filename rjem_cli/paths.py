@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from rjem_cli.config import DATASETS, STREAM
+from rjem_cli.config.common import DATASETS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, DataError, OptionError, RjemError, did_you_mean
 
 QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rjem_cli import paths
-from rjem_cli.config import DATASETS
-from rjem_cli.config.yaml_files import read_mapping
+from rjem_cli.config.common import DATASETS
+from rjem_cli.config.sources import read_mapping
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
 from rjem_cli.files import LEFTOVER, explained, locked
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from rjem_cli.__main__ import main
-from rjem_cli.engine.data.digits import load_digits
+from rjem_cli.engine.data.load import load_digits
 from rjem_cli.engine.metrics import judge
 
 TINY_FLAGS = (

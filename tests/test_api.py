@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rjem_cli
-from rjem_cli.config import AttackConfig
+from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.engine.data.images import to_model, to_pixels
 from rjem_cli.engine.models.eval_images import load_eval_images
 from rjem_cli.errors import AbsentError, ConfigError

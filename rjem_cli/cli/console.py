@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from rjem_cli.cli.formatting import format_bytes, format_duration
+from rjem_cli.cli.formatting import Row, Table, format_bytes, format_duration, least_width, records, rich_table
 from rjem_cli.cli.progress import ProgressBar, live_bars
-from rjem_cli.cli.tables import Row, Table, least_width, records, rich_table
 from rjem_cli.errors import ConfigError, RjemError
 from rjem_cli.files import explained
 

@@ -13,8 +13,8 @@ from rjem_cli.config.fields import format_short_epsilon
 from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
-    from rjem_cli.cli.tables import Row
-    from rjem_cli.config import EvalConfig
+    from rjem_cli.cli.formatting import Row
+    from rjem_cli.config.scoring import EvalConfig
     from rjem_cli.engine.metrics.classifier import ClassifierJob
     from rjem_cli.engine.metrics.registry import EvalPlan
 
@@ -45,8 +45,8 @@ def log_plan(plan: EvalPlan, judge_training: str | None, console: Console) -> No
 
 def log_job(job: ClassifierJob, console: Console) -> None:
     """Log the checkpoint, the images, the attack and its cost."""
-    console.log(describe_checkpoint(job.checkpoint))
-    console.log(f"device: {job.runtime.describe()}")
+    console.log(describe_checkpoint(job.model.checkpoint))
+    console.log(f"device: {job.model.runtime.describe()}")
     console.log(f"{len(job.test.images)} of {job.test.total} images of {job.test.source}, evenly spaced")
     console.log(describe_attack(job.plan, job.radii))
     console.log(f"out-of-distribution images: {', '.join(job.ood_sets) or 'none'}")

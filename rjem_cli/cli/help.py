@@ -7,9 +7,10 @@ from typer.core import TyperCommand
 
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.options import format_default
-from rjem_cli.config import EMBEDDED_PRESET, TrainConfig
+from rjem_cli.config.common import EMBEDDED_PRESET
 from rjem_cli.config.fields import options
 from rjem_cli.config.sources import command_sources, preset_for, preset_source, resolve
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import RjemError
 
 

@@ -12,18 +12,12 @@ import typer
 
 from rjem_cli.cli.completions import VALUES
 from rjem_cli.cli.console import Console
-from rjem_cli.config import (
-    AttackConfig,
-    ChainOptions,
-    CompareConfig,
-    EvalConfig,
-    GenerateConfig,
-    LangevinConfig,
-    NetworkOptions,
-    TrainConfig,
-)
+from rjem_cli.config.common import NetworkOptions
 from rjem_cli.config.fields import Config, ConfigT, Option, options
+from rjem_cli.config.sampling import ChainOptions, GenerateConfig, LangevinConfig
+from rjem_cli.config.scoring import AttackConfig, CompareConfig, EvalConfig
 from rjem_cli.config.sources import ConfigSource, command_sources, locate, preset_names, resolve, unknown_variables
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.distributed import is_distributed, rank_from_environment
 from rjem_cli.errors import ConfigError, OptionError
 from rjem_cli.paths import find_checkpoint, run_names

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from rjem_cli.cli.formatting import format_duration
-from rjem_cli.cli.tables import Table, rich_table
+from rjem_cli.cli.formatting import Table, format_duration, rich_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

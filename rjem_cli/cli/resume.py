@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rjem_cli import paths
 from rjem_cli.cli.options import CommandCall
-from rjem_cli.config import TrainConfig
 from rjem_cli.config.sources import ConfigSource, locate, preset_for, strongest_value
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import AbsentError, ConfigError, OptionError
 
 

@@ -56,7 +56,7 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
 def log_setup(setup: SampleSetup, console: Console, *details: str) -> None:
     """Log the checkpoint, the device and `details`; warn about large noise."""
     plan = setup.request.plan
-    for text in (describe_checkpoint(setup.checkpoint), f"device: {setup.runtime.describe()}", *details):
+    for text in (describe_checkpoint(setup.model.checkpoint), f"device: {setup.model.runtime.describe()}", *details):
         console.log(text)
     if plan.has_chain and plan.noise_std >= LARGE_NOISE:
         console.warn(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.formatting import format_bytes, format_duration
-from rjem_cli.cli.metrics_table import MetricsTable
+from rjem_cli.cli.formatting import Table, format_bytes, format_duration, sparkline
 from rjem_cli.cli.progress import ProgressBar
 from rjem_cli.cli.resume import how_to_resume, shell_name
-from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import format_epsilon
+from rjem_cli.config.training import TrainConfig
 
 if TYPE_CHECKING:
     from rjem_cli.engine.data.images import Splits
@@ -21,9 +21,24 @@ if TYPE_CHECKING:
     from rjem_cli.engine.training.progress import TrainingProgress
     from rjem_cli.engine.training.run import RunResult
 
+
 ACCURACIES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
 ENERGIES = {"energy_data": "E(x) of data", "energy_buffer": "E(x) of chains", "input_grad_norm": "|dE/dx| on data"}
-COLUMNS = ("metric", "value", "95% interval", "measured on")
+RESULT_COLUMNS = ("metric", "value", "95% interval", "measured on")
+LABELS = {  # metrics of a line of metrics.jsonl
+    "cross_entropy": "cross-entropy",
+    "val_accuracy": "accuracy (val)",
+    "energy_data": "E(x) of data",
+    "energy_buffer": "E(x) of chains",
+    "input_grad_norm": "|dE/dx| on data",
+    "saturation": "saturation",
+    "grad_norm": "gradient norm",
+    "divergences": "divergences",
+    "images_per_second": "images/s",
+}
+PERCENTAGES = ("val_accuracy", "saturation")
+LIVE_COLUMNS = ("metric", "now", "history")
+MAX_HISTORY = 512  # values; a longer history loses every second one
 
 
 def log_plan(config: TrainConfig, run_dir: Path, console: Console) -> None:
@@ -98,7 +113,7 @@ def show_result(result: RunResult, run_dir: Path, console: Console) -> None:
     rows += [(label, f"{metrics[name]:.3f}", "", "last step") for name, label in ENERGIES.items() if name in metrics]
     details = "; ".join(f"step {event['at']}: {event['what']}" for event in events)
     rows.append(("divergences", str(len(events)), "", details))
-    console.table("Training result", COLUMNS, rows)
+    console.table("Training result", RESULT_COLUMNS, rows)
     name = shell_name(run_dir)
     console.log(f"samples: {result.grid}")
     console.log(f"next: rjem generate {name} -n 1000; rjem eval {name}; rjem langevin {name}")
@@ -127,3 +142,26 @@ def show_stopped(result: RunResult, reason: str, run_dir: Path, console: Console
         console.document({"checkpoint": str(result.checkpoint), **progress})
     else:
         console.result(str(result.checkpoint))
+
+
+@dataclass
+class MetricsTable:
+    """The values of each metric, one for each line of metrics."""
+
+    histories: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, float]) -> None:
+        for name in LABELS:
+            if name in metrics:
+                history = self.histories.setdefault(name, [])
+                history.append(metrics[name])
+                if len(history) > MAX_HISTORY:
+                    del history[-2::-2]  # keeps the last one
+
+    def table(self) -> Table:
+        rows = [
+            (label, f"{history[-1]:.1%}" if name in PERCENTAGES else f"{history[-1]:.4g}", sparkline(history))
+            for name, label in LABELS.items()
+            if (history := self.histories.get(name))
+        ]
+        return "", LIVE_COLUMNS, rows

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from rjem_cli import __version__
-from rjem_cli.config import GenerateConfig, TrainConfig
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.memory import total_bytes
 from rjem_cli.engine.runtime import BF16_MIN_WIDTH, choose_compile, choose_device, choose_precision
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rjem_cli.config import NetworkOptions, RuntimeOptions
+from rjem_cli.config.common import NetworkOptions, RuntimeOptions
 from rjem_cli.engine.gradients import Logits
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.models.custom_model import load_network
@@ -25,7 +25,10 @@ class Model:
     @classmethod
     def load(cls, options: NetworkOptions, path: Path | None, runtime: Runtime) -> "Model":
         """The checkpoint at `path`, or the network of --model. Raises AbsentError or DataError."""
-        checkpoint = load_network(options, path, runtime.device)
+        return cls.from_checkpoint(load_network(options, path, runtime.device), runtime)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, runtime: Runtime) -> "Model":
         return cls(checkpoint, runtime, runtime.frozen(checkpoint.model))
 
     @classmethod

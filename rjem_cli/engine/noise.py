@@ -1,9 +1,12 @@
-"""Random numbers per sample: Philox4x32-10 (Salmon et al. 2011) in tensor operations.
+"""Random numbers that need no stored state: seeds derived from their purpose, and noise per sample.
+
+The noise is Philox4x32-10 (Salmon et al. 2011) in tensor operations.
 
 A draw is a function of the sample's seed, the stream, the step and the element only. So sample i has the same noise in
 any batch, on any shard and after a resume. No random state is stored, and there is no loop over images.
 """
 
+import hashlib
 import math
 
 import torch
@@ -65,3 +68,14 @@ def standard_normal(seeds_B: Tensor, shape: tuple[int, ...], stream: int, step: 
         angle = 2 * math.pi * unit_interval(angle_word)
         normals += [radius * torch.cos(angle), radius * torch.sin(angle)]
     return torch.stack(normals, dim=2).flatten(1)[:, :size].reshape(-1, *shape)
+
+
+def derived_seed(*parts: object) -> int:
+    """A hash of all parts as a number below 2^63: `derived_seed(run_seed, "batch", step)`."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def derived_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator with the derived seed."""
+    return torch.Generator(device).manual_seed(derived_seed(*parts))

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rjem_cli.config import RuntimeOptions, TrainConfig
+from rjem_cli.config.common import RuntimeOptions
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.distributed import is_distributed
 from rjem_cli.engine.models.frozen import GRADIENT_SCALE, FrozenLogits
 from rjem_cli.errors import AbsentError, ConfigError

@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rjem_cli.config import AttackConfig
 from rjem_cli.config.fields import parse_epsilon
+from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.engine.attacks.robustness import AttackPlan, AttackSetup, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import to_model

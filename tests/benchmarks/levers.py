@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.gradients import Logits, value_and_grad
 from rjem_cli.engine.models import wide_resnet
 from rjem_cli.engine.models.energy import energy

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import default_step_size
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior

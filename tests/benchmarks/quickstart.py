@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.data.load import load_digit_splits
 
 
 def flat(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:

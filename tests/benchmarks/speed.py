@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.metrics import extractors
 from rjem_cli.engine.models.prior import ClassGaussianPrior

@@ -16,7 +16,7 @@ import pytest
 
 from rjem_cli.config.sources import ConfigSource
 from rjem_cli.engine.compare import measure, reproduce, samples
-from rjem_cli.engine.data.digits import load_digits
+from rjem_cli.engine.data.load import load_digits
 from rjem_cli.engine.data.png import to_image
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Trainer

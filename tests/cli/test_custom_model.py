@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rjem_cli.config import DataOptions
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.data.load import load_splits
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rjem_cli.config import METRICS
+from rjem_cli.config.common import METRICS
 from rjem_cli.engine.data.collection import read_collection, read_stream
 from rjem_cli.engine.metrics import distances
 from rjem_cli.engine.metrics.registry import REGISTRY
@@ -24,7 +24,7 @@ from tests.image_files import tree, write
 @pytest.fixture
 def digit_samples(tmp_path):
     """600 of scikit-learn's digits, of all classes, as an .npz that rjem did not write."""
-    from rjem_cli.engine.data.digits import load_digits
+    from rjem_cli.engine.data.load import load_digits
 
     images = load_digits()
     np.savez(

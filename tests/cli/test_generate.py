@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.sampling import generate as sampling
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked

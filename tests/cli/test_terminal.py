@@ -12,7 +12,7 @@ import termios
 
 import pytest
 
-from rjem_cli.cli.metrics_table import LABELS
+from rjem_cli.cli.training_output import LABELS
 from tests.conftest import TINY_FLAGS
 
 pytestmark = pytest.mark.slow

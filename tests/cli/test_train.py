@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from rjem_cli.__main__ import main
-from rjem_cli.cli.deadline import Deadline
+from rjem_cli.cli.stopping import Deadline
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_in, find_resumable, new_run_dir, parse_step
 from tests.conftest import TINY_FLAGS
 

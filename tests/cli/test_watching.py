@@ -8,9 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from rjem_cli.cli.metrics_table import MetricsTable
 from rjem_cli.cli.resume import shell_name
-from rjem_cli.cli.training_output import describe_load
+from rjem_cli.cli.training_output import MetricsTable, describe_load
 from tests.conftest import TINY_FLAGS
 
 

@@ -4,27 +4,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rjem_cli.config import (
-    DATASETS,
-    DEFAULT_PRESETS,
-    OWN_IMAGES_PRESET,
-    CompareConfig,
-    EvalConfig,
-    TrainConfig,
-    check_radius,
-)
+from rjem_cli.config.common import DATASETS, DEFAULT_PRESETS, OWN_IMAGES_PRESET, check_radius
 from rjem_cli.config.fields import flag_name, format_epsilon, given_flags, parse_epsilon
+from rjem_cli.config.scoring import CompareConfig, EvalConfig
 from rjem_cli.config.sources import (
     ConfigSource,
     environment_source,
     locate,
+    mapping,
     preset_for,
     preset_names,
     preset_source,
     resolve,
     unknown_variables,
 )
-from rjem_cli.config.yaml_files import mapping
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import ConfigError, OptionError
 
 

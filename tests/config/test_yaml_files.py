@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rjem_cli.config import EvalConfig, TrainConfig
-from rjem_cli.config.sources import ResolvedConfig
-from rjem_cli.config.yaml_files import mapping
+from rjem_cli.config.scoring import EvalConfig
+from rjem_cli.config.sources import ResolvedConfig, mapping
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import ConfigError
 
 

@@ -15,8 +15,8 @@ from subprocess import PIPE, STDOUT
 import pytest
 import torch
 
-from rjem_cli.config import TrainConfig
-from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.distributed import SINGLE, Distributed, process_group
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import Trainer

@@ -9,14 +9,16 @@ import sys
 import pytest
 import torch
 
-from rjem_cli.config import AttackConfig, GenerateConfig, TrainConfig
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.scoring import AttackConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine import runtime
 from rjem_cli.engine.runtime import start_runtime
 
 COUNT_PAGE_FAULTS = """
 import resource
 import torch
-from rjem_cli.config import RuntimeOptions
+from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.engine.runtime import start_runtime
 
 start_runtime(RuntimeOptions(device="cpu"))

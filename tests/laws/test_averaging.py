@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.training.averaging import build_ema
+from rjem_cli.engine.training.optimizer import build_ema
 
 
 def averages(decay: float, values: list[float]) -> list[float]:

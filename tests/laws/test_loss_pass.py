@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from rjem_cli.config import RuntimeOptions
+from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.engine.models.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import LossPass

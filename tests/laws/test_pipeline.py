@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
-from rjem_cli.engine.data.digits import load_digit_splits
 from rjem_cli.engine.data.images import to_model, to_pixels
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior

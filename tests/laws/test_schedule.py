@@ -2,7 +2,7 @@
 
 import pytest
 
-from rjem_cli.config import OptimizerOptions
+from rjem_cli.config.training import OptimizerOptions
 from rjem_cli.engine.training.optimizer import learning_rate, total_steps
 
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from rjem_cli.config import AttackConfig, CompareConfig, EvalConfig, GenerateConfig, LangevinConfig, TrainConfig
 from rjem_cli.config.fields import options
+from rjem_cli.config.sampling import GenerateConfig, LangevinConfig
+from rjem_cli.config.scoring import AttackConfig, CompareConfig, EvalConfig
+from rjem_cli.config.training import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rjem_cli.config import TrainConfig
 from rjem_cli.config.sources import file_source, resolve
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.load import read_class_folders
 from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint

@@ -8,7 +8,7 @@ from rjem_cli.cli.attack_output import describe_attack, show_attack
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_checkpoint
-from rjem_cli.config import AttackConfig
+from rjem_cli.config.scoring import AttackConfig
 
 if TYPE_CHECKING:
     from rjem_cli.engine.attacks.attack_report import AttackJob
@@ -64,8 +64,8 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
 
 def announce(job: AttackJob, console: Console) -> None:
     """Log the checkpoint, the device, the images and the attack."""
-    console.log(describe_checkpoint(job.checkpoint))
-    console.log(f"device: {job.runtime.describe()}")
+    console.log(describe_checkpoint(job.model.checkpoint))
+    console.log(f"device: {job.model.runtime.describe()}")
     console.log(f"{len(job.dataset)} of {job.total} images of {job.source}, spread evenly")
     if job.config.standard:
         console.log(f"AutoAttack, standard version, {job.plan.norm}")

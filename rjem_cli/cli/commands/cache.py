@@ -6,11 +6,11 @@ import typer
 
 from rjem_cli import paths, storage
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.deadline import parse_duration
 from rjem_cli.cli.formatting import format_bytes
 from rjem_cli.cli.help import show_group_help
 from rjem_cli.cli.options import AsJson
 from rjem_cli.cli.removal import DryRemoval, Yes, remove_entries, to_dict, total_size, usage_cells
+from rjem_cli.cli.stopping import parse_duration
 
 cache = typer.Typer(
     name="cache",

@@ -9,9 +9,9 @@ import typer
 from rjem_cli import paths
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.options import CommandCall, with_options
-from rjem_cli.cli.signals import interrupted, stop_on_signals
-from rjem_cli.config import SUFFIXES, CompareConfig
+from rjem_cli.cli.stopping import interrupted, stop_on_signals
 from rjem_cli.config.fields import given_flags
+from rjem_cli.config.scoring import SUFFIXES, CompareConfig
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import check_output_file, write_atomically
 

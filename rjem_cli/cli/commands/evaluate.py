@@ -9,8 +9,8 @@ import typer
 from rjem_cli import paths
 from rjem_cli.cli.eval_output import log_job, log_plan, show_checkpoint_scores, show_estimate, show_sample_scores
 from rjem_cli.cli.options import CommandCall, with_options
-from rjem_cli.cli.signals import stop_on_signals, stoppable
-from rjem_cli.config import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
+from rjem_cli.cli.stopping import stop_on_signals, stoppable
+from rjem_cli.config.scoring import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
 from rjem_cli.errors import ConfigError
 
 SAMPLES_STOPPED = "stopped; features and the judge are cached; run the same command again to resume"
@@ -107,7 +107,7 @@ def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path:
     log_job(job, console)
     if call.dry_run:
         seconds = call.elapsed() + job.estimate_seconds()
-        console.estimate(seconds, estimated_bytes(job.runtime.device), at_most=True)
+        console.estimate(seconds, estimated_bytes(job.model.device), at_most=True)
         return
     with results.open_results(config) as writer:
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:

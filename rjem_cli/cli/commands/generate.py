@@ -8,8 +8,9 @@ from pathlib import Path
 from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_classes, describe_plan, log_setup
-from rjem_cli.cli.signals import interrupted, stop_on_signals
-from rjem_cli.config import STREAM, GenerateConfig
+from rjem_cli.cli.stopping import interrupted, stop_on_signals
+from rjem_cli.config.common import STREAM
+from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.engine.distributed import is_distributed, rank_from_environment, world_size_from_environment
 from rjem_cli.errors import ConfigError
 from rjem_cli.paths import expand
@@ -57,7 +58,7 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         f"{request.gradient_steps} gradient steps in blocks of {request.block_size}",
     )
     if call.dry_run:
-        console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.runtime.device))
+        console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.model.device))
         return
     job, start = setup.load_start(), time.perf_counter()
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:

@@ -7,7 +7,8 @@ from rjem_cli import paths
 from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import MAX_INDICES, describe_classes, describe_plan, log_setup, show_chains
-from rjem_cli.config import STREAM, LangevinConfig
+from rjem_cli.config.common import STREAM
+from rjem_cli.config.sampling import LangevinConfig
 from rjem_cli.errors import ConfigError, RjemError
 
 
@@ -34,7 +35,7 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
     from rjem_cli.engine.sampling.request import describe_request
 
     setup = SampleSetup.load(config, path, console.warn)
-    request, runtime = setup.request, setup.runtime
+    request = setup.request
     log_setup(
         setup,
         console,
@@ -44,7 +45,7 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
     if call.dry_run:
         block = replace(request, block_size=min(request.block_size, config.count), seed=0)
         seconds = call.elapsed() + replace(setup, request=block).estimate_seconds()
-        console.estimate(seconds, estimated_bytes(runtime.device), ", and a few seconds for figures")
+        console.estimate(seconds, estimated_bytes(setup.model.device), ", and a few seconds for figures")
         return
     job, folder = setup.load_start(), paths.expand(config.output)
     options = {"clamp": config.clamp, "record": config.record}
@@ -56,7 +57,7 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
             log=console.warn,
             on_progress=lambda done, total: bar.update("chain steps", done, total),
         )
-        meta = describe_request(chains.request, setup.checkpoint, config.init, job.start.sha256, runtime)
+        meta = describe_request(chains.request, setup.model, config.init, job.start.sha256)
         document = write_chains(folder, chains, {**meta, **options})
     if call.as_json:
         console.document(document)

@@ -8,21 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rjem_cli import paths
-from rjem_cli.cli.deadline import Deadline
-from rjem_cli.cli.metrics_table import MetricsTable
+from rjem_cli.cli import training_output
 from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.resume import resolve_run
-from rjem_cli.cli.signals import interrupted, stop_on_signals
-from rjem_cli.cli.training_output import (
-    describe_stop,
-    log_estimate,
-    log_inputs,
-    log_plan,
-    show_progress,
-    show_result,
-    show_stopped,
-)
-from rjem_cli.config import TrainConfig
+from rjem_cli.cli.stopping import Deadline, interrupted, stop_on_signals
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.distributed import Distributed, process_group
 from rjem_cli.errors import RjemError
@@ -83,7 +73,7 @@ def train_run(
     )
     if config.data:
         paths.existing_data(config.data)
-    log_plan(config, run_dir, console)
+    training_output.log_plan(config, run_dir, console)
 
     from rjem_cli.engine.data.load import load_splits
     from rjem_cli.engine.runtime import start_runtime
@@ -99,7 +89,7 @@ def train_run(
             console.log(f"resuming at step {first_step}")
         shape, start_up = DataShape.from_options(config), call.elapsed()
         console.log("timing a few steps of this network; a large one takes a minute or two")
-        log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
+        training_output.log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return
     with console.progress_bar() as bar:
 
@@ -113,8 +103,8 @@ def train_run(
         splits = load_splits(config, on_download, console.warn)
         if distributed.is_main:
             distributed.barrier()
-    log_inputs(splits, runtime, console)
-    table = MetricsTable()
+    training_output.log_inputs(splits, runtime, console)
+    table = training_output.MetricsTable()
     with (
         event_writer(tensorboard, run_dir, console.warn) if distributed.is_main else nullcontext(noop) as write_events,
         stop_on_signals(console.log) as stop,
@@ -123,7 +113,7 @@ def train_run(
 
         def on_progress(progress: TrainingProgress) -> None:
             deadline.tick()
-            show_progress(progress, bar, table)
+            training_output.show_progress(progress, bar, table)
             write_events(progress)
 
         callbacks = TrainingCallbacks(on_progress, console.log, console.warn, lambda: stop() or deadline.is_near())
@@ -132,8 +122,8 @@ def train_run(
             config, splits, runtime, run_dir, resume=resumed, callbacks=callbacks, distributed=distributed
         )
     if result.finished:
-        show_result(result, run_dir, console)
+        training_output.show_result(result, run_dir, console)
     elif stop():
-        raise interrupted(stop, describe_stop(result, run_dir))
+        raise interrupted(stop, training_output.describe_stop(result, run_dir))
     elif distributed.is_main:
-        show_stopped(result, f"--max-time {deadline.text}", run_dir, console)
+        training_output.show_stopped(result, f"--max-time {deadline.text}", run_dir, console)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import AttackConfig
 from rjem_cli.config.fields import PIXEL_PER_MODEL_UNIT, format_epsilon, format_short_epsilon, parse_epsilon
+from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.engine.attacks.autoattack import autoattack_dataset, check_autoattack, describe_autoattack, estimate_cost
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
 from rjem_cli.engine.attacks.robustness import (
@@ -35,11 +35,10 @@ from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import parse_class, to_model, to_pixels
 from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import epsilon_curve
+from rjem_cli.engine.inference import Model
 from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy_per_class
-from rjem_cli.engine.models.checkpoint import Checkpoint
-from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, random_targets, resolve_radii
-from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError
 from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, make_dir, write_atomically
@@ -55,8 +54,7 @@ class AttackJob(AttackSetup):
     `total` images of `source`."""
 
     config: AttackConfig
-    checkpoint: Checkpoint
-    runtime: Runtime
+    model: Model
     radii: tuple[float, ...]
     source: str
     total: int
@@ -74,16 +72,15 @@ class AttackJob(AttackSetup):
         """One result per radius, the smallest first. Logs if AutoAttack uses parts of an earlier call."""
         if not self.config.standard:
             return attack_dataset(self, clean, self.radii, on_progress)
-        key = [self.checkpoint.sha256, self.runtime.arithmetic]
+        key = [self.model.checkpoint.sha256, self.model.runtime.arithmetic]
         return autoattack_dataset(self, clean, self.radii, key, on_progress, log)
 
 
 def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> AttackJob:
     """Read the checkpoint and the images. `log` reports smaller batches. Raises ConfigError, AbsentError or
     DataError."""
-    runtime = start_runtime(config, reproducible=True)
-    checkpoint = load_network(config, path, runtime.device)
-    info, class_count = checkpoint.info, len(checkpoint.info.class_names)
+    model = Model.load(config, path, start_runtime(config, reproducible=True))
+    info, class_count = model.info, len(model.class_names)
     if config.standard:
         check_autoattack(class_count)
     target = None if config.target is None else parse_class(config.target, info.class_names, "--target")
@@ -94,14 +91,13 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
         targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
     plan = AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(
-        logits_of=runtime.frozen(checkpoint.model),
+        logits_of=model.logits_of,
         plan=plan,
         dataset=AttackDataset(test.images, test.indices, targets, config.seed),
-        device=runtime.device,
+        device=model.device,
         batches=BatchSizer(config.batch_size, log),
         config=config,
-        checkpoint=checkpoint,
-        runtime=runtime,
+        model=model,
         radii=radii,
         source=test.source,
         total=test.total,
@@ -172,7 +168,7 @@ def folder_name(eps: float, norm: str) -> str:
 
 def describe_protocol(job: AttackJob) -> dict[str, Any]:
     """Everything that the scores depend on."""
-    dataset, checkpoint = job.dataset, job.checkpoint
+    dataset, checkpoint = job.dataset, job.model.checkpoint
     return {
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "attack": describe_autoattack(job) if job.config.standard else describe_plan(job.plan),
@@ -184,7 +180,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "seed": dataset.seed,
         "indices": dataset.indices.tolist(),
         "targets": None if dataset.targets is None else dataset.targets.tolist(),
-        "device": job.runtime.describe(),
+        "device": job.model.runtime.describe(),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rjem_cli.config import AttackConfig
+from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.engine.attacks.apgd import apgd
 from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, broadcast_rows, is_success, pgd, random_start
 from rjem_cli.engine.batching import BatchSizer

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rjem_cli.config import STREAM, CompareConfig
+from rjem_cli.config.common import STREAM
+from rjem_cli.config.scoring import CompareConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks
 from rjem_cli.engine.compare.html_report import html_report
 from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, read_samples, score_samples

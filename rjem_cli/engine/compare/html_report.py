@@ -15,8 +15,7 @@ from rjem_cli.engine.compare.rows import COLUMNS, Comparison, ImageGrid, Row, fi
 from rjem_cli.engine.data.png import contact_sheet, png_bytes
 from rjem_cli.engine.figures import palette, training_curves
 from rjem_cli.engine.sampling.chains import ChainPictures
-from rjem_cli.engine.training.curves import Lines, build_panels
-from rjem_cli.engine.training.metrics_log import events_in, read_lines
+from rjem_cli.engine.training.metrics_log import Lines, build_panels, events_in, read_lines
 from rjem_cli.paths import find_run_dir
 
 VERDICT_CLASSES = {HOLDS: "holds", FAILS: "fails"}  # in CSS; others are "open"

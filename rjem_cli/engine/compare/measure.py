@@ -5,8 +5,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rjem_cli.config import CompareConfig, EvalConfig, EvalDataOptions, SampleScoreOptions, TrainConfig
 from rjem_cli.config.fields import Config
+from rjem_cli.config.scoring import CompareConfig, EvalConfig, EvalDataOptions, SampleScoreOptions
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks, cache_path, load_or_measure, read_document
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.compare.samples import image_grid, sample_checkpoint
@@ -153,7 +154,7 @@ def measure_classifier(
     """The row of a checkpoint without samples: accuracies, and how it was trained; and the checkpoint."""
     scoring = eval_config(config)
     job = classifier.prepare_classifier(scoring, path)
-    info, images_sha256 = job.checkpoint.info, job.test.images.digest()
+    checkpoint, info, images_sha256 = job.model.checkpoint, job.model.info, job.test.images.digest()
 
     def measure() -> dict[str, Any]:
         callbacks.log(f"{name}: testing on {len(job.test.images)} images")
@@ -161,7 +162,7 @@ def measure_classifier(
         scores = classifier.evaluate_classifier(job, callbacks.on_progress)
         return classifier.describe_classifier_scores(job, scores, time.perf_counter() - started)
 
-    decisive = [deciding_options(scoring, EvalDataOptions), job.checkpoint.sha256, images_sha256]
+    decisive = [deciding_options(scoring, EvalDataOptions), checkpoint.sha256, images_sha256]
     document = load_or_measure(cache_path("tested", decisive), measure)
     protocol, robust = document["protocol"], document["robust"][-1]
     images = {"images": images_sha256, "count": protocol["images"]}
@@ -177,7 +178,7 @@ def measure_classifier(
         spreads={column: (high - low) / (2 * NORMAL_95) for column, (low, high) in intervals.items()},
         origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
     )
-    return row, job.checkpoint
+    return row, checkpoint
 
 
 def count_divergences(path: Path, info: CheckpointInfo) -> dict[str, float]:

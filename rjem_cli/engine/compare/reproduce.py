@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rjem_cli import paths
-from rjem_cli.config import SCALES, CompareConfig, TrainConfig
+from rjem_cli.config.scoring import SCALES, CompareConfig
 from rjem_cli.config.sources import ConfigSource, preset_source, resolve
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
 from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
 from rjem_cli.engine.compare.notes import TABLE1, Entry

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rjem_cli.config import CompareConfig, GenerateConfig, LangevinConfig, RuntimeOptions
+from rjem_cli.config.common import RuntimeOptions
+from rjem_cli.config.sampling import GenerateConfig, LangevinConfig
+from rjem_cli.config.scoring import CompareConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks, cache_path, load_or_measure
 from rjem_cli.engine.compare.rows import ImageGrid, Protocol
 from rjem_cli.engine.data.collection import ImageCollection, read_collection
 from rjem_cli.engine.data.images import spread_indices
-from rjem_cli.engine.models.checkpoint import Checkpoint, load_checkpoint
+from rjem_cli.engine.inference import Model
+from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.chains import ChainPictures, render_chains, run_chains
 from rjem_cli.engine.sampling.generate import SampleJob, SampleSetup
@@ -41,7 +44,7 @@ def sample_checkpoint(
     """Draw samples unless they are cached. Waits while another process draws them. Raises as `rjem generate` does."""
     runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = GenerateConfig(mode=mode, count=config.sample_count, seed=config.sample_seed, data=config.data)
-    setup = SampleSetup.build(options, checkpoint, runtime.frozen(checkpoint.model), runtime)
+    setup = SampleSetup.build(options, Model.from_checkpoint(checkpoint, runtime))
     job = setup.fit_memory(callbacks.warn).load_start()
     timing = cache_path("samples", [job.meta["request"], config.sample_count])
     file, phase = timing.with_suffix(".npz"), f"drawing samples ({mode})"
@@ -81,10 +84,8 @@ def holds_samples(file: Path, job: SampleJob) -> bool:
 
 def chain_figures(config: CompareConfig, name: str, path: Path, callbacks: CompareCallbacks) -> ChainPictures:
     """Pictures of a few chains as `rjem langevin` runs them. Raises as it does."""
-    runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = LangevinConfig(count=CHAINS, seed=config.sample_seed, data=config.data)
-    checkpoint = load_checkpoint(path, runtime.device)
-    job = SampleSetup.build(options, checkpoint, runtime.frozen(checkpoint.model), runtime).load_start()
+    job = SampleSetup.build(options, Model.load_checkpoint(path, RuntimeOptions(device=config.device))).load_start()
 
     def on_progress(done: int, total: int) -> None:
         callbacks.on_progress(f"{name}: chains", done, total)

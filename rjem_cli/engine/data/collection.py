@@ -17,17 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.data.archives import (
-    FIGURE_NAMES,
-    Member,
-    archive_errors,
-    check_readable,
-    check_size,
-    decode_images,
-    is_image,
-    read_members,
-    read_tar_members,
-)
+from rjem_cli.engine.data import archives
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
 from rjem_cli.engine.data.load import group_by_split, parse_split
 from rjem_cli.errors import AbsentError, ConfigError, DataError
@@ -173,21 +163,21 @@ def get_nested(meta: dict[str, Any] | None, key: str) -> Any:
 def read_collection(location: str) -> ImageCollection:
     """The images of a folder, a .zip, a tar or an .npz, sorted by name. Raises AbsentError if nothing is there or there
     is no image, DataError with the file's name for one that cannot be read or has another size than the others."""
-    path = check_readable(location)
+    path = archives.check_readable(location)
     if path.is_file() and path.suffix.lower() == ".npz":
         return read_npz(path)
-    if path.is_file() and is_image(PurePosixPath(path.name)):
+    if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         raise ConfigError(f"{location} is a single image; give a folder of images, an archive or an .npz")
-    return collect_members(read_members(path, is_wanted), location)
+    return collect_members(archives.read_members(path, is_wanted), location)
 
 
 def read_images(location: str, image_shape: tuple[int, int, int]) -> Tensor:
     """The images of `read_collection`, or of one image file, in the shape (C, H, W) of a checkpoint: uint8
     (N, C, H, W). Raises AbsentError, and DataError for images of another size, or with colour where C is 1."""
-    path = check_readable(location)
-    if path.is_file() and is_image(PurePosixPath(path.name)):
-        with archive_errors(location):
-            check_size(location, path.name, path.stat().st_size)
+    path = archives.check_readable(location)
+    if path.is_file() and archives.is_image(PurePosixPath(path.name)):
+        with archives.archive_errors(location):
+            archives.check_size(location, path.name, path.stat().st_size)
             collection = collect_members([(path.name, path.read_bytes())], location)
     else:
         collection = read_collection(location)
@@ -200,27 +190,27 @@ def read_images(location: str, image_shape: tuple[int, int, int]) -> Tensor:
 
 def read_stream(stream: BinaryIO, name: str) -> ImageCollection:
     """The images of a tar stream, as `rjem generate -o -` writes it. Raises DataError for an incomplete one."""
-    return collect_members(read_tar_members(stream, name, is_wanted), name)
+    return collect_members(archives.read_tar_members(stream, name, is_wanted), name)
 
 
 def is_wanted(name: PurePosixPath) -> bool:
-    if name.name in FIGURE_NAMES:
+    if name.name in archives.FIGURE_NAMES:
         return False
-    return is_image(name) or name.name in META_NAMES | {LABELS_NAME} or name.suffix == ".cls"
+    return archives.is_image(name) or name.name in META_NAMES | {LABELS_NAME} or name.suffix == ".cls"
 
 
-def collect_members(members: Iterable[Member], location: str) -> ImageCollection:
+def collect_members(members: Iterable[archives.Member], location: str) -> ImageCollection:
     notes: dict[PurePosixPath, bytes] = {}  # labels and meta
 
-    def images() -> Iterator[Member]:
+    def images() -> Iterator[archives.Member]:
         for name, content in members:
             path = PurePosixPath(name)  # `./a.png` is `a.png`
-            if is_image(path):
+            if archives.is_image(path):
                 yield str(path), content
             else:
                 notes[path] = content
 
-    names, pixels = decode_images(images(), location, HINT)
+    names, pixels = archives.decode_images(images(), location, HINT)
     meta_name = find_unique(notes, META_NAMES)
     meta = None if meta_name is None else parse_meta(notes[meta_name], f"{location}: {meta_name}")
     labels = find_labels([PurePosixPath(name) for name in names], notes)

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rjem_cli.config import DATASETS, SYNTHETIC_SETS, DataOptions, EvalConfig, GenerateConfig
+from rjem_cli.config.common import DATASETS, SYNTHETIC_SETS
 from rjem_cli.config.fields import format_epsilon
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.scoring import EvalConfig
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.attacks import robustness
 from rjem_cli.engine.attacks.attack_report import describe_plan
 from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult
@@ -22,7 +25,7 @@ from rjem_cli.engine.data.downloads import DATASET_INFO, is_downloaded
 from rjem_cli.engine.data.images import spread_indices, to_model
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.figures import energy_histograms, reliability_diagram
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.inference import Model
 from rjem_cli.engine.metrics import results
 from rjem_cli.engine.metrics.accuracy import (
     Accuracy,
@@ -32,10 +35,9 @@ from rjem_cli.engine.metrics.accuracy import (
     reliability,
 )
 from rjem_cli.engine.metrics.ood import SCORES, Outputs, auroc, compute_outputs, fit_shape, synthetic_set
-from rjem_cli.engine.models.checkpoint import Checkpoint
-from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.eval_images import AttackDataset, EvalImages, load_eval_images, resolve_radii
-from rjem_cli.engine.runtime import Runtime, scoring_runtime
+from rjem_cli.engine.runtime import scoring_runtime
 from rjem_cli.engine.sampling.generate import SampleJob, SampleSetup
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError, InterruptedRunError, RjemError, did_you_mean
@@ -52,9 +54,7 @@ class ClassifierJob:
     images in the model's shape, by name. `samples` is None if none are drawn. `notes` say what is left out."""
 
     config: EvalConfig
-    checkpoint: Checkpoint
-    runtime: Runtime
-    logits_of: Logits
+    model: Model
     test: EvalImages
     plan: AttackPlan
     radii: tuple[float, ...]
@@ -71,19 +71,21 @@ class ClassifierJob:
 
     def estimate_seconds(self) -> float:
         """The most it takes, from the time of one batch: attacks stop early on images that break."""
-        count, shape, runtime = len(self.test.images), self.checkpoint.info.image_shape, self.runtime
-        size = min(find_batch_size(self.logits_of, shape, self.batches, runtime.device), count)
+        count, shape, model = len(self.test.images), self.model.image_shape, self.model
+        size = min(find_batch_size(model.logits_of, shape, self.batches, model.device), count)
         passes = float(sum(map(len, self.ood_sets.values())))
         passes += count * (3 + len(self.radii) * self.plan.passes)  # 3: classified, before the attack and after it
         sampling_seconds = 0.0
         if self.samples is not None:
             sampling_seconds = self.samples.setup.estimate_seconds()
             passes += len(self.samples.request.indices())
-        return passes / size * time_pass(self.logits_of, shape, size, runtime.device) + sampling_seconds
+        return passes / size * time_pass(model.logits_of, shape, size, model.device) + sampling_seconds
 
     def compute_outputs(self, kind: str, x: Tensor, on_progress: OnProgress) -> Outputs:
-        device, total = self.runtime.device, len(x)
-        return compute_outputs(self.logits_of, x, device, self.batches, lambda done: on_progress(kind, done, total))
+        model, total = self.model, len(x)
+        return compute_outputs(
+            model.logits_of, x, model.device, self.batches, lambda done: on_progress(kind, done, total)
+        )
 
 
 @dataclass(frozen=True)
@@ -117,26 +119,22 @@ def prepare_classifier(config: EvalConfig, path: Path | None, log: Log = noop) -
     """Read the checkpoint and all images. `log` reports smaller batches. Raises ConfigError, AbsentError or
     DataError."""
     requirements = results.parse_requirements(config.require)
-    runtime = scoring_runtime(config.device)
-    checkpoint = load_network(config, path, runtime.device)
-    norm, radii = resolve_radii(config, checkpoint.info)
-    test = load_eval_images(config, checkpoint.info)
-    ood_sets = load_ood_sets(config, checkpoint, test)
-    logits_of = runtime.frozen(checkpoint.model)
-    samples, notes = prepare_sampling(config, checkpoint, logits_of, runtime)
+    model = Model.load(config, path, scoring_runtime(config.device))
+    norm, radii = resolve_radii(config, model.info)
+    test = load_eval_images(config, model.info)
+    ood_sets = load_ood_sets(config, model.info, test)
+    samples, notes = prepare_sampling(config, model)
     plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     batches = BatchSizer(config.batch_size or BATCH_SIZE, log)
-    job = ClassifierJob(
-        config, checkpoint, runtime, logits_of, test, plan, radii, ood_sets, samples, requirements, notes, batches
-    )
+    job = ClassifierJob(config, model, test, plan, radii, ood_sets, samples, requirements, notes, batches)
     results.check_score_names(requirements, job.score_names)
     return job
 
 
-def load_ood_sets(config: EvalConfig, checkpoint: Checkpoint, test: EvalImages) -> dict[str, Tensor]:
+def load_ood_sets(config: EvalConfig, info: CheckpointInfo, test: EvalImages) -> dict[str, Tensor]:
     """By name. Raises ConfigError for two sets of one name, or a name that another row has."""
     sets: dict[str, Tensor] = {}
-    for kind in parse_ood_kinds(config, checkpoint):
+    for kind in parse_ood_kinds(config, info):
         name, pixels = load_ood_images(kind, test, config)
         if name in sets or name in (TEST, SAMPLES) or (name in SYNTHETIC_SETS and kind != name):
             raise ConfigError(f"--ood {kind}: another set is named {name}; rename the folder")
@@ -144,12 +142,12 @@ def load_ood_sets(config: EvalConfig, checkpoint: Checkpoint, test: EvalImages) 
     return sets
 
 
-def parse_ood_kinds(config: EvalConfig, checkpoint: Checkpoint) -> list[str]:
+def parse_ood_kinds(config: EvalConfig, info: CheckpointInfo) -> list[str]:
     """Names and paths. `auto` takes data sets that are downloaded already. Raises ConfigError for an unknown name."""
     if config.ood == "none":
         return []
     if config.ood == "auto":
-        dataset = config.dataset or checkpoint.info.data_name
+        dataset = config.dataset or info.data_name
         return [*SYNTHETIC_SETS, *(name for name in DATASET_INFO if name != dataset and is_downloaded(name))]
     kinds = [kind.strip() for kind in config.ood.split(",")]
     if "" in kinds:
@@ -172,16 +170,14 @@ def load_ood_images(kind: str, test: EvalImages, config: EvalConfig) -> tuple[st
     return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)
 
 
-def prepare_sampling(
-    config: EvalConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime
-) -> tuple[SampleJob | None, tuple[str, ...]]:
-    """(the checkpoint's samples as `rjem generate` draws them, notes). No samples, and a note, if what their chains
+def prepare_sampling(config: EvalConfig, model: Model) -> tuple[SampleJob | None, tuple[str, ...]]:
+    """(the model's samples as `rjem generate` draws them, notes). No samples, and a note, if what their chains
     start from is missing."""
     if not config.samples:
         return None, ()
     options = GenerateConfig(count=config.samples, seed=config.seed, data=config.data)
     try:
-        return SampleSetup.build(options, checkpoint, logits_of, runtime).load_start(), ()
+        return SampleSetup.build(options, model).load_start(), ()
     except RjemError as error:
         return None, (f"no samples are drawn: {error}",)
 
@@ -223,14 +219,14 @@ def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> C
                 scores[f"auroc_{kind}_{score}"] = auroc(inside[score], outside[score])
             else:
                 notes.append(f"no AUROC of {score} against {kind}: it is not finite for some images")
-    results.check_finite(scores, str(job.checkpoint.path))
+    results.check_finite(scores, str(job.model.checkpoint.path))
     return ClassifierScores(scores, outputs, correct, bins, clean, robust, notes)
 
 
 def attack_test_images(job: ClassifierJob, on_progress: OnProgress) -> tuple[CleanResult, list[RadiusResult]]:
     """The test images before the attack, and a result per radius, the smallest first."""
     dataset = AttackDataset(job.test.images, job.test.indices, None, job.config.seed)
-    setup = robustness.AttackSetup(job.logits_of, job.plan, dataset, job.runtime.device, job.batches)
+    setup = robustness.AttackSetup(job.model.logits_of, job.plan, dataset, job.model.device, job.batches)
     clean = robustness.evaluate_clean(setup)
 
     def report(phase: str, done: int, total: int, state: str) -> None:
@@ -299,7 +295,7 @@ def replace_nan(values: dict[str, float]) -> dict[str, float | None]:
 
 def describe_protocol(job: ClassifierJob) -> dict[str, Any]:
     """Everything that the scores depend on."""
-    checkpoint = job.checkpoint
+    checkpoint = job.model.checkpoint
     return {
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "data": job.test.source,
@@ -314,7 +310,7 @@ def describe_protocol(job: ClassifierJob) -> dict[str, Any]:
         "samples": None if job.samples is None else job.samples.meta,
         "seed": job.config.seed,
         "arithmetic": "float32",
-        "device": job.runtime.describe(),
+        "device": job.model.runtime.describe(),
     }
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rjem_cli.config import EvalConfig
+from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.metrics.distances import Neighbours, find_neighbours, fit_statistics
 from rjem_cli.engine.metrics.extractors import Extractor, Features

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
-from rjem_cli.config import FEATURES
+from rjem_cli.config.common import FEATURES
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.downloads import fetch_file, is_present

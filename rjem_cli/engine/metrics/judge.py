@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.metrics.accuracy import accuracy

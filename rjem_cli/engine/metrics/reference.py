@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rjem_cli.config import DATASETS, DataOptions
+from rjem_cli.config.common import DATASETS
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data.collection import ImageCollection, load_arrays, read_array_names, read_collection
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from rjem_cli.config import METRICS
+from rjem_cli.config.common import METRICS
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.metrics import distances, diversity
 from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rjem_cli import __version__
-from rjem_cli.config import EvalConfig
+from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.errors import ConfigError, DataError, RequirementError, did_you_mean
 from rjem_cli.files import append_line, clear_output_folder, lock_output_folder, write_atomically
 from rjem_cli.paths import expand, results_file

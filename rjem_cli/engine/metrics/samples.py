@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from rjem_cli.config import STREAM, EvalConfig
+from rjem_cli.config.common import STREAM
+from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection, merge_collections, read_collection, read_stream

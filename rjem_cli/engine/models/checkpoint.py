@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rjem_cli import __version__
-from rjem_cli.config import TrainConfig
-from rjem_cli.config.yaml_files import read_mapping
+from rjem_cli.config.sources import read_mapping
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rjem_cli.config import NetworkOptions, TrainConfig
+from rjem_cli.config.common import NetworkOptions
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from rjem_cli.engine.models.tensor_file import digest

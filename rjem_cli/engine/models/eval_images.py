@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rjem_cli.config import DataOptions, EvalDataOptions, check_radius
+from rjem_cli.config.common import check_radius
+from rjem_cli.config.scoring import EvalDataOptions
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import CheckpointInfo

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rjem_cli.config import ModelOptions
+from rjem_cli.config.training import ModelOptions
 
 LEAKY_SLOPE = 0.2
 BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9: its running statistics are almost those of the last batch

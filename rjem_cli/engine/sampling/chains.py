@@ -112,7 +112,7 @@ def run_block(
     """Run B chains at once. Returns, on the host, the values of `compute_stats` for each state (B, S + 1, 5), frames of
     chains below FILMED_CHAINS, uint8 (b, F, C, H, W), and final images, uint8 (B, C, H, W). The host waits for the
     device only when an image is recorded."""
-    plan, device, logits_of = job.request.plan, job.setup.runtime.device, job.setup.logits_of
+    plan, device, logits_of = job.request.plan, job.setup.model.device, job.setup.model.logits_of
     labels_B, seeds_B = job.request.labels(index_B), (job.request.seed + index_B).to(device)
     device_labels_B, filmed = labels_B.to(device), max(0, FILMED_CHAINS - int(index_B[0]))
     stats, frames = [], []

@@ -19,10 +19,9 @@ from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.png import contact_sheet, side_by_side
 from rjem_cli.engine.gradients import Logits
-from rjem_cli.engine.models.checkpoint import Checkpoint
-from rjem_cli.engine.models.custom_model import load_network
+from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, Sampler, build_sampler, prior_start
 from rjem_cli.engine.sampling.request import SampleConfig, SampleRequest, describe_request, resolve_request
 from rjem_cli.engine.sampling.starts import Start, load_start, predict_classes
@@ -45,48 +44,44 @@ class SampleSetup:
     """What will be sampled, before the starts of the chains are read or fitted."""
 
     config: SampleConfig
-    checkpoint: Checkpoint
-    logits_of: Logits
+    model: Model
     request: SampleRequest
-    runtime: Runtime
 
     @classmethod
     def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> "SampleSetup":
         """`log` gets a line if blocks must be smaller. Raises ConfigError, AbsentError or DataError."""
-        runtime = start_runtime(config, reproducible=True)
-        checkpoint = load_network(config, path, runtime.device)
-        return cls.build(config, checkpoint, runtime.frozen(checkpoint.model), runtime).fit_memory(log)
+        model = Model.load(config, path, start_runtime(config, reproducible=True))
+        return cls.build(config, model).fit_memory(log)
 
     @classmethod
-    def build(cls, config: SampleConfig, checkpoint: Checkpoint, logits_of: Logits, runtime: Runtime) -> "SampleSetup":
+    def build(cls, config: SampleConfig, model: Model) -> "SampleSetup":
         """Raises ConfigError for invalid options."""
-        request = resolve_request(config, checkpoint.info, runtime.device.type)
-        return cls(config, checkpoint, logits_of, request, runtime)
+        return cls(config, model, resolve_request(config, model.info, model.device.type))
 
     def fit_memory(self, log: Log = noop) -> "SampleSetup":
         """The same setup with blocks that fit into memory, found by one pass of a block. Samples of smaller blocks
         differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
-        given = self.config.block_size
+        given, model = self.config.block_size, self.model
         sizer = BatchSizer(self.request.block_size, log if given is None else noop)
-        size = find_batch_size(self.logits_of, self.checkpoint.info.image_shape, sizer, self.runtime.device)
+        size = find_batch_size(model.logits_of, model.image_shape, sizer, model.device)
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
         return replace(self, request=replace(self.request, block_size=size))
 
     def estimate_seconds(self) -> float:
         """The time of all gradient steps, from the time of a few."""
-        image_shape, size = self.checkpoint.info.image_shape, self.request.block_size
-        seconds = time_pass(self.logits_of, image_shape, size, self.runtime.device)
+        model = self.model
+        seconds = time_pass(model.logits_of, model.image_shape, self.request.block_size, model.device)
         return self.request.block_count * self.request.plan.gradient_steps * seconds
 
     def load_start(self) -> "SampleJob":
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
-        config, request = self.config, self.request
-        start = load_start(config.init, self.checkpoint, config.data, config.seed, self.runtime)
+        config, request, model = self.config, self.request, self.model
+        start = load_start(config.init, model.checkpoint, config.data, config.seed, model.runtime)
         if start.user_pixels is not None and config.classes == "all":  # chain i keeps the class of image i
-            classes = predict_classes(self.logits_of, start.user_pixels, self.runtime.device)
+            classes = predict_classes(model.logits_of, start.user_pixels, model.device)
             request = replace(request, classes=classes)
-        meta = describe_request(request, self.checkpoint, config.init, start.sha256, self.runtime)
+        meta = describe_request(request, model, config.init, start.sha256)
         return SampleJob(replace(self, request=request), start, meta)
 
 
@@ -104,24 +99,24 @@ class SampleJob:
 
     @property
     def sampler(self) -> Sampler:
-        return build_sampler(self.request.plan, self.start.sampler, self.setup.logits_of)
+        return build_sampler(self.request.plan, self.start.sampler, self.setup.model.logits_of)
 
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
         """The requested samples without the first `skip`. The host waits for the device once per block. Raises
         RjemError with the index of a sample that is not finite."""
-        device = self.setup.runtime.device
+        device = self.setup.model.device
         return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=device)
 
     def sample(self) -> Tensor:
         """All requested samples, float (N, C, H, W) in [-1, 1] on the device. Raises RjemError with the index of a
         sample that is not finite."""
         request = self.request
-        blocks = sample_blocks(self.sampler, request, request.first, request.last, self.setup.runtime.device)
+        blocks = sample_blocks(self.sampler, request, request.first, request.last, self.setup.model.device)
         return torch.cat(list(blocks)).clamp(-1, 1)
 
     def first_starts(self, count: int) -> Tensor:
         """The starts of the first `count` samples, uint8 (count, C, H, W) on the host."""
-        request, device = self.request, self.setup.runtime.device
+        request, device = self.request, self.setup.model.device
         blocks = sample_blocks(self.start.sampler, request, request.first, request.first + count, device)
         return to_pixels(torch.cat(list(blocks))).cpu()
 

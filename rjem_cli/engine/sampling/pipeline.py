@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import Logits

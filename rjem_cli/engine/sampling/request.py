@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from rjem_cli import __version__
-from rjem_cli.config import GenerateConfig, LangevinConfig, TrainConfig, check_radius
+from rjem_cli.config.common import check_radius
+from rjem_cli.config.sampling import GenerateConfig, LangevinConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import UNCONDITIONAL, parse_classes
-from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, strip_paths
-from rjem_cli.engine.runtime import Runtime
+from rjem_cli.engine.inference import Model
+from rjem_cli.engine.models.checkpoint import CheckpointInfo, strip_paths
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.errors import ConfigError
 
@@ -109,12 +111,10 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def describe_request(
-    request: SampleRequest, checkpoint: Checkpoint, init: str, init_sha256: str | None, runtime: Runtime
-) -> dict[str, Any]:
+def describe_request(request: SampleRequest, model: Model, init: str, init_sha256: str | None) -> dict[str, Any]:
     """The protocol as plain data. `request` is a digest of everything that decides the bytes of a sample; only a call
     with the same digest resumes. `init_sha256` is the digest of starts that were read from files."""
-    info = checkpoint.info
+    checkpoint, info = model.checkpoint, model.info
     index, shards = request.shard
     decisive = {
         "checkpoint_sha256": checkpoint.sha256,
@@ -124,7 +124,7 @@ def describe_request(
         "classes": [request.class_names[label] for label in request.classes],
         "seed": request.seed,
         "block_size": request.block_size,
-        "device_kind": runtime.arithmetic,
+        "device_kind": model.runtime.arithmetic,
         **({"shard": f"{index}/{shards}", "count": request.count} if shards > 1 else {}),
     }
     return {
@@ -143,7 +143,7 @@ def describe_request(
         "count": request.count,
         "samples": [request.first, request.last],
         "selection": "none",
-        "device": runtime.describe(),
+        "device": model.runtime.describe(),
     }
 
 

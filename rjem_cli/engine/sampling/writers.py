@@ -20,22 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rjem_cli.config import STREAM, GenerateConfig
+from rjem_cli import files
+from rjem_cli.config.common import STREAM
+from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, to_image, write_images
 from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import (
-    append_rows,
-    check_output_file,
-    clear_output_folder,
-    csv_text,
-    explained,
-    lock_output_folder,
-    locked,
-    replace_file,
-    write_atomically,
-)
 from rjem_cli.paths import expand
 
 QUEUE = 4  # batches that may wait for the writer: memory stays flat if it is slower than the chains
@@ -109,7 +100,7 @@ def open_writer(
             return NpzWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
         case ".tar":
             return TarFileWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
-    earlier = stack.enter_context(lock_output_folder(path, "-o", FOLDER_FILES, "meta.json"))
+    earlier = stack.enter_context(files.lock_output_folder(path, "-o", FOLDER_FILES, "meta.json"))
     return FolderWriter(job, path, earlier, config.overwrite)
 
 
@@ -160,7 +151,7 @@ class FolderWriter(SampleWriter):
         is_same = earlier.get("request") == self.job.meta["request"]
         done, has_more = self.count_rows() if is_same else (0, False)
         if overwrite and (not is_same or has_more or earlier.get("complete")):
-            clear_output_folder(self.folder, FOLDER_FILES)
+            files.clear_output_folder(self.folder, FOLDER_FILES)
             return 0
         if not is_same or has_more:
             content = f"more samples than -n {self.request.count}"
@@ -174,12 +165,12 @@ class FolderWriter(SampleWriter):
         request = self.request
         if not self.labels_path.is_file():
             return 0, False
-        with explained("read", self.labels_path), self.labels_path.open("rb") as file:
-            header = csv_text([LABEL_COLUMNS])
+        with files.explained("read", self.labels_path), self.labels_path.open("rb") as file:
+            header = files.csv_text([LABEL_COLUMNS])
             if file.read(len(header)) != header:
                 return 0, False
             for index in range(request.first, request.last):
-                line = csv_text([request.row(index)])
+                line = files.csv_text([request.row(index)])
                 if file.read(len(line)) != line or not (self.folder / request.row(index)[0]).is_file():
                     return index - request.first, False
             return request.last - request.first, bool(file.read(1))
@@ -188,9 +179,9 @@ class FolderWriter(SampleWriter):
         """Cut labels.csv to the rows of the first `done` samples, and remove images without a row, which an interrupted
         call wrote."""
         rows = [self.request.row(self.request.first + offset) for offset in range(self.done)]
-        write_atomically(self.labels_path, csv_text([LABEL_COLUMNS, *rows]))
+        files.write_atomically(self.labels_path, files.csv_text([LABEL_COLUMNS, *rows]))
         names = {row[0] for row in rows}
-        with explained("clear", self.folder):
+        with files.explained("clear", self.folder):
             for path in self.folder.glob("[0-9]*.png"):
                 if path.name not in names and FOLDER_FILES.fullmatch(path.name) and not path.is_dir():
                     path.unlink()
@@ -198,7 +189,7 @@ class FolderWriter(SampleWriter):
     def write(self, batch: SampleBatch) -> None:
         rows = [self.request.row(batch.first + offset) for offset in range(len(batch.pixels))]
         write_images(self.folder, [row[0] for row in rows], batch.pixels)
-        append_rows(self.labels_path, rows)
+        files.append_rows(self.labels_path, rows)
         self.done += len(rows)
 
     def finish(self) -> None:
@@ -208,12 +199,12 @@ class FolderWriter(SampleWriter):
         grids = [("start", self.job.first_starts(count)), (self.request.plan.mode, samples)]
         columns = min(GRID_COLUMNS, count)
         figure = side_by_side([(title, contact_sheet(pixels, columns)) for title, pixels in grids])
-        write_atomically(self.folder / "grid.png", png_bytes(figure))
+        files.write_atomically(self.folder / "grid.png", png_bytes(figure))
         self.write_meta(complete=True)
 
     def write_meta(self, complete: bool) -> None:
         document = {**self.job.meta, "complete": complete}
-        write_atomically(self.folder / "meta.json", json.dumps(document, indent=2).encode())
+        files.write_atomically(self.folder / "meta.json", json.dumps(document, indent=2).encode())
 
 
 # --- one file ---
@@ -223,11 +214,11 @@ class FolderWriter(SampleWriter):
 def pending_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A file without a name, which vanishes with the process, in the folder of `path`; meanwhile `path` is locked.
     Raises ConfigError if `path` exists and may not be overwritten, RjemError if nothing can be written there."""
-    check_output_file("-o", path)
+    files.check_output_file("-o", path)
     if path.exists() and not overwrite:
         raise ConfigError(f"-o {path} already exists; add --overwrite, or choose another name")
-    with locked(path, wait=False):
-        with explained("write", path):
+    with files.locked(path, wait=False):
+        with files.explained("write", path):
             file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
         try:
             yield file
@@ -251,7 +242,7 @@ class NpzWriter(SampleWriter):
 
     def write(self, batch: SampleBatch) -> None:
         pixels_BHWC = batch.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        with explained("write", self.path):
+        with files.explained("write", self.path):
             self.pending.write(pixels_BHWC.tobytes())
         self.done += len(pixels_BHWC)
 
@@ -263,9 +254,13 @@ class NpzWriter(SampleWriter):
             "seeds": (self.request.seed + indices).numpy(),
             "meta": np.array(json.dumps(self.job.meta, indent=2)),
         }
-        channels, height, width = self.job.setup.checkpoint.info.image_shape
+        channels, height, width = self.job.setup.model.image_shape
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.done, height, width, channels)}
-        with explained("write", self.path), replace_file(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+        with (
+            files.explained("write", self.path),
+            files.replace_file(self.path) as file,
+            zipfile.ZipFile(file, "w") as archive,
+        ):
             with open_member(archive, "arr_0") as member:
                 np.lib.format.write_array_header_1_0(member, header)
                 copy_from_start(self.pending, member)
@@ -298,7 +293,7 @@ class TarWriter(SampleWriter):
         self.done += len(batch.pixels)
 
     def append(self, content: bytes) -> None:
-        with explained("write", self.name):
+        with files.explained("write", self.name):
             self.stream.write(content)
             self.stream.flush()
 
@@ -315,7 +310,7 @@ class TarFileWriter(TarWriter):
 
     def finish(self) -> None:
         super().finish()
-        with explained("write", self.path), replace_file(self.path) as file:
+        with files.explained("write", self.path), files.replace_file(self.path) as file:
             copy_from_start(self.stream, file)
 
 

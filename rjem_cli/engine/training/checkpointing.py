@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rjem_cli.config import TrainConfig
 from rjem_cli.config.fields import flag_name
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors

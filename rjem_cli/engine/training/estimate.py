@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from rjem_cli.config import SAMPLE_MODES, DataOptions, TrainConfig
+from rjem_cli.config.common import SAMPLE_MODES
+from rjem_cli.config.training import DataOptions, TrainConfig
 from rjem_cli.engine.data.downloads import DATASET_INFO
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.data.load import load_splits
@@ -19,9 +20,8 @@ from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import PREVIEW_CLASSES
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.timing import MAX_CALLS, median_seconds, time_pass
-from rjem_cli.engine.training.averaging import STATISTICS_IMAGES
 from rjem_cli.engine.training.evaluation import PREVIEW_PER_CLASS, TEST_BATCH, TEST_PLAN, VALIDATION_IMAGES
-from rjem_cli.engine.training.optimizer import total_steps
+from rjem_cli.engine.training.optimizer import STATISTICS_IMAGES, total_steps
 from rjem_cli.engine.training.trainer import Trainer
 
 TINY_RATE = 1e-12  # so that nothing diverges

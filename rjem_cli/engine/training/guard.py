@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 
 WALL = 0.99  # of [-1, 1]
 

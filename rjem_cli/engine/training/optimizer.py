@@ -1,13 +1,18 @@
-"""The optimizer, its state as tensors, and its learning rate over a run."""
+"""The optimizer, its learning rate over a run, and the moving average (EMA) of the weights, which generates samples and
+is evaluated."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
-from rjem_cli.config import OptimizerOptions
+from rjem_cli.config.training import OptimizerOptions
+from rjem_cli.engine.data.images import ImageSet, to_model
 
 MILESTONES = (1 / 3, 2 / 3, 5 / 6)  # JEM++: epochs 50, 100 and 125 of 150
+STATISTICS_IMAGES = 2048
+STATISTICS_BATCH = 128
 
 
 def steps_per_epoch(batch_size: int, train_images: int) -> int:
@@ -56,3 +61,31 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         parameter, name = key.split(".", 1)
         state.setdefault(int(parameter), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of `model`; decay 0 follows it exactly.
+
+    The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its first weights.
+    """
+
+    @torch.no_grad()
+    def update(average: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        updates = torch.as_tensor(count, dtype=torch.float32)
+        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)
+        for mean, value in zip(average, current):
+            mean.lerp_(value, weight)
+
+    return AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
+
+
+def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, generator: torch.Generator) -> None:
+    """Recompute the running statistics of each BatchNorm, since those of the live weights do not fit their average.
+
+    Uses up to STATISTICS_IMAGES training images with the noise of training. `generator` lives on the host."""
+    device = next(model.parameters()).device
+    indices = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
+    x = to_model(images.pixels[indices].to(device))
+    x = (x + noise_std * torch.randn(x.shape, generator=generator).to(device)).clamp(-1, 1)
+    update_bn(torch.split(x, STATISTICS_BATCH), model)
+    model.eval()

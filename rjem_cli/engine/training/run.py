@@ -10,25 +10,16 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from rjem_cli.config import SAMPLE_MODES, TrainConfig
+from rjem_cli.config.common import SAMPLE_MODES
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
 from rjem_cli.engine.models.checkpoint import CONFIG_FILE, all_finite, read_info, strip_paths
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.training.checkpointing import (
-    check_options,
-    latest_valid,
-    no_valid_checkpoint,
-    prepare_run_dir,
-    quarantine,
-    read_intact_state,
-    remove_old,
-    write_checkpoint,
-)
-from rjem_cli.engine.training.curves import write_curves
+from rjem_cli.engine.training import checkpointing
 from rjem_cli.engine.training.evaluation import compute_energies, draw_samples, summarize, val_accuracy
 from rjem_cli.engine.training.guard import Divergence
-from rjem_cli.engine.training.metrics_log import read_lines
+from rjem_cli.engine.training.metrics_log import read_lines, write_curves
 from rjem_cli.engine.training.progress import TRAINING, Clock, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, PeerLostError, RjemError
@@ -118,7 +109,7 @@ class Run:
         Raises ConfigError or DataError for options, images or a state that do not fit, and RjemError if the folder
         cannot be written."""
         trainer, guard = self.trainer, self.trainer.guard
-        self.write(lambda: prepare_run_dir(self.run_dir))
+        self.write(lambda: checkpointing.prepare_run_dir(self.run_dir))
         if resume:
             self.check_same_run()
             self.restore()
@@ -148,8 +139,8 @@ class Run:
     def check_same_run(self) -> None:
         """Raises ConfigError for options, DataError for images that differ from those of the newest checkpoint."""
         name, now, steps = self.run_dir.name, self.trainer.info, self.trainer.steps
-        before = read_info(latest_valid(self.run_dir, self.callbacks.warn))
-        check_options(name, before, self.trainer.config)
+        before = read_info(checkpointing.latest_valid(self.run_dir, self.callbacks.warn))
+        checkpointing.check_options(name, before, self.trainer.config)
         if before.data_digest != now.data_digest:
             raise DataError(
                 f"run {name} was trained on other images than {now.data_name} has now; give those with --data"
@@ -163,18 +154,18 @@ class Run:
         while True:
             checkpoints = self.distributed.broadcast(checkpoints_in(self.run_dir))
             if not checkpoints:
-                raise no_valid_checkpoint(self.run_dir)
+                raise checkpointing.no_valid_checkpoint(self.run_dir)
             allowed = [path for path in checkpoints if latest is None or parse_step(path) <= latest]
             path = allowed[-1] if allowed else checkpoints[0]
             try:
-                tensors, damage = read_intact_state(path), None
+                tensors, damage = checkpointing.read_intact_state(path), None
             except (AbsentError, DataError) as error:
                 tensors, damage = {}, error
             if not self.distributed.any(damage is not None):
                 break
             if damage:
                 self.callbacks.warn(f"skipped: {damage}")
-            self.write(lambda path=path: quarantine(path, self.callbacks.warn))  # type: ignore[misc]
+            self.write(lambda path=path: checkpointing.quarantine(path, self.callbacks.warn))  # type: ignore[misc]
         try:
             self.trainer.load_state(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -201,7 +192,7 @@ class Run:
                 self.save(last=True)
         except Divergence as event:
             self.callbacks.warn(f"stopped at step {trainer.step}, where training diverged: {event}")
-            return latest_valid(self.run_dir, self.callbacks.warn)
+            return checkpointing.latest_valid(self.run_dir, self.callbacks.warn)
         self.write(self.metrics.flush)  # lines that could not be written before
         return checkpoint_path(self.run_dir, trainer.step)
 
@@ -270,7 +261,7 @@ class Run:
             val_accuracy = lines[-1].get("val_accuracy") if lines else None
             info = replace(trainer.info, step=trainer.step, images_seen=trainer.images_seen, val_accuracy=val_accuracy)
             try:
-                write_checkpoint(checkpoint_path(self.run_dir, trainer.step), model, info, state)
+                checkpointing.write_checkpoint(checkpoint_path(self.run_dir, trainer.step), model, info, state)
                 self.remove_others()
             except RjemError as failure:
                 error = failure
@@ -291,8 +282,8 @@ class Run:
         config, saved = self.trainer.config, checkpoint_path(self.run_dir, self.trainer.step)
         for path in checkpoints_in(self.run_dir):
             if path > saved:
-                quarantine(path, self.callbacks.warn)
-        remove_old(self.run_dir, saved, config.keep_last, config.keep_best, every=config.checkpoint_every)
+                checkpointing.quarantine(path, self.callbacks.warn)
+        checkpointing.remove_old(self.run_dir, saved, config.keep_last, config.keep_best, every=config.checkpoint_every)
 
     def recover(self, event: Divergence) -> None:
         """Return to the newest checkpoint, halve the learning rate and restart a share of the chains. If training did
@@ -307,7 +298,7 @@ class Run:
             lower = "" if trainer.config.max_grad_norm else ", or set --max-grad-norm"
             raise DivergedError(
                 f"training diverged {limit + 1} times, last at step {at} ({event}); its newest checkpoint is "
-                f"{latest_valid(self.run_dir, self.callbacks.warn)}; try a lower --lr{lower}"
+                f"{checkpointing.latest_valid(self.run_dir, self.callbacks.warn)}; try a lower --lr{lower}"
             )
         latest = None
         if self.restored_step is not None and at <= self.diverged_at:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
@@ -27,17 +27,18 @@ from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
+from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import sgld
-from rjem_cli.engine.seeds import derived_generator, derived_seed
-from rjem_cli.engine.training.averaging import build_ema, refresh_statistics
 from rjem_cli.engine.training.guard import Guard, saturation
 from rjem_cli.engine.training.metrics_log import METRICS_FILE, MetricsLog
 from rjem_cli.engine.training.objective import robust_jem_loss
 from rjem_cli.engine.training.optimizer import (
+    build_ema,
     build_optimizer,
     learning_rate,
     pack_optimizer,
+    refresh_statistics,
     steps_per_epoch,
     total_steps,
     unpack_optimizer,

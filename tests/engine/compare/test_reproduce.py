@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rjem_cli.config import CompareConfig, RuntimeOptions, TrainConfig
+from rjem_cli.config.common import RuntimeOptions
+from rjem_cli.config.scoring import CompareConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.compare.measure import count_steps
 from rjem_cli.engine.compare.reproduce import build_trainings, passes_per_image
-from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import Trainer
 

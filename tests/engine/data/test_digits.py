@@ -1,6 +1,6 @@
 import torch
 
-from rjem_cli.engine.data.digits import CANVAS, PLACEMENTS, load_digit_splits, load_digits
+from rjem_cli.engine.data.load import CANVAS, PLACEMENTS, load_digit_splits, load_digits
 
 
 def crop_to_content(image: torch.Tensor) -> bytes:

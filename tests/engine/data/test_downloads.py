@@ -22,7 +22,7 @@ import pytest
 import torch
 from scipy.io import savemat
 
-from rjem_cli.config import DataOptions
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data import downloads
 from rjem_cli.engine.data.downloads import (
     CIFAR,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rjem_cli.config import DataOptions
+from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data import load
 from rjem_cli.engine.data.load import load_splits, read_class_folders
 from rjem_cli.errors import AbsentError, DataError

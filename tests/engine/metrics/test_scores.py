@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rjem_cli.config import EvalConfig
+from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.engine.data.collection import ImageCollection
-from rjem_cli.engine.data.digits import load_digits
 from rjem_cli.engine.data.images import spread_indices
+from rjem_cli.engine.data.load import load_digits
 from rjem_cli.engine.metrics.classifier import score_classifier
 from rjem_cli.engine.metrics.samples import score_samples
 from rjem_cli.errors import ConfigError

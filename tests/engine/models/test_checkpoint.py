@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from rjem_cli import files
-from rjem_cli.config import TrainConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
 from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode

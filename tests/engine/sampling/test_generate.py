@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rjem_cli.config import GenerateConfig, TrainConfig
-from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior

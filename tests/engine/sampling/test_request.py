@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rjem_cli.config import GenerateConfig, TrainConfig
+from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import parse_classes
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.sampling.request import parse_shard, resolve_plan, resolve_request

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rjem_cli.config import RuntimeOptions, TrainConfig
+from rjem_cli.config.common import RuntimeOptions
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import estimate
 from rjem_cli.engine.training.estimate import DataShape, TrainingEstimate, estimate_training

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rjem_cli.config import TrainConfig
-from rjem_cli.engine.data.digits import load_digit_splits
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info, state_path
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import metrics_log
