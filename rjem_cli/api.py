@@ -7,7 +7,6 @@ Images `x` are float (B, C, H, W) in [-1, 1]. Options are those of the commands,
 import contextlib
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,10 @@ from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.images import parse_class, to_pixels
 from rjem_cli.engine.inference import Model
-from rjem_cli.engine.metrics import classifier, samples
+from rjem_cli.engine.metrics.classifier import score_classifier
+from rjem_cli.engine.metrics.samples import read_samples, score_samples
 from rjem_cli.engine.models.eval_images import resolve_radii
+from rjem_cli.engine.runtime import scoring_runtime
 from rjem_cli.engine.sampling.generate import SampleSetup
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 from rjem_cli.paths import find_checkpoint
@@ -127,22 +128,16 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
     """
     with argument_errors():
         config = EvalConfig.from_dict({**options, **({} if reference is None else {"reference": reference})})
-        start = time.perf_counter()
         if isinstance(subject, Model):
-            classifier_job = classifier.prepare_classifier(config, subject.checkpoint.path)
-            found = classifier.evaluate_classifier(classifier_job)
-            seconds = time.perf_counter() - start
-            return Scores(found.scores, classifier.describe_classifier_scores(classifier_job, found, seconds))
-        samples.check_options(config)
-        job = samples.prepare_evaluation(samples.plan_evaluation(config, read_images(subject)))
-        result = samples.evaluate_samples(job)
-        return Scores(result.scores, samples.describe_sample_scores(job, result, time.perf_counter() - start))
+            runtime = scoring_runtime(str(subject.device) if config.device == "auto" else config.device)
+            return Scores(*score_classifier(config, Model.from_checkpoint(subject.checkpoint, runtime)))
+        return Scores(*score_samples(config, read_images(subject)))
 
 
 def read_images(subject: Tensor | str | Path) -> ImageCollection:
     """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other shapes."""
     if not isinstance(subject, Tensor):
-        return samples.read_samples([str(subject)], lambda: sys.stdin.buffer)
+        return read_samples([str(subject)], lambda: sys.stdin.buffer)
     if subject.dim() != 4 or subject.shape[1] not in (1, 3):
         raise ConfigError(f"samples have shape {tuple(subject.shape)}; give (N, C, H, W) with C = 1 or 3")
     return ImageCollection("samples", (subject if subject.dtype == torch.uint8 else to_pixels(subject)).cpu())

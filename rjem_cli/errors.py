@@ -76,6 +76,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or isinstance(error, MemoryError)
 
 
+def summarize(error: BaseException) -> str:
+    """The message of another library's error, or its type, as at most 160 characters of one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint: the nearest known names, else all of them if they are few."""
     names = list(known)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,6 +134,11 @@ def write_atomically(path: Path, content: bytes, *, read_back: bool = False) -> 
                 compare_with_disk(file, content)
         if read_back:
             sync_folder(path.parent)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document atomically. Raises RjemError."""
+    write_atomically(path, json.dumps(document, indent=2).encode())
 
 
 def compare_with_disk(file: BinaryIO, content: bytes) -> None:

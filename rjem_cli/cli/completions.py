@@ -38,7 +38,7 @@ def class_names(ctx: typer.Context) -> list[str]:
     return [*map(str, names), "all", "none"]
 
 
-VALUES: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name of the option
+COMPLETERS: dict[str, Callable[[typer.Context, str], list[str]]] = {  # by the name of the option
     "classes": complete_list(class_names),
     "target": complete_list(class_names),
     "init": complete_list(lambda ctx: STARTS),

@@ -78,7 +78,7 @@ class Console:
         """The result of --dry-run on this device; `memory` in bytes; None where it is unknown."""
         text = "the time is unknown"
         if seconds is not None:
-            text = f"{'at most ' if at_most else ''}about {format_duration(seconds)} here"
+            text = f"{'at most' if at_most else 'about'} {format_duration(seconds)} on this device"
         if memory is not None:
             text += f" and {format_bytes(memory)} of memory"
         self.log(text + details)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic
 
 import typer
 
-from rjem_cli.cli.completions import VALUES
+from rjem_cli.cli.completions import COMPLETERS
 from rjem_cli.cli.console import Console
 from rjem_cli.config.common import NetworkOptions
 from rjem_cli.config.fields import Config, ConfigT, Option, options
@@ -182,7 +182,7 @@ def flag_annotation(option: Option, default: Any) -> Any:
         help=f"{option.help}{values}.{format_default(default)}",
         metavar="X,..." if option.is_list else metavar,
         rich_help_panel=SECTIONS.get(option.group, "Options"),
-        autocompletion=(lambda: list(choices)) if choices else VALUES.get(option.name),
+        autocompletion=(lambda: list(choices)) if choices else COMPLETERS.get(option.name),
         show_default=False,
     )
     return Annotated[(bool | None) if option.kind is bool else (str | None), typer_option]

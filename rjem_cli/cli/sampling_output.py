@@ -72,7 +72,7 @@ def show_chains(chains: list[dict[str, Any]], console: Console) -> None:
     for chain in chains[:MAX_CHAINS]:
         energies = chain[name]
         ends = " to ".join("-" if value is None else f"{value:.2f}" for value in (energies[0], energies[-1]))
-        state = f"{chain['saturation']:.0%} at the walls"
+        state = f"{chain['saturation']:.0%} saturated"
         if chain["left_box_at"] is not None:
             state = f"left the box at step {chain['left_box_at']}"
         if chain["not_finite_from"] is not None:

@@ -111,7 +111,7 @@ def show_result(result: RunResult, run_dir: Path, console: Console) -> None:
     rows = [accuracy_row(label, result.summary[name]) for name, label in ACCURACIES.items()]
     metrics, events = result.summary["metrics"], result.summary["divergences"]
     rows += [(label, f"{metrics[name]:.3f}", "", "last step") for name, label in ENERGIES.items() if name in metrics]
-    details = "; ".join(f"step {event['at']}: {event['what']}" for event in events)
+    details = "; ".join(f"step {event['diverged_at']}: {event['reason']}" for event in events)
     rows.append(("divergences", str(len(events)), "", details))
     console.table("Training result", RESULT_COLUMNS, rows)
     name = shell_name(run_dir)

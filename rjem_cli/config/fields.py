@@ -88,7 +88,7 @@ PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {  # a type, its parser,
 @dataclass(frozen=True)
 class Option:
     """One field of a config class. `kind` is bool, int, float or str, for lists that of an entry; `group` is the name
-    of the class that declares it; `limits` are the arguments of `option`."""
+    of the class that declares it; the fields from `help` on are the arguments of `option`."""
 
     name: str
     default: Any

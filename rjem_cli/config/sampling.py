@@ -48,7 +48,9 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     overwrite: bool = option(False, "Replace the samples of an earlier call in the output")
     attack_eps: float | None = radius(None, "Radius of the targeted attack, model units; 8/255 means pixel units")
     attack_steps: int | None = option(None, "Steps of the targeted attack", ge=0)
-    contrast: float | None = option(None, "Scale of the attack's result before SGLD (mode combined)", gt=0, le=1)
+    contrast: float | None = option(
+        None, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class EvalDataOptions(NetworkOptions):
     )
     norm: str | None = option(None, "Norm of the ball (default: as trained)", choices=("linf", "l2"))
     steps: int = option(20, "Attack steps per restart", ge=0)
-    restarts: int = option(1, "Attacks per image; the worst counts", ge=1)
+    restarts: int = option(1, "Random restarts per image; one success counts", ge=1)
     limit: int = option(1000, "Number of images, spread evenly over the split; 0 means all", ge=0)
     split: str = option("test", "Images to test on", choices=("test", "val", "train", "all"))
     test_data: str | None = option(None, "Test images for --data")
@@ -86,7 +86,9 @@ class SampleScoreOptions(Config):
         choices=("standard", "jempp"),
     )
     num: int | None = option(None, "Score N of the samples, spread evenly", ge=2)
-    allow_few: bool = option(False, "Allow fewer images than features for Frechet distances; the score is labelled")
+    allow_few: bool = option(
+        False, "Compute Frechet distances from fewer images than features (rank-deficient covariances); a note says so"
+    )
     neighbours: int = option(3, "k of precision and recall", ge=1, le=100)
     coverage_neighbours: int = option(5, "k of density and coverage", ge=1, le=100)
     is_splits: int = option(10, "Splits of the Inception score", ge=1)

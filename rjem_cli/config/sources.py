@@ -234,4 +234,4 @@ def preset_for(sources: list[ConfigSource]) -> tuple[ConfigSource, str]:
             raise locate(error, sources) from None
     if data is not None:
         return preset_source(OWN_IMAGES_PRESET), "--data"
-    return preset_source(DEFAULT_PRESETS.get(str(dataset), EMBEDDED_PRESET)), str(dataset or "embedded data")
+    return preset_source(DEFAULT_PRESETS.get(str(dataset), EMBEDDED_PRESET)), str(dataset or "built-in digits")

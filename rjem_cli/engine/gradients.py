@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Logits = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
+LogitsFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
 Objective = Callable[[Tensor], Tensor]  # logits (B, K) -> (B,)
 
 
@@ -18,12 +18,12 @@ class Evaluation(NamedTuple):
     gradient: Tensor
 
 
-def value_and_grad(logits_of: Logits, objective: Objective, x: Tensor) -> Evaluation:
+def value_and_grad(logits_fn: LogitsFn, objective: Objective, x: Tensor) -> Evaluation:
     """One pass forward and backward. Rows must be independent in the network, as they are with frozen BatchNorm.
     Gradients flow to x only, never to parameters. No host sync."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits_BK = logits_of(x)
+        logits_BK = logits_fn(x)
         value_B = objective(logits_BK)
         (gradient,) = torch.autograd.grad(value_B.sum(), x)
     return Evaluation(logits_BK.detach(), value_B.detach(), gradient)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.common import NetworkOptions, RuntimeOptions
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.energy import energy, joint_energy
@@ -16,11 +16,11 @@ from rjem_cli.engine.runtime import Runtime, start_runtime
 
 @dataclass(frozen=True)
 class Model:
-    """`logits_of` is the frozen network on the runtime's device: x (B, C, H, W) in [-1, 1] -> fp32 logits (B, K)."""
+    """`logits_fn` is the frozen network on the runtime's device: x (B, C, H, W) in [-1, 1] -> fp32 logits (B, K)."""
 
     checkpoint: Checkpoint
     runtime: Runtime
-    logits_of: Logits
+    logits_fn: LogitsFn
 
     @classmethod
     def load(cls, options: NetworkOptions, path: Path | None, runtime: Runtime) -> "Model":
@@ -56,9 +56,9 @@ class Model:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [-1, 1]. Gradients flow to x, never to parameters."""
-        return self.logits_of(x.to(self.device))
+        return self.logits_fn(x.to(self.device))
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x) (B,), or E(x, y) for labels y (B,); low means likely (Grathwohl et al. 2019)."""
+        """E(x) (B,), or E(x, y) for labels y (B,); low means likely (Grathwohl et al. 2020)."""
         logits_BK = self(x)
         return energy(logits_BK) if y is None else joint_energy(logits_BK, y.to(self.device))

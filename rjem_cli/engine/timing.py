@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.gradients import Logits, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.energy import energy
 
 MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and is not counted
@@ -33,16 +33,16 @@ def synchronize(device: torch.device) -> None:
 
 
 def find_batch_size(
-    logits_of: Logits, image_shape: tuple[int, int, int], batches: BatchSizer, device: torch.device
+    logits_fn: LogitsFn, image_shape: tuple[int, int, int], batches: BatchSizer, device: torch.device
 ) -> int:
     """The largest batch size whose gradient fits into memory, at most `batches.batch_size`, found by halving."""
     batches.run_largest(
-        lambda count: value_and_grad(logits_of, energy, torch.zeros(count, *image_shape, device=device))
+        lambda count: value_and_grad(logits_fn, energy, torch.zeros(count, *image_shape, device=device))
     )
     return batches.max_batch_size
 
 
-def time_pass(logits_of: Logits, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
+def time_pass(logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
     """Seconds of one gradient pass over `count` images."""
     x = torch.zeros(count, *image_shape, device=device)
-    return median_seconds(lambda: value_and_grad(logits_of, energy, x), device)
+    return median_seconds(lambda: value_and_grad(logits_fn, energy, x), device)

@@ -20,9 +20,9 @@ from scipy.linalg import sqrtm
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from rjem_cli.engine.accuracy import evenly_spaced
 from rjem_cli.engine.data.images import ImageSet, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.metrics.accuracy import evenly_spaced
 from rjem_cli.engine.models.checkpoint import load_checkpoint
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior

@@ -23,14 +23,14 @@ import torch
 from torch import nn
 
 from rjem_cli.config.training import TrainConfig
-from rjem_cli.engine.gradients import Logits, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models import wide_resnet
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.runtime import M_MMAP_MAX, M_TRIM_THRESHOLD, Runtime, keep_freed_memory, start_runtime
 from rjem_cli.engine.training.estimate import dummy_prior
 from rjem_cli.engine.training.replay_buffer import sample_prior
-from rjem_cli.engine.training.trainer import LossPass, Trainer
+from rjem_cli.engine.training.trainer import Trainer, TrainingForward
 from tests.benchmarks.plain_loop import PlainLoop
 from tests.benchmarks.speed import SHAPE, Call, build_trainer, quartiles, time_call
 
@@ -82,8 +82,8 @@ def chain_levers(trainer: Trainer, plain: PlainLoop, compiled: bool) -> Iterator
     batch, runtime, model = trainer.next_batch(), trainer.runtime, trainer.model
     x, frozen = batch.x, runtime.frozen(model)
 
-    def gradient(logits_of: Logits) -> Call:
-        return lambda: value_and_grad(logits_of, energy, x)
+    def gradient(logits_fn: LogitsFn) -> Call:
+        return lambda: value_and_grad(logits_fn, energy, x)
 
     one_inner = copy.copy(plain)
     one_inner.config = replace(plain.config, inner_steps=1)
@@ -106,14 +106,14 @@ def training_levers(trainer: Trainer, plain: PlainLoop) -> Iterator[Lever]:
     batch, model, runtime = trainer.next_batch(), trainer.model, trainer.runtime
     images = (batch.x, batch.x_energy, batch.x.flip(3))
 
-    def losses(loss_pass: nn.Module) -> Call:
+    def losses(training_forward: nn.Module) -> Call:
         def compute_gradients() -> None:
             model.zero_grad(set_to_none=True)
-            torch.stack([logits_BK.square().mean() for logits_BK in loss_pass(*images)]).sum().backward()
+            torch.stack([logits_BK.square().mean() for logits_BK in training_forward(*images)]).sum().backward()
 
         return compute_gradients
 
-    joint, separate = (LossPass(model, runtime.logits(model), joint).train() for joint in (True, False))
+    joint, separate = (TrainingForward(model, runtime.logits(model), joint).train() for joint in (True, False))
     yield Lever("one pass for x_adv, x and x_q", "loss pass", losses(joint), losses(separate))
     yield Lever("activations in place", "loss pass", losses(joint), inside(without_inplace, losses(joint)))
     if sys.platform == "linux" and runtime.device.type == "cpu":

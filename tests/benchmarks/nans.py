@@ -63,7 +63,7 @@ def main() -> None:
             steps = sorted(draws.sample(range(options.steps), count))
             poisons = {step: draws.choice(POISONS) for step in steps}
             summary, events = train(flags, poisons, Path(folder, str(run)))
-            names = "; ".join(event["what"] for event in events)
+            names = "; ".join(event["reason"] for event in events)
             kinds = " ".join(poisons[step].__name__ for step in steps)
             accuracy = summary["test_accuracy"]["value"]
             print(f"{run}\t{steps}\t{kinds}\t{len(events)}\t{names}\t{accuracy:.2%}", flush=True)

@@ -18,12 +18,12 @@ def ascend(value, start, eps, steps):
     """APGD on `value`, a function x (B, C, H, W) -> (B,). Returns its iterates (steps + 1, B, C, H, W)."""
     iterates = []
 
-    def logits_of(x):  # two classes whose margin is the value
+    def logits_fn(x):  # two classes whose margin is the value
         return torch.stack([torch.zeros(len(x)), value(x)], dim=1)
 
     labels = torch.zeros(len(start), dtype=torch.long)
     last = apgd(
-        logits_of, start, labels, eps=eps, steps=steps, loss="margin", callback=lambda state: iterates.append(state.x)
+        logits_fn, start, labels, eps=eps, steps=steps, loss="margin", callback=lambda state: iterates.append(state.x)
     )
     return torch.stack([*iterates, last])
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
+from rjem_cli.engine.accuracy import calibration_error, reliability
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.metrics.accuracy import calibration_error, reliability
 from rjem_cli.engine.metrics.ood import auroc, compute_outputs, fit_shape, other_class, synthetic_set
 
 CPU = torch.device("cpu")

@@ -61,7 +61,7 @@ def test_combined_is_attack_then_contrast_then_chain(start, model):
         attacked * CONFIG.contrast,
         steps=4,
         step_size=CONFIG.sgld_step_size * CONFIG.inner_steps,
-        energy_of=lambda logits: joint_energy(logits, LABELS),
+        energy_fn=lambda logits: joint_energy(logits, LABELS),
         noise_std=0.05,
         noise=chain_noise,
     )
@@ -85,7 +85,7 @@ def test_composition_is_associative_and_takes_plain_functions(start, model):
 def test_unconditional_chains_follow_the_energy_of_x(start, model):
     plan = SamplePlan.from_config(CONFIG, "energy", conditional=False)
     x = start(LABELS, SEEDS)
-    expected = sgld(model, x, steps=6, step_size=1.0, energy_of=energy, noise_std=0.05, noise=chain_noise)
+    expected = sgld(model, x, steps=6, step_size=1.0, energy_fn=energy, noise_std=0.05, noise=chain_noise)
     assert torch.equal(build_sampler(plan, start, model)(LABELS, SEEDS), expected)
 
 

@@ -24,7 +24,7 @@ def run_chains(stiffness: float, count: int, **options) -> torch.Tensor:
     return sgld(
         identity,
         torch.zeros(count, 1, 5, 5),
-        energy_of=quadratic(stiffness),
+        energy_fn=quadratic(stiffness),
         noise=lambda step, x: torch.randn(x.shape, generator=generator),
         **options,
     )
@@ -65,7 +65,7 @@ def test_a_chain_that_is_not_clamped_may_leave_the_box():
 def test_without_noise_the_energy_falls_at_every_step():
     seen: list[ChainState] = []
     x = torch.rand(4, 1, 3, 3) * 2 - 1
-    sgld(identity, x, steps=8, step_size=0.3, energy_of=quadratic(1.0), callback=seen.append)
+    sgld(identity, x, steps=8, step_size=0.3, energy_fn=quadratic(1.0), callback=seen.append)
     energies = torch.stack([state.energy_B for state in seen])
     assert (energies[1:] < energies[:-1]).all()
     assert [state.step for state in seen] == list(range(8))
@@ -81,7 +81,7 @@ def test_chains_stay_in_the_box_and_no_step_is_longer_than_the_clip_allows():
 
 def test_noise_without_a_noise_function_is_an_error():
     with pytest.raises(ValueError, match="noise"):
-        sgld(identity, torch.zeros(1, 1, 2, 2), steps=1, step_size=0.1, energy_of=quadratic(1.0), noise_std=0.1)
+        sgld(identity, torch.zeros(1, 1, 2, 2), steps=1, step_size=0.1, energy_fn=quadratic(1.0), noise_std=0.1)
 
 
 def test_the_closed_form_equals_the_literal_proximal_loop():

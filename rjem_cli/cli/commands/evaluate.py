@@ -103,7 +103,7 @@ def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path:
     from rjem_cli.engine.metrics import classifier, results
 
     console = call.console
-    job = classifier.prepare_classifier(config, path, console.warn)
+    job = classifier.prepare_classifier(config, classifier.load_classifier(config, path), console.warn)
     log_job(job, console)
     if call.dry_run:
         seconds = call.elapsed() + job.estimate_seconds()

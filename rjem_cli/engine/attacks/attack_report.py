@@ -3,7 +3,6 @@
 8 bits per channel round every pixel, so distance and success are measured again on the rounded images.
 """
 
-import json
 import math
 import re
 import time
@@ -19,29 +18,21 @@ from torch import Tensor
 from rjem_cli import __version__
 from rjem_cli.config.fields import PIXEL_PER_MODEL_UNIT, format_epsilon, format_short_epsilon, parse_epsilon
 from rjem_cli.config.scoring import AttackConfig
+from rjem_cli.engine.accuracy import Accuracy, accuracy_per_class
+from rjem_cli.engine.attacks import robustness
 from rjem_cli.engine.attacks.autoattack import autoattack_dataset, check_autoattack, describe_autoattack, estimate_cost
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
-from rjem_cli.engine.attacks.robustness import (
-    AttackPlan,
-    AttackProgress,
-    AttackSetup,
-    CleanResult,
-    RadiusResult,
-    attack_dataset,
-    evaluate_clean,
-)
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import parse_class, to_model, to_pixels
 from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import epsilon_curve
 from rjem_cli.engine.inference import Model
-from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy_per_class
 from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, random_targets, resolve_radii
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, make_dir, write_atomically
+from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, make_dir, write_atomically, write_json
 from rjem_cli.paths import expand
 
 OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
@@ -49,7 +40,7 @@ EXAMPLES, EXAMPLE_COLUMNS = 25, 5
 
 
 @dataclass(frozen=True)
-class AttackJob(AttackSetup):
+class AttackJob(robustness.AttackSetup):
     """Everything that is known before the first step. Radii in model units, ascending; `dataset` is a selection of the
     `total` images of `source`."""
 
@@ -60,18 +51,20 @@ class AttackJob(AttackSetup):
     total: int
 
     def estimate_seconds(self) -> float:
-        """An upper limit, reached if no image breaks, from the time of one batch."""
+        """An upper limit, reached if no attack succeeds, from the time of one batch."""
         if self.config.standard:
-            return estimate_cost(self, evaluate_clean(self), len(self.radii)).seconds
+            return estimate_cost(self, robustness.evaluate_clean(self), len(self.radii)).seconds
         shape = self.dataset.images.image_shape
-        batch_size = min(find_batch_size(self.logits_of, shape, self.batches, self.device), len(self.dataset))
+        batch_size = min(find_batch_size(self.logits_fn, shape, self.batches, self.device), len(self.dataset))
         passes = math.ceil(len(self.dataset) / batch_size) * (1 + self.plan.passes * len(self.radii))
-        return passes * time_pass(self.logits_of, shape, batch_size, self.device)
+        return passes * time_pass(self.logits_fn, shape, batch_size, self.device)
 
-    def run(self, clean: CleanResult, on_progress: AttackProgress = noop, log: Log = noop) -> Iterator[RadiusResult]:
+    def run(
+        self, clean: robustness.CleanResult, on_progress: robustness.AttackProgress = noop, log: Log = noop
+    ) -> Iterator[robustness.RadiusResult]:
         """One result per radius, the smallest first. Logs if AutoAttack uses parts of an earlier call."""
         if not self.config.standard:
-            return attack_dataset(self, clean, self.radii, on_progress)
+            return robustness.attack_dataset(self, clean, self.radii, on_progress)
         key = [self.model.checkpoint.sha256, self.model.runtime.arithmetic]
         return autoattack_dataset(self, clean, self.radii, key, on_progress, log)
 
@@ -89,9 +82,9 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
     targets = None if target is None else torch.full_like(test.images.labels, target)
     if config.targeted:
         targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
-    plan = AttackPlan.from_config(config, norm, targeted=targets is not None)
+    plan = robustness.AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(
-        logits_of=model.logits_of,
+        logits_fn=model.logits_fn,
         plan=plan,
         dataset=AttackDataset(test.images, test.indices, targets, config.seed),
         device=model.device,
@@ -107,7 +100,7 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
 class AttackReport:
     """Grows by one result per radius. With --save each is written at once, so an interrupted call leaves it behind."""
 
-    def __init__(self, job: AttackJob, clean: CleanResult):
+    def __init__(self, job: AttackJob, clean: robustness.CleanResult):
         self.job, self.clean, self.started = job, clean, time.perf_counter()
         self.folder = None if job.config.save is None else expand(job.config.save)
         self.document: dict[str, Any] = {
@@ -118,7 +111,7 @@ class AttackReport:
             "results": [],
         }
 
-    def add(self, result: RadiusResult) -> None:
+    def add(self, result: robustness.RadiusResult) -> None:
         """Describe the result and, with --save, write its images. Raises RjemError."""
         row = describe_result(result, self.clean, self.job.dataset, self.job.plan.norm)
         if self.folder is not None:
@@ -133,13 +126,13 @@ class AttackReport:
     def save(self) -> None:
         """Write attack.json and, at the end, curve.png."""
         if self.folder is not None:
-            write_atomically(self.folder / "attack.json", json.dumps(self.document, indent=2).encode())
+            write_json(self.folder / "attack.json", self.document)
             if self.document["complete"]:
                 write_atomically(self.folder / "curve.png", draw_curve(self.document))
 
 
 @contextmanager
-def open_report(job: AttackJob, clean: CleanResult) -> Iterator[AttackReport]:
+def open_report(job: AttackJob, clean: robustness.CleanResult) -> Iterator[AttackReport]:
     """An empty report, and its folder for this process alone; an unfinished report of the same protocol is replaced.
     Raises ConfigError if the folder has other files or results, RjemError if another process uses it."""
     report = AttackReport(job, clean)
@@ -173,7 +166,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "attack": describe_autoattack(job) if job.config.standard else describe_plan(job.plan),
         "radii": list(job.radii),
-        "robust_means": "classified correctly and not broken at this or a smaller radius; the box is [-1, 1]",
+        "robust_means": robustness.ROBUST_MEANS,
         "data": job.source,
         "images": len(dataset),
         "of": job.total,
@@ -184,12 +177,12 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
     }
 
 
-def describe_plan(plan: AttackPlan) -> dict[str, Any]:
+def describe_plan(plan: robustness.AttackPlan) -> dict[str, Any]:
     default = "2.5 * eps / steps" if plan.method == "pgd" else "2 * eps, then adaptive"
     return {**asdict(plan), "step_size": plan.step_size or default}
 
 
-def describe_clean(clean: CleanResult, dataset: AttackDataset) -> dict[str, Any]:
+def describe_clean(clean: robustness.CleanResult, dataset: AttackDataset) -> dict[str, Any]:
     labels, attacked = dataset.images.labels, int(clean.attacked.sum())
     return {
         "accuracy": Accuracy(int(clean.correct.sum()), len(labels)).to_dict(),
@@ -200,7 +193,9 @@ def describe_clean(clean: CleanResult, dataset: AttackDataset) -> dict[str, Any]
     }
 
 
-def describe_result(result: RadiusResult, clean: CleanResult, dataset: AttackDataset, norm: str) -> dict[str, Any]:
+def describe_result(
+    result: robustness.RadiusResult, clean: robustness.CleanResult, dataset: AttackDataset, norm: str
+) -> dict[str, Any]:
     """The success rate on the attacked images and, unless targeted, the robust accuracy of all images."""
     labels, names = dataset.images.labels, dataset.images.class_names
     document: dict[str, Any] = {
@@ -232,7 +227,9 @@ def draw_curve(document: dict[str, Any]) -> bytes:
     return epsilon_curve(radii, values, [share["interval_95"] for share in shares], label, title)
 
 
-def write_attacked_images(folder: Path, job: AttackJob, result: RadiusResult, clean: CleanResult) -> dict[str, Any]:
+def write_attacked_images(
+    folder: Path, job: AttackJob, result: robustness.RadiusResult, clean: robustness.CleanResult
+) -> dict[str, Any]:
     """Write all images, attacked or not, as <index>.png with images.csv beside them, and measure the rounded images.
 
     `success` is of the attacked images; `largest_distance` to the original, in model units, is over those; `over_eps`
@@ -244,7 +241,7 @@ def write_attacked_images(folder: Path, job: AttackJob, result: RadiusResult, cl
     @torch.no_grad()
     def measure(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = to_model(pixels[rows])
-        logits_BK, offset = job.logits_of(x.to(job.device)).cpu(), x - to_model(images.pixels[rows])
+        logits_BK, offset = job.logits_fn(x.to(job.device)).cpu(), x - to_model(images.pixels[rows])
         success_B = is_success(logits_BK, dataset.attack_labels[rows], dataset.targets is not None)
         distance_B = offset.flatten(1).abs().amax(dim=1) if job.plan.norm == "linf" else l2_norm(offset).flatten()
         return logits_BK.argmax(dim=1), success_B, distance_B
@@ -274,7 +271,7 @@ def write_attacked_images(folder: Path, job: AttackJob, result: RadiusResult, cl
     return document
 
 
-def write_examples(path: Path, result: RadiusResult, dataset: AttackDataset) -> None:
+def write_examples(path: Path, result: robustness.RadiusResult, dataset: AttackDataset) -> None:
     """The first images that the attack broke: before, after, and the difference, scaled to its largest value."""
     rows = result.success.nonzero().squeeze(1)[:EXAMPLES]
     if not len(rows):

@@ -44,7 +44,7 @@ def check_autoattack(num_classes: int) -> None:
 
 
 class Cost(NamedTuple):
-    """An upper limit, reached if no image breaks: passes of one image, and their seconds on this device."""
+    """An upper limit, reached if no attack succeeds: passes of one image, and their seconds on this device."""
 
     gradient_passes: int
     forward_passes: int
@@ -64,9 +64,9 @@ def estimate_cost(setup: AttackSetup, clean: CleanResult, radii: int) -> Cost:
     gradients, forwards = (attacked * passes for passes in passes_per_image(len(images.class_names)))
     x = to_model(images.pixels[:size].to(setup.device))
     loss = partial(cross_entropy, labels_B=images.labels[:size].to(setup.device))
-    gradient_seconds = median_seconds(lambda: value_and_grad(setup.logits_of, loss, x), setup.device) / len(x)
+    gradient_seconds = median_seconds(lambda: value_and_grad(setup.logits_fn, loss, x), setup.device) / len(x)
     with torch.no_grad():
-        forward_seconds = median_seconds(lambda: setup.logits_of(x), setup.device) / len(x)
+        forward_seconds = median_seconds(lambda: setup.logits_fn(x), setup.device) / len(x)
     return Cost(gradients, forwards, gradients * gradient_seconds + forwards * forward_seconds)
 
 
@@ -97,8 +97,8 @@ def autoattack_dataset(
                 if part is None:
                     part = attack_part(setup, rows, eps)
                     write_atomically(path, safetensors.torch.save(part))
-            broken = rows[part["success"]]
-            success[broken], x[broken] = True, part["x"]
+            fooled = rows[part["success"]]
+            success[fooled], x[fooled] = True, part["x"]
             done += len(rows)
             state = f"eps {eps:g}, {1 - int(success.sum()) / count:.1%} robust"
             on_progress("attacking", done, count * len(radii), state)
@@ -106,12 +106,12 @@ def autoattack_dataset(
 
 
 def attack_part(setup: AttackSetup, rows: Tensor, eps: float) -> dict[str, Tensor]:
-    """`success` of these images, and the attacked `x` of those that broke. The package works in [0, 1]."""
+    """`success` of these images, and the attacked `x` where it is true. The package works in [0, 1]."""
     from pyautoattack import AutoAttack
 
     images, device = setup.dataset.images, setup.device
     attack = AutoAttack(
-        lambda pixel: setup.logits_of(2 * pixel - 1),
+        lambda pixel: setup.logits_fn(2 * pixel - 1),
         norm=NORMS[setup.plan.norm],
         eps=eps * PIXEL_PER_MODEL_UNIT,
         device=device,
@@ -124,7 +124,7 @@ def attack_part(setup: AttackSetup, rows: Tensor, eps: float) -> dict[str, Tenso
     pixel, _ = attack.run_standard_evaluation(start, labels, batch_size=len(rows))
     x = (2 * pixel - 1).clamp(-1, 1)
     with torch.no_grad():
-        success = setup.logits_of(x).argmax(dim=1) != labels
+        success = setup.logits_fn(x).argmax(dim=1) != labels
     return {"rows": rows, "success": success.cpu(), "x": x[success].cpu().contiguous()}
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from rjem_cli.engine.gradients import Logits, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.noise import ATTACK_STREAM, standard_normal, uniform
 
 TINY = 1e-12
@@ -31,7 +31,7 @@ class AttackState(NamedTuple):
     gradient: Tensor
 
 
-# Gets the state before each step. Returns None to continue with all rows, or the indices (b,) of those that stay.
+# Gets the state before each step. Returns None to continue with all images, or the indices (b,) of those that continue.
 AttackCallback = Callable[[AttackState], Tensor | None]
 
 
@@ -67,14 +67,14 @@ def default_step_size(eps: float, steps: int) -> float:
     return 2.5 * eps / max(1, steps)
 
 
-def broadcast_rows(rows_B: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to broadcast with x, which has B rows."""
-    return rows_B.view(-1, *(1,) * (x.dim() - 1))
+def expand_like(values_B: Tensor, x: Tensor) -> Tensor:
+    """One value per image, (B,), shaped to broadcast with x (B, ...)."""
+    return values_B.view(-1, *(1,) * (x.dim() - 1))
 
 
 def l2_norm(x: Tensor) -> Tensor:
     """Euclidean norm of each image, at least TINY, shaped (B, 1, 1, 1)."""
-    return broadcast_rows(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
+    return expand_like(x.flatten(1).norm(dim=1).clamp_min(TINY), x)
 
 
 def pgd_direction(gradient: Tensor, norm: str) -> Tensor:
@@ -102,12 +102,12 @@ def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart
     else:
         normals = standard_normal(seeds_B, shape, ATTACK_STREAM, 2 * restart)
         radii = uniform(seeds_B, (1,), ATTACK_STREAM, 2 * restart + 1) ** (1 / normals[0].numel())
-        offset = eps * broadcast_rows(radii, center) * normals / l2_norm(normals)
+        offset = eps * expand_like(radii, center) * normals / l2_norm(normals)
     return project(center + offset, center, eps, norm)
 
 
 def pgd(
-    logits_of: Logits,
+    logits_fn: LogitsFn,
     center: Tensor,
     labels_B: Tensor,
     *,
@@ -124,17 +124,18 @@ def pgd(
 
     labels_B: the true classes, or the wanted ones if `targeted`. The first iterate is `start`, by default the images.
     Returns the last iterate, in [-1, 1] and within eps of the center. With eps 0 it does not move. If the callback
-    returns rows, only those stay in the batch; without rows the attack ends. No host sync of its own.
+    returns indices, only those images continue; the attack ends when none is left. Never waits for the device by
+    itself.
     """
     step_size = default_step_size(eps, steps) if step_size is None else step_size
-    ascended = attack_loss(loss, targeted)
+    loss_fn = attack_loss(loss, targeted)
     x = center if start is None else start
     for step in range(steps if eps > 0 else 0):
-        logits_BK, loss_B, gradient = value_and_grad(logits_of, partial(ascended, labels_B=labels_B), x)
-        rows = None if callback is None else callback(AttackState(step, x, logits_BK, loss_B, gradient))
-        if rows is not None:
-            x, center, labels_B, gradient = x[rows], center[rows], labels_B[rows], gradient[rows]
-            if len(rows) == 0:
+        logits_BK, loss_B, gradient = value_and_grad(logits_fn, partial(loss_fn, labels_B=labels_B), x)
+        kept = None if callback is None else callback(AttackState(step, x, logits_BK, loss_B, gradient))
+        if kept is not None:
+            x, center, labels_B, gradient = x[kept], center[kept], labels_B[kept], gradient[kept]
+            if len(kept) == 0:
                 break
         x = pgd_step(x, center, gradient, step_size, eps, norm)
     return x.detach()

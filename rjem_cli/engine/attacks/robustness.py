@@ -1,7 +1,8 @@
 """Robust accuracy: every restart attacks every image that is still robust, at one radius after another.
 
 An image is robust at a radius if it is classified correctly and no restart at this or a smaller radius succeeds. So
-robust accuracy never rises with the radius, and a broken image costs nothing more. Radii and steps in model units.
+robust accuracy never rises with the radius, and an image costs nothing more after the first success. Radii and steps in
+model units.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.scoring import AttackConfig
+from rjem_cli.engine.accuracy import Accuracy
 from rjem_cli.engine.attacks.apgd import apgd
-from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, broadcast_rows, is_success, pgd, random_start
+from rjem_cli.engine.attacks.pgd import AttackState, attack_loss, expand_like, is_success, pgd, random_start
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.gradients import Logits, value_and_grad
-from rjem_cli.engine.metrics.accuracy import Accuracy
+from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.errors import RjemError
 
-DROP_EVERY = 5  # steps between two removals of broken images from the batch; each one is a host sync
+ROBUST_MEANS = "classified correctly, and no attack at this or a smaller radius succeeds; the box is [-1, 1]"
+DROP_EVERY = 5  # steps between two removals of images on which the attack has succeeded; each one is a host sync
 
 AttackProgress = Callable[[str, int, int, str], None]  # phase, images done, images at most, state
 
@@ -63,7 +65,7 @@ class AttackPlan:
 
     @property
     def passes(self) -> float:
-        """The same, with the forward pass in which each restart checks its last iterate."""
+        """`gradient_steps`, and one forward pass (a third) of each restart, which checks its last iterate."""
         return self.gradient_steps + self.restarts / 3
 
 
@@ -71,7 +73,7 @@ class AttackPlan:
 class AttackSetup:
     """A frozen network on `device`, the images, how they are attacked, and in what batches."""
 
-    logits_of: Logits
+    logits_fn: LogitsFn
     plan: AttackPlan
     dataset: AttackDataset
     device: torch.device
@@ -107,7 +109,7 @@ class RadiusResult:
     x: Tensor
 
     def robust(self, clean: CleanResult) -> Tensor:
-        """Classified correctly and not broken, bool (N,)."""
+        """Classified correctly, and no attack succeeded, bool (N,)."""
         return clean.correct & ~self.success
 
     def robust_accuracy(self, clean: CleanResult) -> Accuracy:
@@ -147,11 +149,11 @@ class BestIterate:
         previous = AttackResult(*(part[self.rows] for part in self.best))
         better = ~previous.success_B & (success_B | (loss_B > previous.loss_B))
         for best, old, new in zip(self.best, previous, (x, success_B, loss_B)):
-            best[self.rows] = torch.where(broadcast_rows(better, old), new, old)
+            best[self.rows] = torch.where(expand_like(better, old), new, old)
 
 
 def run_restart(
-    logits_of: Logits, plan: AttackPlan, eps: float, start: Tensor, center: Tensor, labels_B: Tensor
+    logits_fn: LogitsFn, plan: AttackPlan, eps: float, start: Tensor, center: Tensor, labels_B: Tensor
 ) -> AttackResult:
     """Attack `center` (B, C, H, W) from `start`, both in [-1, 1]. labels_B: the true classes, or the wanted ones of a
     targeted plan. With iterate "best" any iterate counts, the start included; with "last" only the last one. Raises
@@ -160,12 +162,12 @@ def run_restart(
     options: dict[str, Any] = {"eps": eps, "steps": plan.steps, "norm": plan.norm, "loss": plan.loss}
     options |= {"targeted": plan.targeted, "start": start, "callback": best}
     if plan.method == "apgd":
-        x = apgd(logits_of, center, labels_B, **options)
+        x = apgd(logits_fn, center, labels_B, **options)
     else:
-        x = pgd(logits_of, center, labels_B, step_size=plan.step_size, **options)
+        x = pgd(logits_fn, center, labels_B, step_size=plan.step_size, **options)
     if len(x):
         with torch.no_grad():
-            logits_BK = logits_of(x)
+            logits_BK = logits_fn(x)
             best.record(x, logits_BK, attack_loss(plan.loss, plan.targeted)(logits_BK, labels_B[best.rows]))
     if invalid := int(best.invalid_B.sum()):  # the sign of NaN is 0, so the attack would not move
         raise RjemError(
@@ -182,7 +184,7 @@ def evaluate_clean(setup: AttackSetup) -> CleanResult:
 
     def evaluate(rows: Tensor) -> tuple[Tensor, Tensor]:
         x, labels_B = (part[rows].to(setup.device) for part in (dataset.images.pixels, dataset.attack_labels))
-        logits_BK, _, gradient = value_and_grad(setup.logits_of, partial(loss, labels_B=labels_B), to_model(x))
+        logits_BK, _, gradient = value_and_grad(setup.logits_fn, partial(loss, labels_B=labels_B), to_model(x))
         return logits_BK.argmax(dim=1).cpu(), (gradient == 0).flatten(1).float().mean(dim=1).cpu()
 
     predictions, zero_shares = setup.batches.run(evaluate, torch.arange(len(dataset)))
@@ -193,7 +195,7 @@ def evaluate_clean(setup: AttackSetup) -> CleanResult:
 
 
 def attack_images(
-    logits_of: Logits,
+    logits_fn: LogitsFn,
     plan: AttackPlan,
     eps: float,
     x: Tensor,
@@ -206,9 +208,9 @@ def attack_images(
     """Attack the images x (B, C, H, W) in [-1, 1] with all restarts; the best one counts. Results are on the host.
 
     labels_B: the true classes, or the wanted ones of a targeted plan. Random starts of image i depend on seeds_B[i] and
-    the restart. Before each restart the images that are not broken yet are packed into full batches again.
-    `on_batch` gets the images done since its last call, summed over restarts, and the number broken so far. Raises
-    RjemError for gradients that are not finite.
+    the restart. Before each restart the images that are still robust are packed into full batches again. `on_batch`
+    gets the images done since its last call, summed over restarts, and the number of successes so far. Raises RjemError
+    for gradients that are not finite.
     """
     nothing_B = torch.full((len(x),), -torch.inf)
     best = AttackResult(x.cpu().clone(), torch.zeros(len(x), dtype=torch.bool), nothing_B)
@@ -218,9 +220,9 @@ def attack_images(
         start = center
         if plan.start == "random" or restart > 0:
             start = random_start(center, seeds_B[rows].to(device), eps, plan.norm, restart)
-        return AttackResult(*(part.cpu() for part in run_restart(logits_of, plan, eps, start, center, labels)))
+        return AttackResult(*(part.cpu() for part in run_restart(logits_fn, plan, eps, start, center, labels)))
 
-    skipped = 0  # images that are broken before a restart
+    skipped = 0  # images on which an earlier restart succeeded
     for restart in range(plan.restarts):
         remaining = (~best.success_B).nonzero().squeeze(1)
         skipped += len(x) - len(remaining)
@@ -243,16 +245,16 @@ def attack_dataset(
     count, done = int(clean.attacked.sum()), 0
     for eps in sorted(radii):
         rows = (clean.attacked & ~success).nonzero().squeeze(1)
-        broken_before = count - len(rows)
-        done += broken_before * plan.restarts
+        successes_before = count - len(rows)
+        done += successes_before * plan.restarts
 
-        def on_batch(images: int, broken: int, eps: float = eps, broken_before: int = broken_before) -> None:
+        def on_batch(images: int, successes: int, eps: float = eps, successes_before: int = successes_before) -> None:
             nonlocal done
             done += images
-            state = f"eps {eps:g}, {1 - (broken_before + broken) / max(1, count):.1%} robust"
+            state = f"eps {eps:g}, {1 - (successes_before + successes) / max(1, count):.1%} robust"
             on_progress("attacking", done, count * len(radii) * plan.restarts, state)
 
         x, labels_B, seeds_B = to_model(dataset.images.pixels[rows]), dataset.attack_labels[rows], dataset.seeds[rows]
-        result = attack_images(setup.logits_of, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch)
+        result = attack_images(setup.logits_fn, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch)
         best_x[rows], success[rows] = result.x, result.success_B
         yield RadiusResult(eps, success.clone(), best_x.clone())

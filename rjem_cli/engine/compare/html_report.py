@@ -116,7 +116,9 @@ def group_runs(rows: list[Row]) -> list[RunGroup]:
 
 def draw_curves(groups: list[RunGroup]) -> list[tuple[str, bytes]]:
     """(label, SVG) of each measure. A cross marks each divergence."""
-    events = [(line["at"], group.color) for group in groups for run in group.runs for line in events_in(run.lines)]
+    events = [
+        (line["diverged_at"], group.color) for group in groups for run in group.runs for line in events_in(run.lines)
+    ]
     panels = build_panels([(run.lines, group.color) for group in groups for run in group.runs])
     return [(panel.label, training_curves(panel, events)) for panel in panels]
 

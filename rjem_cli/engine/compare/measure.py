@@ -153,7 +153,7 @@ def measure_classifier(
 ) -> tuple[Row, Checkpoint]:
     """The row of a checkpoint without samples: accuracies, and how it was trained; and the checkpoint."""
     scoring = eval_config(config)
-    job = classifier.prepare_classifier(scoring, path)
+    job = classifier.prepare_classifier(scoring, classifier.load_classifier(scoring, path))
     checkpoint, info, images_sha256 = job.model.checkpoint, job.model.info, job.test.images.digest()
 
     def measure() -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Training:
     def has_diverged(self) -> bool:
         """Whether the run gave up after too many divergences; it would do so again."""
         lines = read_lines(self.run_dir / "metrics.jsonl")
-        return bool(lines) and "event" in lines[-1] and lines[-1]["rate_scale"] is None
+        return bool(lines) and "event" in lines[-1] and lines[-1]["lr_scale"] is None
 
 
 def build_trainings(config: CompareConfig) -> list[Training]:

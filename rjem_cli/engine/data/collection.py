@@ -20,7 +20,7 @@ from torch import Tensor
 from rjem_cli.engine.data import archives
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
 from rjem_cli.engine.data.load import group_by_split, parse_split
-from rjem_cli.errors import AbsentError, ConfigError, DataError
+from rjem_cli.errors import AbsentError, ConfigError, DataError, summarize
 
 META_NAMES = {"meta.json", "__meta.json__"}
 LABELS_NAME = "labels.csv"
@@ -274,8 +274,7 @@ def open_npz(path: Path) -> Iterator[Any]:
         with archive:
             yield archive
     except Exception as error:  # numpy parses headers as Python, and raises many types
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
-        reason = "" if "pickle" in reason.lower() else f" ({reason})"
+        reason = "" if "pickle" in str(error).lower() else f" ({summarize(error)})"
         raise DataError(f"{path} is not a valid .npz, or contains pickled objects{reason}; export it again") from None
 
 

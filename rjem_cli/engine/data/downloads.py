@@ -24,7 +24,7 @@ import torch
 from rjem_cli import files, paths
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.errors import AbsentError, DataError, RjemError
+from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
 
 BLOCK = 2**20  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -286,7 +286,7 @@ def download_with_torchvision(name: str, folder: Path, on_progress: OnProgress) 
         except (RjemError, MemoryError):  # RjemError: from on_progress
             raise
         except Exception as error:  # network errors have many types, and torchvision turns some into RuntimeError
-            raise AbsentError(f"cannot download {dataset.url} ({shorten(error)})") from None
+            raise AbsentError(f"cannot download {dataset.url} ({summarize(error)})") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -336,9 +336,7 @@ def read_with_torchvision(name: str, folder: Path, part: Literal["train", "test"
     except MemoryError:
         raise
     except Exception as error:  # torchvision, numpy and scipy raise many types on damaged files
-        raise DataError(f"the {part} files of {name} in {folder} are damaged ({shorten(error)}); remove them") from None
+        raise DataError(
+            f"the {part} files of {name} in {folder} are damaged ({summarize(error)}); remove them"
+        ) from None
     return images
-
-
-def shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

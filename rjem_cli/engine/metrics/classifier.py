@@ -15,9 +15,15 @@ from rjem_cli.config.fields import format_epsilon
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.config.training import DataOptions
+from rjem_cli.engine.accuracy import (
+    Accuracy,
+    CalibrationBin,
+    accuracy_per_class,
+    calibration_error,
+    reliability,
+)
 from rjem_cli.engine.attacks import robustness
 from rjem_cli.engine.attacks.attack_report import describe_plan
-from rjem_cli.engine.attacks.robustness import AttackPlan, CleanResult, RadiusResult
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.collection import read_collection
@@ -27,13 +33,6 @@ from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.figures import energy_histograms, reliability_diagram
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.metrics import results
-from rjem_cli.engine.metrics.accuracy import (
-    Accuracy,
-    CalibrationBin,
-    accuracy_per_class,
-    calibration_error,
-    reliability,
-)
 from rjem_cli.engine.metrics.ood import SCORES, Outputs, auroc, compute_outputs, fit_shape, synthetic_set
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.eval_images import AttackDataset, EvalImages, load_eval_images, resolve_radii
@@ -56,7 +55,7 @@ class ClassifierJob:
     config: EvalConfig
     model: Model
     test: EvalImages
-    plan: AttackPlan
+    plan: robustness.AttackPlan
     radii: tuple[float, ...]
     ood_sets: dict[str, Tensor]
     samples: SampleJob | None
@@ -70,21 +69,21 @@ class ClassifierJob:
         return names + [f"auroc_{kind}_{score}" for kind in self.ood_sets for score in SCORES]
 
     def estimate_seconds(self) -> float:
-        """The most it takes, from the time of one batch: attacks stop early on images that break."""
+        """The most it takes, from the time of one batch: attacks stop early where they succeed."""
         count, shape, model = len(self.test.images), self.model.image_shape, self.model
-        size = min(find_batch_size(model.logits_of, shape, self.batches, model.device), count)
+        size = min(find_batch_size(model.logits_fn, shape, self.batches, model.device), count)
         passes = float(sum(map(len, self.ood_sets.values())))
         passes += count * (3 + len(self.radii) * self.plan.passes)  # 3: classified, before the attack and after it
         sampling_seconds = 0.0
         if self.samples is not None:
             sampling_seconds = self.samples.setup.estimate_seconds()
             passes += len(self.samples.request.indices())
-        return passes / size * time_pass(model.logits_of, shape, size, model.device) + sampling_seconds
+        return passes / size * time_pass(model.logits_fn, shape, size, model.device) + sampling_seconds
 
     def compute_outputs(self, kind: str, x: Tensor, on_progress: OnProgress) -> Outputs:
         model, total = self.model, len(x)
         return compute_outputs(
-            model.logits_of, x, model.device, self.batches, lambda done: on_progress(kind, done, total)
+            model.logits_fn, x, model.device, self.batches, lambda done: on_progress(kind, done, total)
         )
 
 
@@ -97,34 +96,39 @@ class ClassifierScores:
     outputs: dict[str, Outputs]
     correct: Tensor
     bins: list[CalibrationBin]
-    clean: CleanResult
-    robust: list[RadiusResult]
+    clean: robustness.CleanResult
+    robust: list[robustness.RadiusResult]
     notes: list[str]
 
 
 def score_classifier(
-    config: EvalConfig, path: Path | None, log: Log = noop, on_progress: OnProgress = noop
-) -> dict[str, Any]:
-    """The scores of a checkpoint (or of the network of `config.model`) by name, with the protocol and notes, as `rjem
-    eval --json` prints them. `on_progress` may raise to stop. Raises ConfigError, AbsentError or DataError."""
+    config: EvalConfig, model: Model, log: Log = noop, on_progress: OnProgress = noop
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(scores by name, the same with their protocol and notes as `rjem eval --json` prints them). `on_progress` may
+    raise to stop. Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
-    job = prepare_classifier(config, path, log)
-    return describe_classifier_scores(job, evaluate_classifier(job, on_progress), time.perf_counter() - start)
+    job = prepare_classifier(config, model, log)
+    result = evaluate_classifier(job, on_progress)
+    return result.scores, describe_classifier_scores(job, result, time.perf_counter() - start)
 
 
 # --- prepare ---
 
 
-def prepare_classifier(config: EvalConfig, path: Path | None, log: Log = noop) -> ClassifierJob:
-    """Read the checkpoint and all images. `log` reports smaller batches. Raises ConfigError, AbsentError or
-    DataError."""
+def load_classifier(config: EvalConfig, path: Path | None) -> Model:
+    """The checkpoint at `path`, or the network of --model, in the arithmetic of all scores. Raises ConfigError,
+    AbsentError or DataError."""
+    return Model.load(config, path, scoring_runtime(config.device))
+
+
+def prepare_classifier(config: EvalConfig, model: Model, log: Log = noop) -> ClassifierJob:
+    """Read all images. `log` reports smaller batches. Raises ConfigError, AbsentError or DataError."""
     requirements = results.parse_requirements(config.require)
-    model = Model.load(config, path, scoring_runtime(config.device))
     norm, radii = resolve_radii(config, model.info)
     test = load_eval_images(config, model.info)
     ood_sets = load_ood_sets(config, model.info, test)
     samples, notes = prepare_sampling(config, model)
-    plan = AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
+    plan = robustness.AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     batches = BatchSizer(config.batch_size or BATCH_SIZE, log)
     job = ClassifierJob(config, model, test, plan, radii, ood_sets, samples, requirements, notes, batches)
     results.check_score_names(requirements, job.score_names)
@@ -223,10 +227,12 @@ def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> C
     return ClassifierScores(scores, outputs, correct, bins, clean, robust, notes)
 
 
-def attack_test_images(job: ClassifierJob, on_progress: OnProgress) -> tuple[CleanResult, list[RadiusResult]]:
+def attack_test_images(
+    job: ClassifierJob, on_progress: OnProgress
+) -> tuple[robustness.CleanResult, list[robustness.RadiusResult]]:
     """The test images before the attack, and a result per radius, the smallest first."""
     dataset = AttackDataset(job.test.images, job.test.indices, None, job.config.seed)
-    setup = robustness.AttackSetup(job.model.logits_of, job.plan, dataset, job.model.device, job.batches)
+    setup = robustness.AttackSetup(job.model.logits_fn, job.plan, dataset, job.model.device, job.batches)
     clean = robustness.evaluate_clean(setup)
 
     def report(phase: str, done: int, total: int, state: str) -> None:
@@ -304,7 +310,7 @@ def describe_protocol(job: ClassifierJob) -> dict[str, Any]:
         "indices": job.test.indices.tolist(),
         "attack": describe_plan(job.plan),
         "radii": list(job.radii),
-        "robust_means": "classified correctly and not broken at this or a smaller radius; the box is [-1, 1]",
+        "robust_means": robustness.ROBUST_MEANS,
         "ece": {"bins": job.config.bins, "width": "equal"},
         "ood": {"sets": {kind: len(pixels) for kind, pixels in job.ood_sets.items()}, "scores": SCORES},
         "samples": None if job.samples is None else job.samples.meta,

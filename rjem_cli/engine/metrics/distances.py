@@ -90,7 +90,7 @@ class Neighbours(NamedTuple):
 def find_neighbours(generated: Tensor, real: Tensor, neighbours: int) -> Neighbours:
     """Each real image has a ball that reaches to its k-th nearest real neighbour. Density: the mean number of balls
     that contain a generated image, over k. Coverage: the share of balls that contain a generated image (Naeem et al.
-    2020, Eq. 4 and 5). A point on the surface is outside, as in the authors' code."""
+    2020, Eq. 4 and 5). A distance equal to the radius does not count, as in the authors' code."""
     radii, spacing = [], []
     for part in real.split(TILE):
         closest = torch.cdist(part, real).topk(neighbours + 1, largest=False).values  # the first is the image itself

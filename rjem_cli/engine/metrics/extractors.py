@@ -18,7 +18,7 @@ from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.wide_resnet import feature_count
-from rjem_cli.errors import AbsentError, DataError
+from rjem_cli.errors import AbsentError, DataError, summarize
 from rjem_cli.paths import offline
 
 INCEPTION = RemoteFile(
@@ -101,8 +101,9 @@ def parse_weights(content: bytes, name: str) -> dict[str, Tensor]:
             f"{name} is damaged or holds objects that could run code, so it was not loaded; use another file"
         ) from None
     except Exception as error:  # torch raises many types for damaged bytes
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{name} is not a valid file of PyTorch weights ({reason}); download it again") from None
+        raise DataError(
+            f"{name} is not a valid file of PyTorch weights ({summarize(error)}); download it again"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         raise DataError(f"{name} is not a plain state dict of tensors; use another file")
     return state
@@ -119,8 +120,9 @@ def build_inception(state: dict[str, Tensor], name: str) -> nn.Module:
     try:
         network: nn.Module = create_feature_extractor("inception-v3-compat", ["2048", "logits_unbiased"], **options)
     except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{name} does not fit torch-fidelity's InceptionV3 ({reason}); use its weights") from None
+        raise DataError(
+            f"{name} does not fit torch-fidelity's InceptionV3 ({summarize(error)}); use its weights"
+        ) from None
     return network
 
 
@@ -134,7 +136,7 @@ def load_dinov2(device: torch.device) -> Extractor:
     try:
         network: nn.Module = create_feature_extractor(DINOV2_NAME, ["dinov2"], cuda=False, verbose=False)
     except Exception as error:  # torch.hub runs code of another project, which can raise anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = summarize(error)
         raise AbsentError(f"DINOv2 cannot be downloaded ({reason}); try again, or use --features inception") from None
     network = network.to(device)
     weights = hashlib.sha256()
@@ -153,7 +155,7 @@ def load_dinov2(device: torch.device) -> Extractor:
     return Extractor("_dinov2", 3, DINOV2_FEATURES, identity, compute, notes=notes)
 
 
-def judge_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None, *, is_judge: bool) -> Extractor:
+def classifier_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None, *, is_judge: bool) -> Extractor:
     """The last hidden layer and the logits of a WideResNet: one that rjem trained as a judge, or any checkpoint."""
     network: Any = freeze(checkpoint.model)
     info = checkpoint.info

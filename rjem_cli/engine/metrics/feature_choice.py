@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rjem_cli.config.common import FEATURES
+from rjem_cli.engine.accuracy import accuracy
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.downloads import fetch_file, is_present
 from rjem_cli.engine.metrics import extractors
-from rjem_cli.engine.metrics.accuracy import accuracy
-from rjem_cli.engine.metrics.extractors import Extractor, judge_extractor
+from rjem_cli.engine.metrics.extractors import Extractor, classifier_extractor
 from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, read_test_accuracy, train_judge
 from rjem_cli.engine.metrics.reference import Reference
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info
@@ -135,7 +135,7 @@ def load_extractor(
     if choice.kind == "judge":
         assert reference.load_splits is not None
         judge = train_judge(reference.load_splits(), runtime, on_progress)
-        return judge_extractor(judge.checkpoint, judge.test_accuracy, is_judge=True)
+        return classifier_extractor(judge.checkpoint, judge.test_accuracy, is_judge=True)
     if choice.is_checkpoint:
         return load_checkpoint_extractor(expand(choice.kind), reference, runtime)
     return extractors.load_inception(read_weights(choice.kind), choice.kind, device)
@@ -146,10 +146,10 @@ def load_checkpoint_extractor(path: Path, reference: Reference, runtime: Runtime
     reference's test split if that has the same classes."""
     checkpoint, test_accuracy = load_checkpoint(path, runtime.device), read_test_accuracy(path)
     if test_accuracy is not None:
-        return judge_extractor(checkpoint, test_accuracy, is_judge=True)
+        return classifier_extractor(checkpoint, test_accuracy, is_judge=True)
     with contextlib.suppress(RjemError):  # the reference's images may have no classes, or too few of them
         splits = None if reference.load_splits is None else reference.load_splits()
         info = checkpoint.info
         if splits and (splits.test.image_shape, splits.class_names) == (info.image_shape, info.class_names):
             test_accuracy = accuracy(runtime.frozen(checkpoint.model), splits.test, runtime.device).to_dict()
-    return judge_extractor(checkpoint, test_accuracy, is_judge=False)
+    return classifier_extractor(checkpoint, test_accuracy, is_judge=False)

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import torch
 
 from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.accuracy import accuracy
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.images import Splits
-from rjem_cli.engine.metrics.accuracy import accuracy
 from rjem_cli.engine.models.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.progress import TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.run import Run
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
-from rjem_cli.files import locked, write_atomically
+from rjem_cli.files import locked, write_json
 from rjem_cli.paths import checkpoints_in, judges_dir
 
 VERSION = 1  # of the recipe below
@@ -98,7 +98,7 @@ def train_judge(splits: Splits, runtime: Runtime, on_progress: OnProgress = noop
         checkpoint = load_checkpoint(path, runtime.device)
         test_accuracy = accuracy(runtime.frozen(checkpoint.model), splits.test, runtime.device).to_dict()
         document = {"rjem": VERSION, "data": splits.name, "test_accuracy": test_accuracy}
-        write_atomically(folder / "judge.json", json.dumps(document, indent=2).encode())
+        write_json(folder / "judge.json", document)
         return Judge(checkpoint, test_accuracy)
 
 

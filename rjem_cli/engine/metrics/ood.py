@@ -10,7 +10,7 @@ from torch import Tensor
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import ImageSet
-from rjem_cli.engine.gradients import Logits, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.energy import energy
 
 SCORES = {"log_p": "-E(x)", "max_p": "max p(y|x)", "gradient": "-|dE/dx|"}  # name: formula
@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
     gradient_norm: Tensor
 
     def scores(self) -> dict[str, Tensor]:
-        """SCORES (N,), larger for images that look familiar: log p(x) up to a constant, the largest p(y|x) (as log
+        """SCORES (N,), higher for in-distribution images: log p(x) up to a constant, the largest p(y|x) (as log
         odds), and -|dE/dx|, the approximate mass (Grathwohl et al. 2020, section 5.3)."""
         return {"log_p": -self.energy, "max_p": log_odds(self.logits), "gradient": -self.gradient_norm}
 
@@ -38,17 +38,17 @@ def log_odds(logits_NK: Tensor) -> Tensor:
 
 
 def compute_outputs(
-    logits_of: Logits,
+    logits_fn: LogitsFn,
     x_NCHW: Tensor,
     device: torch.device,
     batches: BatchSizer,
     on_progress: Callable[[int], None] = noop,
 ) -> Outputs:
-    """One forward and backward pass over images in [-1, 1]. `logits_of` must be frozen. `on_progress` gets the number
+    """One forward and backward pass over images in [-1, 1]. `logits_fn` must be frozen. `on_progress` gets the number
     of images done."""
 
     def compute(x_BCHW: Tensor) -> Outputs:
-        logits_BK, energy_B, gradient = value_and_grad(logits_of, energy, x_BCHW.to(device))
+        logits_BK, energy_B, gradient = value_and_grad(logits_fn, energy, x_BCHW.to(device))
         return Outputs(logits_BK, energy_B, gradient.flatten(1).norm(dim=1))
 
     parts, done = [], 0

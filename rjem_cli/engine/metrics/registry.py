@@ -29,7 +29,8 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """`compute` returns scores under the names of Inception's features. `unavailable_reason` says why the inputs do not
+    """`compute` returns scores under their Inception names (`fid`), which `score_name` changes for other features
+    (`fd_judge`). `unavailable_reason` says why the inputs do not
     allow this metric, or is None. `settings` go into the protocol."""
 
     scores: dict[str, Score]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rjem_cli import __version__
 from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.errors import ConfigError, DataError, RequirementError, did_you_mean
-from rjem_cli.files import append_line, clear_output_folder, lock_output_folder, write_atomically
+from rjem_cli.files import append_line, clear_output_folder, lock_output_folder, write_atomically, write_json
 from rjem_cli.paths import expand, results_file
 
 OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
@@ -115,8 +115,7 @@ class ResultsWriter:
                 clear_output_folder(self.folder, OUR_NAMES)
                 for name, draw in figures.items():
                     write_atomically(self.folder / name, draw())
-                document_bytes = json.dumps(document, indent=2, allow_nan=False).encode()
-                write_atomically(self.folder / "eval.json", document_bytes)
+                write_json(self.folder / "eval.json", document)
         finally:
             show()
 

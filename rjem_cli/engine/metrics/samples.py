@@ -62,13 +62,14 @@ class SampleScores:
 
 def score_samples(
     config: EvalConfig, samples: ImageCollection, log: Log = noop, on_progress: OnProgress = noop
-) -> dict[str, Any]:
-    """The scores of `samples` by name, with the protocol and notes, as `rjem eval --json` prints them. `on_progress`
-    may raise to stop. Raises ConfigError, AbsentError or DataError."""
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """(scores by name, the same with their protocol and notes as `rjem eval --json` prints them). `on_progress` may
+    raise to stop. Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
     check_options(config)
     job = prepare_evaluation(plan_evaluation(config, samples), log, on_progress)
-    return describe_sample_scores(job, evaluate_samples(job, on_progress), time.perf_counter() - start)
+    result = evaluate_samples(job, on_progress)
+    return result.scores, describe_sample_scores(job, result, time.perf_counter() - start)
 
 
 # --- plan ---
@@ -84,8 +85,8 @@ def check_options(config: EvalConfig) -> None:
 
 def read_samples(locations: Sequence[str], stdin: Callable[[], BinaryIO]) -> ImageCollection:
     """One set of samples, from one or several locations: a folder or file, `-` for a tar on stdin, or part of a
-    built-in data set such as `digits:test`, whose scores are what samples can hope for. Raises ConfigError, AbsentError
-    or DataError."""
+    built-in data set such as `digits:test`, whose scores are a bound for those of samples. Raises ConfigError,
+    AbsentError or DataError."""
     if len(locations) > 1 and (builtin := next(filter(is_builtin, locations), None)):
         raise ConfigError(f"{builtin} is a complete set; several locations must be parts of one set of samples")
     parts = []

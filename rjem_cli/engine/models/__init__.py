@@ -1,1 +1,1 @@
-"""Networks, energies, the class prior, checkpoints."""
+"""Networks, energies, the Gaussians that chains start from, checkpoints."""

@@ -1,7 +1,7 @@
 """Checkpoints: the averaged network with its config in one safetensors file, and beside it the state to resume from.
 
 step-00000600.safetensors        samples and is tested; share this one
-step-00000600.state.safetensors  live weights, momentum, averages, replay buffer
+step-00000600.state.safetensors  live weights, optimizer state, EMA, replay buffer
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
-from rjem_cli.errors import AbsentError, DataError, RjemError
+from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
 from rjem_cli.files import explained
 from rjem_cli.paths import find_run_dir, trained_checkpoints_in
 
@@ -180,8 +180,8 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
 
 
 def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> WideResNet:
-    """Build the network without memory first, so that no description can take more than its file has. Raises
-    RuntimeError or ValueError for tensors of another network."""
+    """Build the network on the meta device first, so that a forged description cannot allocate more memory than the
+    tensors of the file. Raises RuntimeError or ValueError for tensors of another network."""
     if info.config.depth > 6 * len(tensors) + 4:
         raise ValueError(f"depth {info.config.depth} with {len(tensors)} tensors")
     with torch.device("meta"):
@@ -210,8 +210,7 @@ def parse_info(path: Path, description: Description) -> CheckpointInfo:
 
 
 def invalid_description(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())[:200]
-    return DataError(f"{path} does not match its own description ({reason}); use another checkpoint")
+    return DataError(f"cannot load {path}: its description is invalid ({summarize(error)}); use another checkpoint")
 
 
 def state_path(checkpoint: Path) -> Path:

@@ -16,7 +16,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from rjem_cli.engine.models.tensor_file import digest
-from rjem_cli.errors import AbsentError, ConfigError, DataError, is_out_of_memory
+from rjem_cli.errors import AbsentError, ConfigError, DataError, is_out_of_memory, summarize
 
 PROBES = 4  # images whose logits identify a network
 
@@ -113,7 +113,7 @@ def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torc
     except Exception as error:  # whatever the user's code raises
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:160]
+        reason = summarize(error)
         raise DataError(f"--model {name} fails on images {info.image_shape} of {info.data_name} ({reason})") from None
     if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         actual = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

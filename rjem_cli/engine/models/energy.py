@@ -1,4 +1,4 @@
-"""A classifier read as an energy-based model (Grathwohl et al. 2019).
+"""A classifier read as an energy-based model (Grathwohl et al. 2020).
 
 Shapes: B batch, K classes. Energies are unbounded; low means likely.
 """

@@ -1,4 +1,4 @@
-"""The network that chains and attacks see: fixed parameters and fixed BatchNorm statistics.
+"""A copy of the network for gradients with respect to images: parameters and BatchNorm statistics are fixed.
 
 With fixed statistics a sample depends on its own seed only, never on the other images of its batch. BatchNorm is then
 an affine map per channel. The one after a convolution becomes part of it, the others a scale and a shift. That takes

@@ -1,4 +1,4 @@
-"""The start of every chain: one Gaussian per class, fitted to the training images in [-1, 1] (JEM++'s informative
+"""The default start of chains: one Gaussian per class, fitted to the training images in [-1, 1] (JEM++'s informative
 initialisation).
 
 D = C*H*W is the length of an image, K the number of classes, n_y the number of training images of class y, and
@@ -36,7 +36,7 @@ class ClassGaussianPrior:
     @property
     def normals_per_sample(self) -> int:
         """How many standard normal numbers `sample` needs for each image."""
-        return self.mean_KD.shape[1] + max(low_rank(factor) for factor in self.factors)
+        return self.mean_KD.shape[1] + max(data_rank(factor) for factor in self.factors)
 
     def sample(self, labels_B: Tensor, normals_BN: Tensor) -> Tensor:
         """Images (B, C, H, W), clamped to [-1, 1]. One matrix product per class. No device sync if the labels are on
@@ -46,11 +46,11 @@ class ClassGaussianPrior:
         for label in torch.unique(labels_B).tolist():
             rows = (labels_B == label).nonzero().squeeze(1).to(device, non_blocking=True)
             normals, factor = normals_BN[rows], self.factors[label]
-            if rank := low_rank(factor):
-                flat_BD[rows] += product(normals[:, dimensions : dimensions + rank], factor.T)
+            if rank := data_rank(factor):
+                flat_BD[rows] += reproducible_matmul(normals[:, dimensions : dimensions + rank], factor.T)
                 flat_BD[rows] += JITTER**0.5 * normals[:, :dimensions]
             else:
-                flat_BD[rows] += product(normals[:, :dimensions], factor.T)
+                flat_BD[rows] += reproducible_matmul(normals[:, :dimensions], factor.T)
         return flat_BD.clamp_(-1, 1).view(-1, *self.image_shape)
 
     def to(self, device: torch.device) -> "ClassGaussianPrior":
@@ -58,12 +58,12 @@ class ClassGaussianPrior:
         return ClassGaussianPrior(self.mean_KD.to(device), factors, self.image_shape)
 
 
-def low_rank(factor: Tensor) -> int:
+def data_rank(factor: Tensor) -> int:
     """Columns of a factor that is centred data; 0 for a Cholesky factor, whose draws include the jitter."""
     return factor.shape[1] if factor.shape[1] < factor.shape[0] else 0
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def reproducible_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in float32. The order of a CPU's sums depends on the number of threads, so it computes in float64: a sample
     has the same bytes with any number."""
     return (a.double() @ b.double()).float() if a.device.type == "cpu" else a @ b

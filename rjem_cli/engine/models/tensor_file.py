@@ -30,8 +30,8 @@ def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes,
     """(the file, the sha256 of its tensors and description). Equal arguments give equal files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sha256 = digest(tensors, description)
-    seal = {"sha256": sha256, "description_sha256": digest({}, description), "description": description}
-    return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(seal)}), sha256
+    header = {"sha256": sha256, "description_sha256": digest({}, description), "description": description}
+    return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(header)}), sha256
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> str:
@@ -45,36 +45,36 @@ def read_tensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tenso
     """(tensors on the host, description). Raises AbsentError for a missing file. Raises DataError for a file that is
     damaged, that rjem did not write, or that has another sha256."""
     with open_tensors(path) as file:
-        seal = read_seal(file, path, sha256)
+        header = read_header(file, path, sha256)
         # copies: safetensors returns views of the file, which another process may change
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if seal["sha256"] != digest(tensors, seal["description"]):
+    if header["sha256"] != digest(tensors, header["description"]):
         raise DataError(f"{path} is damaged: its content does not match its sha256; use another checkpoint")
-    return tensors, seal["description"]
+    return tensors, header["description"]
 
 
 def read_description(path: Path, sha256: str | None = None) -> Description:
     """Read and check the description. Compares the file's stored sha256 with `sha256`, but not with the tensors. Raises
     as `read_tensors` does."""
     with open_tensors(path) as file:
-        return read_seal(file, path, sha256)["description"]  # type: ignore[no-any-return]
+        return read_header(file, path, sha256)["description"]  # type: ignore[no-any-return]
 
 
-def read_seal(file: Any, path: Path, sha256: str | None) -> dict[str, Any]:
+def read_header(file: Any, path: Path, sha256: str | None) -> dict[str, Any]:
     """{sha256, description_sha256, description}, with a checked description."""
     metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise DataError(f"{path} is a safetensors file, but not an rjem checkpoint; give one that rjem train wrote")
-    seal = None
+    header = None
     with contextlib.suppress(ValueError, RecursionError):
-        seal = json.loads(metadata[METADATA_KEY])
-    if not isinstance(seal, dict) or not isinstance(seal.get("description"), dict) or "sha256" not in seal:
+        header = json.loads(metadata[METADATA_KEY])
+    if not isinstance(header, dict) or not isinstance(header.get("description"), dict) or "sha256" not in header:
         raise DataError(f"{path} has a description that rjem cannot read; use another checkpoint")
-    if seal.get("description_sha256") != digest({}, seal["description"]):
+    if header.get("description_sha256") != digest({}, header["description"]):
         raise DataError(f"{path} is damaged: its description does not match its sha256; use another checkpoint")
-    if sha256 not in (None, seal["sha256"]):
+    if sha256 not in (None, header["sha256"]):
         raise DataError(f"{path} belongs to another checkpoint")
-    return seal
+    return header
 
 
 def digest(tensors: dict[str, Tensor], description: Description) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from rjem_cli.engine.sampling.pipeline import build_chain
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.sgld import ChainState
 from rjem_cli.errors import ConfigError
-from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, write_atomically
+from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, write_atomically, write_json
 
 FILMED_CHAINS = 64  # chains whose images are recorded
 BOX_SLACK = 1e-6
@@ -112,7 +111,7 @@ def run_block(
     """Run B chains at once. Returns, on the host, the values of `compute_stats` for each state (B, S + 1, 5), frames of
     chains below FILMED_CHAINS, uint8 (b, F, C, H, W), and final images, uint8 (B, C, H, W). The host waits for the
     device only when an image is recorded."""
-    plan, device, logits_of = job.request.plan, job.setup.model.device, job.setup.model.logits_of
+    plan, device, logits_fn = job.request.plan, job.setup.model.device, job.setup.model.logits_fn
     labels_B, seeds_B = job.request.labels(index_B), (job.request.seed + index_B).to(device)
     device_labels_B, filmed = labels_B.to(device), max(0, FILMED_CHAINS - int(index_B[0]))
     stats, frames = [], []
@@ -128,15 +127,15 @@ def run_block(
         record_state(state.step, state.x, state.logits_BK)
         on_step(state.step)
 
-    x = (job.start.sampler >> build_chain(plan, logits_of, clamp=clamp, callback=callback))(labels_B, seeds_B)
+    x = (job.start.sampler >> build_chain(plan, logits_fn, clamp=clamp, callback=callback))(labels_B, seeds_B)
     with torch.no_grad():
-        record_state(plan.sgld_steps, x, logits_of(x))
+        record_state(plan.sgld_steps, x, logits_fn(x))
     return torch.stack(stats, dim=1).cpu(), torch.stack(frames, dim=1), to_pixels(x).cpu()
 
 
 def compute_stats(x: Tensor, energy_B: Tensor, joint_energy_B: Tensor) -> Tensor:
-    """float (B, 5) for each chain: E(x), E(x, y), the share of components at or beyond the walls of the box, whether
-    one is outside, and whether a value is not finite."""
+    """float (B, 5) for each chain: E(x), E(x, y), the share of components at or beyond -1 and 1, whether one is
+    outside the box, and whether a value is not finite."""
     size = x.flatten(1).abs()
     finite_B = size.isfinite().all(dim=1) & energy_B.isfinite() & joint_energy_B.isfinite()
     saturation_B, outside_B = (size >= 1).float().mean(dim=1), (size > 1 + BOX_SLACK).any(dim=1)
@@ -232,7 +231,7 @@ def open_chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> I
             if not overwrite and not is_unfinished:
                 raise ConfigError(f"-o {folder} already holds chains; add --overwrite, or give another folder")
             clear_output_folder(folder, FOLDER_FILES)
-        write_atomically(folder / "chains.json", json.dumps({**meta, "complete": False}, indent=1).encode())
+        write_json(folder / "chains.json", {**meta, "complete": False})
         yield
 
 
@@ -246,5 +245,5 @@ def write_chains(folder: Path, chains: Chains, meta: dict[str, Any]) -> dict[str
     write_atomically(folder / "chains.gif", draw_animation(chains.frames, chains.frame_steps))
     write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *chains.rows]))
     write_images(folder, [row[0] for row in chains.rows], chains.final)
-    write_atomically(folder / "chains.json", json.dumps(document, indent=1).encode())
+    write_json(folder / "chains.json", document)
     return document

@@ -18,7 +18,7 @@ from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_pixels
 from rjem_cli.engine.data.png import contact_sheet, side_by_side
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import start_runtime
@@ -63,7 +63,7 @@ class SampleSetup:
         differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
         given, model = self.config.block_size, self.model
         sizer = BatchSizer(self.request.block_size, log if given is None else noop)
-        size = find_batch_size(model.logits_of, model.image_shape, sizer, model.device)
+        size = find_batch_size(model.logits_fn, model.image_shape, sizer, model.device)
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
         return replace(self, request=replace(self.request, block_size=size))
@@ -71,7 +71,7 @@ class SampleSetup:
     def estimate_seconds(self) -> float:
         """The time of all gradient steps, from the time of a few."""
         model = self.model
-        seconds = time_pass(model.logits_of, model.image_shape, self.request.block_size, model.device)
+        seconds = time_pass(model.logits_fn, model.image_shape, self.request.block_size, model.device)
         return self.request.block_count * self.request.plan.gradient_steps * seconds
 
     def load_start(self) -> "SampleJob":
@@ -79,7 +79,7 @@ class SampleSetup:
         config, request, model = self.config, self.request, self.model
         start = load_start(config.init, model.checkpoint, config.data, config.seed, model.runtime)
         if start.user_pixels is not None and config.classes == "all":  # chain i keeps the class of image i
-            classes = predict_classes(model.logits_of, start.user_pixels, model.device)
+            classes = predict_classes(model.logits_fn, start.user_pixels, model.device)
             request = replace(request, classes=classes)
         meta = describe_request(request, model, config.init, start.sha256)
         return SampleJob(replace(self, request=request), start, meta)
@@ -99,7 +99,7 @@ class SampleJob:
 
     @property
     def sampler(self) -> Sampler:
-        return build_sampler(self.request.plan, self.start.sampler, self.setup.model.logits_of)
+        return build_sampler(self.request.plan, self.start.sampler, self.setup.model.logits_fn)
 
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
         """The requested samples without the first `skip`. The host waits for the device once per block. Raises
@@ -154,7 +154,7 @@ def generate(
 
 
 def preview(
-    logits_of: Logits,
+    logits_fn: LogitsFn,
     prior: ClassGaussianPrior,
     plans: Sequence[SamplePlan],
     per_class: int,
@@ -169,7 +169,7 @@ def preview(
         nonlocal done
         on_progress(done, total)
         done += 1
-        return logits_of(x)
+        return logits_fn(x)
 
     labels = torch.arange(min(len(prior.mean_KD), PREVIEW_CLASSES)).repeat_interleave(per_class)
     seeds = (seed + torch.arange(len(labels))).to(device)

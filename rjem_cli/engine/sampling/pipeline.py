@@ -23,7 +23,7 @@ from torch import Tensor
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, START_STREAM, standard_normal, uniform
@@ -105,12 +105,12 @@ def image_start(pixels: Tensor, first_seed: int) -> Sampler:
 # --- stages ---
 
 
-def targeted_pgd(logits_of: Logits, *, eps: float, steps: int, norm: str = "linf") -> Sampler:
-    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. `logits_of` must be frozen."""
+def targeted_pgd(logits_fn: LogitsFn, *, eps: float, steps: int, norm: str = "linf") -> Sampler:
+    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. `logits_fn` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         targets_B = labels_B.to(x.device, non_blocking=True)
-        return pgd(logits_of, x, targets_B, eps=eps, steps=steps, norm=norm, targeted=True)
+        return pgd(logits_fn, x, targets_B, eps=eps, steps=steps, norm=norm, targeted=True)
 
     return Sampler((stage,))
 
@@ -121,19 +121,19 @@ def contrast(scale: float) -> Sampler:
 
 
 def langevin(
-    logits_of: Logits, *, steps: int, step_size: float = 1.0, conditional: bool = True, **options: Any
+    logits_fn: LogitsFn, *, steps: int, step_size: float = 1.0, conditional: bool = True, **options: Any
 ) -> Sampler:
     """SGLD on E(x, y), or on E(x) if not `conditional`; `options` as in `sgld`. The noise of row i depends on its seed
-    and the step only. `logits_of` must be frozen."""
+    and the step only. `logits_fn` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         labels_on_device = labels_B.to(x.device, non_blocking=True)
         return sgld(
-            logits_of,
+            logits_fn,
             x,
             steps=steps,
             step_size=step_size,
-            energy_of=partial(joint_energy, labels_B=labels_on_device) if conditional else energy,
+            energy_fn=partial(joint_energy, labels_B=labels_on_device) if conditional else energy,
             noise=lambda step, x: standard_normal(seeds_B, tuple(x.shape[1:]), CHAIN_STREAM, step),
             **options,
         )
@@ -191,22 +191,22 @@ class SamplePlan:
         return self.attack_steps * self.has_attack + self.sgld_steps * self.has_chain
 
 
-def build_sampler(plan: SamplePlan, start: Sampler, logits_of: Logits) -> Sampler:
-    """The plan's stages after `start`. `logits_of` must be frozen."""
+def build_sampler(plan: SamplePlan, start: Sampler, logits_fn: LogitsFn) -> Sampler:
+    """The plan's stages after `start`. `logits_fn` must be frozen."""
     sampler = start
     if plan.has_attack:
-        sampler >>= targeted_pgd(logits_of, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm)
+        sampler >>= targeted_pgd(logits_fn, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm)
     if plan.mode == "combined":
         sampler >>= contrast(plan.contrast)
     if plan.has_chain:
-        sampler >>= build_chain(plan, logits_of)
+        sampler >>= build_chain(plan, logits_fn)
     return sampler
 
 
-def build_chain(plan: SamplePlan, logits_of: Logits, **options: Any) -> Sampler:
+def build_chain(plan: SamplePlan, logits_fn: LogitsFn, **options: Any) -> Sampler:
     """The plan's Langevin stage alone; `options` as in `sgld`, such as a callback."""
     return langevin(
-        logits_of,
+        logits_fn,
         steps=plan.sgld_steps,
         step_size=plan.sgld_step_size,
         conditional=plan.conditional,

@@ -124,7 +124,7 @@ def describe_request(request: SampleRequest, model: Model, init: str, init_sha25
         "classes": [request.class_names[label] for label in request.classes],
         "seed": request.seed,
         "block_size": request.block_size,
-        "device_kind": model.runtime.arithmetic,
+        "arithmetic": model.runtime.arithmetic,
         **({"shard": f"{index}/{shards}", "count": request.count} if shards > 1 else {}),
     }
     return {

@@ -3,8 +3,8 @@
     x <- clamp(x - step * clip(dE/dx, -c, c) + noise)
 
 JEM++ runs m outer steps of n inner ones and takes the inner gradient through the first layer alone. That layer is
-affine, so the inner gradient is constant, and n inner steps of size h with clip and clamp are exactly one step of
-n * h. So `inner_steps` costs nothing.
+affine, so the inner gradient is constant, and n inner steps of size h with clip and clamp equal one step of n * h. So
+one network pass per outer step is enough.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rjem_cli.engine.gradients import Logits, Objective, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, Objective, value_and_grad
 from rjem_cli.engine.models.energy import energy
 
 NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal draws like x
@@ -44,12 +44,12 @@ def sgld_step(
 
 
 def sgld(
-    logits_of: Logits,
+    logits_fn: LogitsFn,
     x: Tensor,
     *,
     steps: int,
     step_size: float,
-    energy_of: Objective = energy,
+    energy_fn: Objective = energy,
     grad_clip: float | None = 1.0,
     noise_std: float = 0.0,
     noise: NoiseFunction | None = None,
@@ -59,14 +59,15 @@ def sgld(
 ) -> Tensor:
     """Run `steps` outer steps from x (B, C, H, W) in [-1, 1]. Returns the last state.
 
-    `energy_of` maps logits (B, K) to energies (B,). `step_size` is per outer step, in model units. The chain follows
-    E / temperature: small steps, noise_std^2 = 2 * step_size and no clip sample p(x)^(1 / temperature). One network
-    pass per step; no host sync of its own. Raises ValueError for `noise_std` > 0 without `noise`.
+    `energy_fn` maps logits (B, K) to energies (B,). `step_size` is per outer step, in model units. The chain follows E
+    / temperature: it samples p(x)^(1 / temperature) in the limit of small steps if noise_std^2 = 2 * step_size and
+    `grad_clip` is None. One network pass per step; never waits for the device by itself. Raises ValueError for
+    `noise_std` > 0 without `noise`.
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")
     for step in range(steps):
-        logits_BK, energy_B, gradient = value_and_grad(logits_of, energy_of, x)
+        logits_BK, energy_B, gradient = value_and_grad(logits_fn, energy_fn, x)
         if callback is not None:
             callback(ChainState(step, x, logits_BK, energy_B, gradient))
         draws = noise_std * noise(step, x) if noise_std > 0 and noise is not None else None

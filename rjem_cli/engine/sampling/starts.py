@@ -9,7 +9,7 @@ from rjem_cli.config.common import STARTS
 from rjem_cli.engine.data.collection import read_images
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, state_path
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior, read_cached_prior
 from rjem_cli.engine.models.tensor_file import read_tensors
@@ -18,7 +18,7 @@ from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start,
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, priors_dir
 
-READ_BATCH = 250
+PREDICT_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, r
     return Start(image_start(move(pixels), seed), pixels_digest(pixels), pixels)
 
 
-def predict_classes(logits_of: Logits, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
+def predict_classes(logits_fn: LogitsFn, pixels: Tensor, device: torch.device) -> tuple[int, ...]:
     """The class that the network predicts for each image, uint8 (N, C, H, W)."""
     with torch.no_grad():
-        classes = [logits_of(to_model(part.to(device))).argmax(dim=1) for part in torch.split(pixels, READ_BATCH)]
+        classes = [logits_fn(to_model(part.to(device))).argmax(dim=1) for part in torch.split(pixels, PREDICT_BATCH)]
     return tuple(torch.cat(classes).tolist())
 
 

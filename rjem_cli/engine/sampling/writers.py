@@ -203,8 +203,7 @@ class FolderWriter(SampleWriter):
         self.write_meta(complete=True)
 
     def write_meta(self, complete: bool) -> None:
-        document = {**self.job.meta, "complete": complete}
-        files.write_atomically(self.folder / "meta.json", json.dumps(document, indent=2).encode())
+        files.write_json(self.folder / "meta.json", {**self.job.meta, "complete": complete})
 
 
 # --- one file ---

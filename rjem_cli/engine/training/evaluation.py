@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.fields import format_epsilon
+from rjem_cli.engine.accuracy import Accuracy, accuracy, evenly_spaced
 from rjem_cli.engine.attacks.robustness import AttackPlan, AttackSetup, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import Splits, spread_indices, to_model
 from rjem_cli.engine.data.png import png_bytes
 from rjem_cli.engine.gradients import value_and_grad
-from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy, evenly_spaced
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.engine.sampling.generate import preview
@@ -38,7 +38,7 @@ def compute_energies(trainer: Trainer) -> tuple[dict[str, float], dict[str, Tens
     if trainer.buffer is None:
         return {}, {}
     frozen = trainer.frozen.refresh(trainer.model)
-    _, data_B, gradient = value_and_grad(frozen, energy, to_model(trainer.watched.pixels))
+    _, data_B, gradient = value_and_grad(frozen, energy, to_model(trainer.monitor_images.pixels))
     with torch.no_grad():
         chains_B = energy(frozen(trainer.buffer.images[: trainer.batch_size]))
     energies = {"data": data_B.cpu(), "chains": chains_B.cpu()}

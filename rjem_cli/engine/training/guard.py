@@ -1,6 +1,6 @@
 """When training counts as diverged.
 
-JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all chains end at the walls of the box. Each
+JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all values of the chains end at -1 or 1. Each
 step is checked before the weights change. Running means are checked with each line of metrics and before each
 checkpoint.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rjem_cli.config.training import TrainConfig
 
-WALL = 0.99  # of [-1, 1]
+SATURATED = 0.99  # absolute value of a component
 
 
 class Divergence(Exception):
@@ -23,7 +23,7 @@ class Divergence(Exception):
 @dataclass
 class Guard:
     """`count` divergences of the run so far; each halves the learning rate for the rest of the run. `data_saturation`:
-    share of the training images' values at a wall."""
+    share of the training images' values at -1 or 1."""
 
     config: TrainConfig
     num_classes: int
@@ -31,13 +31,13 @@ class Guard:
     count: int = 0
 
     @property
-    def rate_scale(self) -> float:
+    def lr_scale(self) -> float:
         return 0.5**self.count
 
     @property
     def limits(self) -> dict[str, float]:
-        """The largest absolute value of each watched metric. A network with a constant output has a cross-entropy of
-        ln K at most. Chains may end at the walls if the images are there."""
+        """The largest absolute value of each of these metrics. A network with a constant output has a cross-entropy of
+        ln K at most. Chains may saturate if the images do."""
         config = self.config
         max_cross_entropy = config.max_cross_entropy * math.log(max(2, self.num_classes))
         return {
@@ -68,5 +68,5 @@ def check_finite(values: dict[str, float], hint: str = "") -> None:
 
 
 def saturation(x: Tensor) -> Tensor:
-    """Share of the values at a wall of the box."""
-    return (x.abs() > WALL).float().mean()
+    """Share of the values at -1 or 1, the limits of the box."""
+    return (x.abs() > SATURATED).float().mean()

@@ -14,7 +14,7 @@ from rjem_cli.engine.figures import OKABE_ITO, Curve, Panel, panels_of_curves
 from rjem_cli.files import append_text, explained, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
-EVENT_KEYS = {"step", "event", "at", "what", "rate_scale"}
+EVENT_KEYS = {"step", "event", "diverged_at", "reason", "lr_scale"}
 PARTIAL = "partial"  # marks a line that was written because the run stopped between two regular lines
 Lines = list[dict[str, Any]]  # of metrics.jsonl
 MEASURES = (  # label, names in metrics.jsonl (the second is dashed), log scale
@@ -61,27 +61,30 @@ class MetricsLog:
         return {name: value / count for name, value in values.items()}
 
     def add_line(self, step: int, values: dict[str, float], partial: bool) -> None:
-        """A `partial` line is dropped if the run continues, and its sums go into the next regular line."""
+        """A `partial` line is written where a run stops between two regular lines. A resumed run removes it, and counts
+        its steps in the next regular line."""
         self.append({"step": step, **values, **({PARTIAL: True} if partial else {})})
         if not partial:
             self.sums = {}
 
-    def add_event(self, step: int, at: int, what: str, rate_scale: float | None) -> None:
-        """Training diverged after step `at` and returned to `step`; without a rate it ended there."""
-        self.append({"step": step, "event": "divergence", "at": at, "what": what, "rate_scale": rate_scale})
+    def add_event(self, step: int, diverged_at: int, reason: str, lr_scale: float | None) -> None:
+        """Training diverged after step `diverged_at` and returned to `step`; if `lr_scale` is None, it ended there."""
+        self.append(
+            {"step": step, "event": "divergence", "diverged_at": diverged_at, "reason": reason, "lr_scale": lr_scale}
+        )
 
     def append(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         self.pending.append(line)
 
-    def cut(self, step: int, *, keep_events: bool = False, keep_partial: bool = False) -> None:
+    def drop_after(self, step: int, *, keep_events: bool = False, keep_partial: bool = False) -> None:
         """Drop the lines of later steps, and partial lines unless `keep_partial`. Events that happened later are
         dropped too, unless `keep_events`. The next `flush` rewrites the file."""
         self.lines = [
             line
             for line in self.lines
             if (
-                keep_events or line["at"] <= step
+                keep_events or line["diverged_at"] <= step
                 if "event" in line
                 else line["step"] <= step and (keep_partial or PARTIAL not in line)
             )
@@ -114,12 +117,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             if isinstance(line, dict) and is_step(line.get("step")):
                 lines.append(line)
-    return [line for line in lines if "event" not in line or (line.keys() >= EVENT_KEYS and is_step(line["at"]))]
+    return [
+        line for line in lines if "event" not in line or (line.keys() >= EVENT_KEYS and is_step(line["diverged_at"]))
+    ]
 
 
 def events_in(lines: list[dict[str, Any]], step: int | None = None) -> list[dict[str, Any]]:
     """The divergences, up to a step."""
-    return [line for line in lines if "event" in line and (step is None or line["at"] <= step)]
+    return [line for line in lines if "event" in line and (step is None or line["diverged_at"] <= step)]
 
 
 def is_step(value: Any) -> bool:
@@ -162,7 +167,7 @@ def write_curves(run_dir: Path) -> Path | None:
     panels = build_panels([(lines, None)], with_loss=True)
     if not panels:
         return None
-    events = [(line["at"], OKABE_ITO[1]) for line in events_in(lines)]
+    events = [(line["diverged_at"], OKABE_ITO[1]) for line in events_in(lines)]
     path = run_dir / "curves.png"
     write_atomically(path, panels_of_curves(panels, events, run_dir.name))
     return path

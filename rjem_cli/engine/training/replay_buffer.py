@@ -1,4 +1,5 @@
-"""Persistent chains (Du & Mordatch 2019): a training step continues stored samples; some restart from the prior."""
+"""The replay buffer of persistent chains (Du & Mordatch 2019): a training step continues stored samples, and restarts a
+share `reinit_prob` of them from the prior."""
 
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class ReplayBuffer:
         return starts, indices
 
     def store(self, indices: Tensor, images: Tensor) -> None:
-        """Put the ends of chains (B, C, H, W) at `indices` (B,)."""
+        """Replace the images at `indices` (B,) by the final states of the chains, (B, C, H, W)."""
         self.images[indices] = images
 
     def reset(self, fraction: float, generator: torch.Generator) -> None:

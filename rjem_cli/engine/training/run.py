@@ -1,7 +1,6 @@
 """A run from its first step to its summary: start or resume, train, save, recover from divergence, evaluate."""
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from rjem_cli.engine.training.metrics_log import read_lines, write_curves
 from rjem_cli.engine.training.progress import TRAINING, Clock, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, PeerLostError, RjemError
-from rjem_cli.files import locked, write_atomically
+from rjem_cli.files import locked, write_atomically, write_json
 from rjem_cli.paths import checkpoint_path, checkpoints_in, parse_step
 
 SUMMARY_FILE = "summary.json"
@@ -85,13 +84,13 @@ class Run:
     def should_stop(self) -> bool:
         return self.distributed.any(self.callbacks.should_stop())
 
-    def write(self, action: Callable[[], object]) -> None:
+    def on_main(self, action: Callable[[], object]) -> None:
         """Call `action` in the main process, before any other continues. Raises RjemError."""
         if self.distributed.is_main:
             action()
         self.distributed.barrier()
 
-    def write_or_warn(self, action: Callable[[], object], remedy: str = "") -> None:
+    def on_main_or_warn(self, action: Callable[[], object], remedy: str = "") -> None:
         """Call `action` in the main process; training continues if it fails or is stopped."""
         if self.distributed.is_main:
             try:
@@ -109,15 +108,15 @@ class Run:
         Raises ConfigError or DataError for options, images or a state that do not fit, and RjemError if the folder
         cannot be written."""
         trainer, guard = self.trainer, self.trainer.guard
-        self.write(lambda: checkpointing.prepare_run_dir(self.run_dir))
+        self.on_main(lambda: checkpointing.prepare_run_dir(self.run_dir))
         if resume:
             self.check_same_run()
             self.restore()
             self.metrics.lines = read_lines(self.metrics.path)
         finished = trainer.step == trainer.steps
-        self.metrics.cut(trainer.step, keep_partial=finished)
-        self.write(self.metrics.flush)
-        self.write(self.write_config)
+        self.metrics.drop_after(trainer.step, keep_partial=finished)
+        self.on_main(self.metrics.flush)
+        self.on_main(self.write_config)
         if not resume:
             self.save(last=True)
         elif finished:
@@ -128,7 +127,7 @@ class Run:
             if read_info(checkpoint_path(self.run_dir, trainer.step)).config != strip_paths(trainer.config):
                 self.saved_step = None  # so that new options are not lost
         if guard.count:
-            self.callbacks.warn(f"the learning rate is {guard.rate_scale:g} of --lr after {guard.count} divergences")
+            self.callbacks.warn(f"the learning rate is {guard.lr_scale:g} of --lr after {guard.count} divergences")
         self.clock = Clock(trainer.step)
         self.callbacks.on_progress(TrainingProgress(TRAINING, trainer.step, trainer.steps))
 
@@ -165,7 +164,7 @@ class Run:
                 break
             if damage:
                 self.callbacks.warn(f"skipped: {damage}")
-            self.write(lambda path=path: checkpointing.quarantine(path, self.callbacks.warn))  # type: ignore[misc]
+            self.on_main(lambda path=path: checkpointing.quarantine(path, self.callbacks.warn))  # type: ignore[misc]
         try:
             self.trainer.load_state(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -193,7 +192,7 @@ class Run:
         except Divergence as event:
             self.callbacks.warn(f"stopped at step {trainer.step}, where training diverged: {event}")
             return checkpointing.latest_valid(self.run_dir, self.callbacks.warn)
-        self.write(self.metrics.flush)  # lines that could not be written before
+        self.on_main(self.metrics.flush)  # lines that could not be written before
         return checkpoint_path(self.run_dir, trainer.step)
 
     def log_and_save(self) -> None:
@@ -208,7 +207,7 @@ class Run:
             self.save(last)
         if step % config.sample_every == 0 and not last:
             path = self.run_dir / "samples" / f"step-{step:08d}.png"
-            self.write_or_warn(lambda: draw_samples(trainer, path, ("energy",), self.callbacks))
+            self.on_main_or_warn(lambda: draw_samples(trainer, path, ("energy",), self.callbacks))
 
     def log(self, validate: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Add a line of metrics. Returns its values, and E(x) (B,) of data and chains. Raises Divergence if a value is
@@ -239,7 +238,7 @@ class Run:
         return values, energies
 
     def flush_metrics(self) -> None:
-        self.write_or_warn(self.metrics.flush, ", and the line is written with the next one")
+        self.on_main_or_warn(self.metrics.flush, ", and the line is written with the next one")
 
     # --- save and recover ---
 
@@ -286,14 +285,14 @@ class Run:
         checkpointing.remove_old(self.run_dir, saved, config.keep_last, config.keep_best, every=config.checkpoint_every)
 
     def recover(self, event: Divergence) -> None:
-        """Return to the newest checkpoint, halve the learning rate and restart a share of the chains. If training did
-        not get beyond its last divergence, return to an older checkpoint than then. Raises DivergedError after
-        max_divergences such events of one call."""
+        """Return to the newest checkpoint, halve the learning rate and restart a share of the chains. If it diverged
+        again before it passed the step of its last divergence, return to an older checkpoint than that time. Raises
+        DivergedError after max_divergences such events of one call."""
         trainer, guard, limit = self.trainer, self.trainer.guard, self.trainer.config.max_divergences
         at, count = trainer.step, guard.count + 1  # the checkpoint may be older than an earlier divergence
         self.recoveries += 1
         if self.recoveries > limit:
-            self.metrics.add_event(at, at, str(event), rate_scale=None)
+            self.metrics.add_event(at, at, str(event), lr_scale=None)
             self.flush_metrics()
             lower = "" if trainer.config.max_grad_norm else ", or set --max-grad-norm"
             raise DivergedError(
@@ -303,18 +302,18 @@ class Run:
         latest = None
         if self.restored_step is not None and at <= self.diverged_at:
             latest = self.restored_step - 1
-        elif self.saved_step == self.restored_step:
+        elif self.saved_step == self.restored_step:  # newer files are of the steps that diverged
             latest = self.restored_step
         self.restore(latest)
         self.restored_step, self.diverged_at, guard.count = trainer.step, max(at, self.diverged_at), count
         if trainer.buffer is not None:
             trainer.buffer.reset(trainer.config.buffer_reset_fraction, trainer.generator(f"redraw {count}"))
         self.clock = Clock(trainer.step)
-        self.metrics.cut(trainer.step, keep_events=True)
-        self.metrics.add_event(trainer.step, at, str(event), guard.rate_scale)
+        self.metrics.drop_after(trainer.step, keep_events=True)
+        self.metrics.add_event(trainer.step, at, str(event), guard.lr_scale)
         self.flush_metrics()
         self.callbacks.warn(
-            f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.rate_scale:g} of the learning "
+            f"diverged at step {at}: {event}; back to step {trainer.step} with {guard.lr_scale:g} of the learning "
             f"rate ({self.recoveries} of {limit})"
         )
 
@@ -325,7 +324,7 @@ class Run:
         be written."""
         trainer = self.trainer
         summary = summarize(trainer, self.callbacks)
-        write_atomically(self.run_dir / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
+        write_json(self.run_dir / SUMMARY_FILE, summary)
         grid = self.run_dir / "samples" / "grid.png"
         draw_samples(trainer, grid, SAMPLE_MODES, self.callbacks)
         return RunResult(checkpoint, True, trainer.step, trainer.steps, summary, grid)

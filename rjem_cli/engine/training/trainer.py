@@ -1,8 +1,8 @@
-"""The state of a run and one training step: images -> x_adv and x_q -> objective -> optimizer step -> EMA.
+"""The state of a run and one training step: batch -> PGD (x_adv) and SGLD (x_q) -> loss -> optimizer step -> EMA.
 
 Every random draw comes from a generator seeded by (run seed, purpose, step), so a resumed run draws what an
-uninterrupted one would, and no random state is saved. The host reads the device once per step, for the guard, and when
-it logs, saves or draws samples.
+uninterrupted one would, and no random state is saved. The host waits for the device once per step, for the check for
+divergence, and when it logs, saves or draws samples.
 """
 
 import math
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.accuracy import evenly_spaced
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.distributed import SINGLE, Distributed
-from rjem_cli.engine.gradients import Logits
-from rjem_cli.engine.metrics.accuracy import evenly_spaced
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
@@ -31,8 +31,8 @@ from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import sgld
 from rjem_cli.engine.training.guard import Guard, saturation
+from rjem_cli.engine.training.loss import robust_jem_loss
 from rjem_cli.engine.training.metrics_log import METRICS_FILE, MetricsLog
-from rjem_cli.engine.training.objective import robust_jem_loss
 from rjem_cli.engine.training.optimizer import (
     build_ema,
     build_optimizer,
@@ -55,19 +55,19 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-class LossPass(nn.Module):
-    """The pass whose gradients train the network: several batches of images x (B, C, H, W) -> the logits (B, K) of
-    each. If `joint`, all go through in one pass with common BatchNorm statistics and must have one size; else one by
-    one, as in JEM++."""
+class TrainingForward(nn.Module):
+    """The forward pass in training mode: several batches of images x (B, C, H, W) -> the logits (B, K) of each. If
+    `joint`, all go through at once with common BatchNorm statistics and must have one size; else one by one, as in
+    JEM++."""
 
-    def __init__(self, model: nn.Module, logits_of: Logits, joint: bool):
+    def __init__(self, model: nn.Module, logits_fn: LogitsFn, joint: bool):
         super().__init__()
-        self.model, self.logits_of, self.joint = model, logits_of, joint
+        self.model, self.logits_fn, self.joint = model, logits_fn, joint
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         if self.joint:
-            return list(self.logits_of(torch.cat(inputs)).chunk(len(inputs)))
-        return [self.logits_of(x) for x in inputs]
+            return list(self.logits_fn(torch.cat(inputs)).chunk(len(inputs)))
+        return [self.logits_fn(x) for x in inputs]
 
 
 class Trainer:
@@ -90,17 +90,19 @@ class Trainer:
         self.images = splits.train.to(runtime.storage_device(splits.train.pixels.nbytes))
         self.batch_size = min(config.batch_size, len(self.images))
         self.check_options()
-        self.watched = evenly_spaced(self.images, self.batch_size).to(runtime.device)  # for energies, gradient norms
+        self.monitor_images = evenly_spaced(self.images, self.batch_size).to(
+            runtime.device
+        )  # for energies, gradient norms
         self.steps = total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(runtime.device)
         self.ema = build_ema(self.model, config.ema_decay)
         self.frozen = runtime.frozen(self.model)
-        self.loss_pass = self.build_loss_pass()
+        self.training_forward = self.build_training_forward()
         self.optimizer = build_optimizer(self.model, config)
         self.buffer = self.new_buffer() if config.px_weight else None
-        data_saturation = saturation(to_model(self.watched.pixels)).item()
+        data_saturation = saturation(to_model(self.monitor_images.pixels)).item()
         self.guard = Guard(config, len(splits.class_names), data_saturation)
         self.metrics = MetricsLog(run_dir / METRICS_FILE)
 
@@ -128,18 +130,18 @@ class Trainer:
         config = self.config
         return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, self.generator("buffer"))
 
-    def build_loss_pass(self) -> nn.Module:
+    def build_training_forward(self) -> nn.Module:
         """With several processes, gradients are averaged over them."""
         joint = self.config.bn_statistics == "joint"
         if self.distributed.world_size == 1:
-            return LossPass(self.model, self.runtime.logits(self.model), joint)
+            return TrainingForward(self.model, self.runtime.logits(self.model), joint)
         model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer PyTorch renames broadcast_buffers
             # statistics of the whole batch are the same in each process already
             return DistributedDataParallel(
-                LossPass(model, self.runtime.logits(model), joint), devices, broadcast_buffers=False
+                TrainingForward(model, self.runtime.logits(model), joint), devices, broadcast_buffers=False
             )
 
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
@@ -162,10 +164,14 @@ class Trainer:
             step_size=config.pgd_step_size,
             norm=config.norm,
         )
-        x_q = None if self.buffer is None else self.sample_negatives(frozen, self.buffer)
-        inputs = [x_adv] if x_q is None else [x_adv, batch.x_energy, x_q]
-        logits_adv, *others = self.loss_pass.train()(*inputs)
-        energies = (energy(others[0]), energy(others[1])) if others else None
+        self.training_forward.train()
+        if self.buffer is None:
+            x_q = energies = None
+            (logits_adv,) = self.training_forward(x_adv)
+        else:
+            x_q = self.sample_negatives(frozen, self.buffer)
+            logits_adv, logits_data, logits_q = self.training_forward(x_adv, batch.x_energy, x_q)
+            energies = energy(logits_data), energy(logits_q)
         terms = robust_jem_loss(
             logits_adv,
             batch.labels,
@@ -175,7 +181,7 @@ class Trainer:
             energy_l2=config.energy_l2,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.guard.rate_scale * learning_rate(self.step, self.steps, config)
+            group["lr"] = self.guard.lr_scale * learning_rate(self.step, self.steps, config)
         self.optimizer.zero_grad(set_to_none=True)
         loss_scale = self.runtime.loss_scale  # in fp16, so that small gradients do not vanish
         torch.autograd.backward(loss_scale * terms.total)
@@ -214,7 +220,7 @@ class Trainer:
         x, x_energy = ((to_model(part) + noise).clamp(-1, 1) for part in (augmented, real))
         return Batch(*(self.distributed.local_rows(part) for part in (x, x_energy, labels)))
 
-    def sample_negatives(self, frozen: Logits, buffer: ReplayBuffer) -> Tensor:
+    def sample_negatives(self, frozen: LogitsFn, buffer: ReplayBuffer) -> Tensor:
         """x_q (B, C, H, W): SGLD on E(x) from the buffer, whose images it replaces."""
         config, noise_generator = self.config, self.generator("sgld", on_device=True)
         starts, indices = buffer.sample(self.batch_size, self.generator("draw"))

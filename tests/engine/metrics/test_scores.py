@@ -11,7 +11,7 @@ from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.images import spread_indices
 from rjem_cli.engine.data.load import load_digits
-from rjem_cli.engine.metrics.classifier import score_classifier
+from rjem_cli.engine.metrics.classifier import load_classifier, score_classifier
 from rjem_cli.engine.metrics.samples import score_samples
 from rjem_cli.errors import ConfigError
 
@@ -24,7 +24,7 @@ def test_samples_get_the_scores_of_rjem_eval(rjem, digits_judge):
     phases = []
     samples = ImageCollection.from_images(load_digits().subset(spread_indices(1797, 300)), "digits")
     config = EvalConfig(reference="digits", metrics="fid,diversity", require="fd_judge<1000")
-    document = score_samples(config, samples, on_progress=lambda phase, done, total: phases.append(phase))
+    _, document = score_samples(config, samples, on_progress=lambda phase, done, total: phases.append(phase))
     assert document["fd_judge"] > 0 and document["class_agreement_judge"] > 0.5
     assert document["require"] == {"fd_judge<1000": True} and document["notes"]
     assert list(dict.fromkeys(phases)) == ["features of the reference", "features of the samples", "scoring"]
@@ -34,7 +34,7 @@ def test_samples_get_the_scores_of_rjem_eval(rjem, digits_judge):
 
 def test_a_classifier_gets_the_scores_of_rjem_eval(rjem, trained):
     config = EvalConfig(limit=40, samples=5, steps=2, ood="noise")
-    document = score_classifier(config, Path(trained["checkpoint"]))
+    _, document = score_classifier(config, load_classifier(config, Path(trained["checkpoint"])))
     flags = ("--limit", 40, "--samples", 5, "--steps", 2, "--ood", "noise", "--json")
     assert without_times(document) == without_times(json.loads(rjem("eval", trained["checkpoint"], *flags).out))
 

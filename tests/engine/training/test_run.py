@@ -358,8 +358,8 @@ def test_every_nan_is_recovered_from_and_recorded(tmp_path, monkeypatch, poison,
     assert result.finished and sum(line.startswith("diverged") for line in warnings) == count
     events = [line for line in metrics_of(tmp_path) if "event" in line]
     assert len(events) == count and events == result.summary["divergences"]
-    assert all("is not finite" in event["what"] and event["step"] <= event["at"] for event in events)
-    assert [event["rate_scale"] for event in events[:3]] == [0.5, 0.25, 0.125]
+    assert all("is not finite" in event["reason"] and event["step"] <= event["diverged_at"] for event in events)
+    assert [event["lr_scale"] for event in events[:3]] == [0.5, 0.25, 0.125]
     assert metrics_of(tmp_path)[-1]["divergences"] == count
     load_checkpoint(result.checkpoint, torch.device("cpu"))  # refuses weights that are not finite
 
@@ -450,7 +450,7 @@ def test_a_divergence_stays_recorded_if_a_later_one_returns_to_an_earlier_step(t
 
     poisoned(monkeypatch, {4, 6}, damage_too)
     result, _ = train(tmp_path)
-    assert [(event["step"], event["at"]) for event in result.summary["divergences"]] == [(3, 4), (0, 4)]
+    assert [(event["step"], event["diverged_at"]) for event in result.summary["divergences"]] == [(3, 4), (0, 4)]
 
 
 def test_the_clock_saves_between_two_checkpoints_and_changes_nothing(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.data.images import ImageSet, spread_indices, to_model
-from rjem_cli.engine.gradients import Logits
+from rjem_cli.engine.gradients import LogitsFn
 
 BATCH_SIZE = 128
 Z95 = 1.959964  # 97.5 % point of the standard normal distribution
@@ -60,12 +60,12 @@ def evenly_spaced(images: ImageSet, limit: int) -> ImageSet:
     return images.subset(spread_indices(len(images), limit))
 
 
-def accuracy(logits_of: Logits, images: ImageSet, device: torch.device) -> Accuracy:
+def accuracy(logits_fn: LogitsFn, images: ImageSet, device: torch.device) -> Accuracy:
     """The accuracy on unmodified images. Halves the batch size if memory is too small."""
 
     def classify(rows: Tensor) -> tuple[Tensor]:
         x = to_model(images.pixels[rows].to(device))
-        return (logits_of(x).argmax(dim=1) == images.labels[rows].to(device),)
+        return (logits_fn(x).argmax(dim=1) == images.labels[rows].to(device),)
 
     if not len(images):
         return Accuracy(0, 0)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from rjem_cli.engine.training.objective import robust_jem_loss
+from rjem_cli.engine.training.loss import robust_jem_loss
 
 torch.manual_seed(0)
 LOGITS, LABELS = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from rjem_cli.engine.accuracy import Accuracy, accuracy, evenly_spaced
 from rjem_cli.engine.data.images import ImageSet, spread_indices
-from rjem_cli.engine.metrics.accuracy import Accuracy, accuracy, evenly_spaced
 
 CPU = torch.device("cpu")
 PIXELS = torch.arange(0, 256, dtype=torch.uint8).view(-1, 1, 1, 1)

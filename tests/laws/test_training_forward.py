@@ -10,7 +10,7 @@ import torch
 from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.engine.models.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import start_runtime
-from rjem_cli.engine.training.trainer import LossPass
+from rjem_cli.engine.training.trainer import TrainingForward
 
 RUNTIME = start_runtime(RuntimeOptions(device="cpu"))
 
@@ -19,7 +19,7 @@ def logits_and_gradients(
     model: torch.nn.Module, batches: tuple[torch.Tensor, ...], joint: bool
 ) -> dict[str, torch.Tensor]:
     """The logits of each batch by its index, and the gradient of a loss of all logits by each weight's name."""
-    outputs = LossPass(model, RUNTIME.logits(model), joint).train()(*batches)
+    outputs = TrainingForward(model, RUNTIME.logits(model), joint).train()(*batches)
     sum((index + 1) * logits_BK.square().mean() for index, logits_BK in enumerate(outputs)).backward()
     logits = {str(index): logits_BK.detach() for index, logits_BK in enumerate(outputs)}
     return logits | {name: parameter.grad for name, parameter in model.named_parameters()}
