@@ -164,7 +164,7 @@ def test_every_data_set_has_a_default_preset():
 @pytest.mark.parametrize(
     ("sources", "preset", "default_for"),
     [
-        ([], "quickstart", "embedded data"),
+        ([], "quickstart", "built-in digits"),
         ([ConfigSource("environment", {"dataset": "cifar10"})], "cifar10-small", "cifar10"),
         (
             [ConfigSource("environment", {"data": "photos/"}), ConfigSource("flag", {"dataset": "digits"})],

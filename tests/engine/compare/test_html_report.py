@@ -58,7 +58,7 @@ def comparison(tmp_path):
     lines = [
         {"step": step, "energy_data": -step, "energy_buffer": -step / 2, "input_grad_norm": 0.1} for step in (20, 40)
     ]
-    lines.insert(1, {"step": 20, "event": "divergence", "at": 30, "what": "loss is nan", "lr_scale": 0.5})
+    lines.insert(1, {"step": 20, "event": "divergence", "diverged_at": 30, "reason": "loss is nan", "lr_scale": 0.5})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     grid = ImageGrid("real", torch.zeros(20, 1, 8, 8, dtype=torch.uint8), 10, 500, (*"abcdefghi", HOSTILE))
     scoring = {
