@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -50,6 +51,22 @@ def lock_output_folder(
     check_output_folder(folder, flag, names, document)
     with locked(folder / document, wait=False):
         yield check_output_folder(folder, flag, names, document)
+
+
+@contextlib.contextmanager
+def empty_output_folder(
+    folder: Path, flag: str, names: re.Pattern[str], document: str, request: tuple[str, Any], overwrite: bool
+) -> Iterator[None]:
+    """An empty folder that only this process may write. `request` is a key of the JSON `document` and its value in this
+    call. Removes results if `overwrite` is set, or if they are of the same request but not "complete". Raises
+    ConfigError for other results, and as `lock_output_folder` does."""
+    with lock_output_folder(folder, flag, names, document) as earlier:
+        if earlier is not None:
+            is_unfinished = earlier.get(request[0]) == request[1] and not earlier.get("complete")
+            if not overwrite and not is_unfinished:
+                raise ConfigError(f"{flag} {folder} already has results; add --overwrite, or give another folder")
+            clear_output_folder(folder, names)
+        yield
 
 
 def check_output_folder(folder: Path, flag: str, names: re.Pattern[str], document: str) -> dict[str, Any] | None:
@@ -134,6 +151,11 @@ def write_atomically(path: Path, content: bytes, *, read_back: bool = False) -> 
                 compare_with_disk(file, content)
         if read_back:
             sync_folder(path.parent)
+
+
+def json_digest(values: Any) -> str:
+    """sha256 of the values as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -43,13 +43,11 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
     if plan.mode == "combined":
         stages.append(f"contrast {plan.contrast:g}")
     if plan.has_chain:
-        energy = "E(x, y)" if plan.conditional else "E(x)"
-        temperature = f", temperature {plan.temperature:g}" if plan.temperature != 1 else ""
-        noise = f"noise {plan.noise_std:g}" if plan.noise_std else "no noise (descent)"
-        clip = "no clip" if plan.grad_clip is None else f"clip {plan.grad_clip:g}"
-        stages.append(
-            f"SGLD on {energy}, {plan.sgld_steps} steps of {plan.sgld_step_size:g}, {noise}, {clip}{temperature}"
-        )
+        energy, sgld = "E(x, y)" if plan.conditional else "E(x)", plan.sgld
+        temperature = f", temperature {sgld.temperature:g}" if sgld.temperature != 1 else ""
+        noise = f"noise {sgld.noise_std:g}" if sgld.noise_std else "no noise (descent)"
+        clip = "no clip" if sgld.grad_clip is None else f"clip {sgld.grad_clip:g}"
+        stages.append(f"SGLD on {energy}, {plan.sgld_steps} steps of {sgld.step_size:g}, {noise}, {clip}{temperature}")
     return " -> ".join(stages)
 
 
@@ -58,9 +56,9 @@ def log_setup(setup: SampleSetup, console: Console, *details: str) -> None:
     plan = setup.request.plan
     for text in (describe_checkpoint(setup.model.checkpoint), f"device: {setup.model.runtime.describe()}", *details):
         console.log(text)
-    if plan.has_chain and plan.noise_std >= LARGE_NOISE:
+    if plan.has_chain and plan.sgld.noise_std >= LARGE_NOISE:
         console.warn(
-            f"noise of {plan.noise_std:.3g} per step hides most of an image in [-1, 1]; JEM uses less, such as "
+            f"noise of {plan.sgld.noise_std:.3g} per step hides most of an image in [-1, 1]; JEM uses less, such as "
             "--noise-std 0.01"
         )
 

@@ -4,25 +4,16 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import NamedTuple
 
-from rjem_cli.config.common import (
-    LARGEST_BATCH,
-    METRICS,
-    SAMPLE_MODES,
-    SYNTHETIC_SETS,
-    DeviceOptions,
-    NetworkOptions,
-    RuntimeOptions,
-    radius,
-)
+from rjem_cli.config import common
 from rjem_cli.config.fields import Config, flag_name, option
 from rjem_cli.errors import ConfigError, OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalDataOptions(NetworkOptions):
+class EvalDataOptions(common.NetworkOptions):
     """The test images of a checkpoint, and the attack on them. None takes the value that it was trained with."""
 
-    eps: tuple[float, ...] | None = radius(
+    eps: tuple[float, ...] | None = common.radius(
         None, "Radius, or several separated by commas; model units, 8/255 means pixel units (default: as trained)"
     )
     norm: str | None = option(None, "Norm of the ball (default: as trained)", choices=("linf", "l2"))
@@ -39,7 +30,7 @@ class EvalDataOptions(NetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig(EvalDataOptions, RuntimeOptions):
+class AttackConfig(EvalDataOptions, common.RuntimeOptions):
     method: str = option("pgd", "pgd, or apgd with adaptive steps (Croce & Hein 2020)", choices=("pgd", "apgd"))
     step_size: float | None = option(None, "Step of pgd, model units (default: 2.5 * eps / steps)", gt=0)
     loss: str = option("ce", "ce: cross-entropy; margin: best wrong logit minus true logit", choices=("ce", "margin"))
@@ -50,7 +41,7 @@ class AttackConfig(EvalDataOptions, RuntimeOptions):
     target: str | None = option(None, "Attack every image towards this class")
     targeted: str | None = option(None, "random: attack each image towards a random wrong class", choices=("random",))
     standard: bool = option(False, "Run standard AutoAttack instead (needs the package pyautoattack)")
-    batch_size: int = option(250, "Images per network pass", ge=1, le=LARGEST_BATCH)
+    batch_size: int = option(250, "Images per network pass", ge=1, le=common.LARGEST_BATCH)
     save: str | None = option(None, "Folder for attack.json, curve.png and a folder of images per radius")
     overwrite: bool = option(False, "Replace the results of an earlier call in that folder")
 
@@ -79,7 +70,7 @@ class SampleScoreOptions(Config):
         "inception, dinov2, judge (a classifier trained on the reference), or PATH: Inception weights .pth, a judge's "
         ".safetensors; auto takes inception for colour images if it is available, else judge, and logs why",
     )
-    metrics: str = option("all", f"Scores, separated by commas: {', '.join(METRICS)}; all takes those available")
+    metrics: str = option("all", f"Scores, separated by commas: {', '.join(common.METRICS)}; all takes those available")
     protocol: str = option(
         "standard",
         "standard: against training images; jempp: against train and test, as JEM++",
@@ -103,14 +94,14 @@ class CheckpointScoreOptions(EvalDataOptions):
     bins: int = option(15, "Equal-width bins of the calibration error and its diagram", ge=1, le=1000)
     ood: str = option(
         "auto",
-        f"Out-of-distribution images, separated by commas: {', '.join(SYNTHETIC_SETS)}, built-in data sets, paths, or "
-        "none; auto takes the synthetic ones and the data sets that are downloaded",
+        f"Out-of-distribution images, separated by commas: {', '.join(common.SYNTHETIC_SETS)}, built-in data sets, "
+        "paths, or none; auto takes the synthetic ones and the data sets that are downloaded",
     )
     samples: int = option(200, "Samples for the energy figure; 0 draws none", ge=0, le=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, DeviceOptions):
+class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, common.DeviceOptions):
     """Options of `rjem eval`. Networks run in fp32, because scores depend on the arithmetic."""
 
     seed: int = option(2020, "Seed of all random draws (2020 is torch-fidelity's)", ge=0, le=2**32 - 1)
@@ -118,7 +109,7 @@ class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, DeviceOptions):
         None,
         "Images per network pass (default: 4 samples on a CPU, else 100, at most 200; 250 for a checkpoint)",
         ge=1,
-        le=LARGEST_BATCH,
+        le=common.LARGEST_BATCH,
     )
     save: str | None = option(None, "Folder for eval.json and the figures")
     overwrite: bool = option(False, "Replace the results of an earlier call in that folder")
@@ -146,7 +137,7 @@ SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}  # the
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SampleScoreOptions, EvalDataOptions, DeviceOptions):
+class CompareConfig(SampleScoreOptions, EvalDataOptions, common.DeviceOptions):
     published: bool = option(False, "Add the six rows of the paper's Table 1, marked as quoted")
     format: str = option("table", "Format of the table; table is TSV in a pipe", choices=FORMATS)
     reproduce: str | None = option(
@@ -157,9 +148,9 @@ class CompareConfig(SampleScoreOptions, EvalDataOptions, DeviceOptions):
     seeds: int = option(1, "Seeds of --reproduce; several give mean and spread", ge=1, le=100)
     mode: str = option(
         "energy",
-        f"Sampling modes, one row each, separated by commas: {', '.join(SAMPLE_MODES)}; none draws no samples",
+        f"Sampling modes, one row each, separated by commas: {', '.join(common.SAMPLE_MODES)}; none draws no samples",
     )
-    eps: tuple[float, ...] | None = radius(
+    eps: tuple[float, ...] | None = common.radius(
         None, "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, as in the paper)"
     )
     norm: str | None = option(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
@@ -173,8 +164,8 @@ class CompareConfig(SampleScoreOptions, EvalDataOptions, DeviceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := set(self.modes) - set(SAMPLE_MODES):
-            several = ", ".join(SAMPLE_MODES)
+        if unknown := set(self.modes) - set(common.SAMPLE_MODES):
+            several = ", ".join(common.SAMPLE_MODES)
             raise OptionError("--mode", self.mode, f": {min(unknown)!r} is unknown; give {several}, or none")
         if self.eps is not None and len(self.eps) != 1:
             raise ConfigError("--eps: the table has one column of robust accuracy; give one radius")

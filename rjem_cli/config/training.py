@@ -64,7 +64,7 @@ class OptimizerOptions(Config):
     steps: int | None = option(None, "Training steps, instead of epochs", ge=1)
     optimizer: str = option("sgd", "Optimizer", choices=("sgd", "adam"))
     lr: float = option(0.1, "Peak learning rate", gt=0)
-    momentum: float = option(0.9, "Momentum of SGD, first beta of Adam", ge=0, le=0.9999)
+    momentum: float = option(0.9, "Momentum of the SGD optimizer, first beta of Adam", ge=0, le=0.9999)
     max_grad_norm: float | None = option(None, "Clip the parameters' gradient to this norm", gt=0)
     weight_decay: float = option(4e-4, "L2 weight decay", ge=0)
     warmup_steps: int = option(1000, "Steps of linear warm-up", ge=0)

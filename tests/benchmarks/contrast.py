@@ -2,7 +2,7 @@
 
 For each model and contrast: FD, the Fréchet distance between 2,000 samples and the training images in the judge's
 features (2,000 test images are the floor, the prior the ceiling); the share that 1-NN on training pixels reads as the
-class asked for; and the share of components that stand at the walls of the box before and after the chain.
+class asked for; and the share of components at -1 or 1 before and after the chain.
 
     rjem train --preset quickstart --px-weight 0 --pgd-steps 0 --seed 7 --run judge
     for s in 0 1 2; do rjem train --preset quickstart --seed $s --run digits-$s; done
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Judge:
         return float(np.mean(self.reader.predict(pixels.flatten(1).numpy()) == labels.numpy()))
 
 
-def at_the_walls(x: Tensor) -> float:
+def saturation_of(x: Tensor) -> float:
     return float((x.abs() >= 1).float().mean())
 
 
@@ -78,13 +79,7 @@ def recipes(run: str, prior: Sampler, chain_steps: list[int]) -> Iterator[tuple[
     yield "prior", "-", prior
     yield "attack", "-", prior >> attack
     for steps in chain_steps:
-        chain = langevin(
-            model,
-            steps=steps,
-            step_size=plan.sgld_step_size,
-            noise_std=plan.noise_std,
-            grad_clip=plan.grad_clip,
-        )
+        chain = langevin(model, steps=steps, **asdict(plan.sgld))
         yield "energy", f"-, {steps}", prior >> chain
         for scale in CONTRASTS:
             yield "combined", f"{scale}, {steps}", prior >> attack >> contrast(scale) >> chain
@@ -99,13 +94,13 @@ def main() -> None:
     judge = Judge(options.judge)
     prior = prior_start(fit_prior(judge.splits.train))
     test: ImageSet = evenly_spaced(judge.splits.test, COUNT)
-    print("run\tmode\tcontrast, steps\tFD\tread %\tat the walls %")
+    print("run\tmode\tcontrast, steps\tFD\tread %\tsaturated %")
     print(f"-\ttest set\t-\t{judge.fd(test.pixels):.2f}\t{100 * judge.read(test.pixels, test.labels):.1f}\t-")
     for run in options.runs:
         for mode, setting, sampler in recipes(run, prior, options.chain_steps):
             x, labels = draw(sampler)
             pixels = to_pixels(x)
-            scores = f"{judge.fd(pixels):.2f}\t{100 * judge.read(pixels, labels):.1f}\t{100 * at_the_walls(x):.1f}"
+            scores = f"{judge.fd(pixels):.2f}\t{100 * judge.read(pixels, labels):.1f}\t{100 * saturation_of(x):.1f}"
             print(f"{run}\t{mode}\t{setting}\t{scores}", flush=True)
 
 

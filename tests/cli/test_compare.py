@@ -424,8 +424,8 @@ def trained_judge(rjem, own_home):
 
 def test_a_damaged_metrics_file_still_makes_a_report(rjem, own_home, trained, tmp_path):
     lines = [
-        {"step": 1, "event": "divergence", "at": None, "what": "x", "lr_scale": 1},
-        {"step": 1, "event": "divergence", "at": [], "what": "x", "lr_scale": 1},
+        {"step": 1, "event": "divergence", "diverged_at": None, "reason": "x", "lr_scale": 1},
+        {"step": 1, "event": "divergence", "diverged_at": [], "reason": "x", "lr_scale": 1},
         {"step": 2, "input_grad_norm": 1e308, "energy_data": -1e308},
         {"step": 3, "input_grad_norm": "much", "energy_data": [1]},
         {"step": True, "input_grad_norm": 1},

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from rjem_cli.engine.metrics.distances import (
+    class_shares,
+    entropy,
+    exact_copies,
     find_neighbours,
     fit_statistics,
     frechet_distance,
@@ -15,8 +18,8 @@ from rjem_cli.engine.metrics.distances import (
     kernel_distance,
     low_rank_frechet_distance,
     precision_recall,
+    within_class_distance,
 )
-from rjem_cli.engine.metrics.diversity import class_shares, entropy, exact_copies, within_class_distance
 from rjem_cli.engine.metrics.reference import Statistics
 
 

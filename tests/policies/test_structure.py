@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "rjem_cli"
 LAYERS = {"": 4, "__main__": 4, "cli": 3, "api": 2, "engine": 1}  # anything else is 0
-ENGINE_LAYERS = {  # modules directly in the engine that import a room stand above it; others are 0
+ENGINE_LAYERS = {  # modules directly in the engine that import a subpackage are in a layer above it; others are 0
     "data": 0,
     "models": 1,
     "runtime": 2,
@@ -77,7 +77,7 @@ def test_nothing_heavy_is_imported_above_the_engine(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_console_prints_and_files_fit_a_reader(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 350
+    assert len(text.splitlines()) <= 350, f"{path} has more than 350 lines: make two files of it"
     calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     writers = {"print", "typer.echo", "sys.stdout.write", "sys.stderr.write"}
     assert not writers & set(calls) or path.name == "console.py"

@@ -49,7 +49,7 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         select_gpu()
     setup = SampleSetup.load(config, path, console.warn)
     request = setup.request
-    total = request.last - request.first
+    total = request.stop - request.first
     log_setup(
         setup,
         console,

@@ -31,11 +31,10 @@ from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, random_targets, resolve_radii
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
-from rjem_cli.errors import ConfigError
-from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, make_dir, write_atomically, write_json
+from rjem_cli.files import csv_text, empty_output_folder, make_dir, write_atomically, write_json
 from rjem_cli.paths import expand
 
-OUR_NAMES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
+OUTPUT_FILES = re.compile(r"attack\.json|curve\.png|eps-[^/]+/(\d{6,}\.png|images\.csv|examples\.png)")
 EXAMPLES, EXAMPLE_COLUMNS = 25, 5
 
 
@@ -133,19 +132,13 @@ class AttackReport:
 
 @contextmanager
 def open_report(job: AttackJob, clean: robustness.CleanResult) -> Iterator[AttackReport]:
-    """An empty report, and its folder for this process alone; an unfinished report of the same protocol is replaced.
-    Raises ConfigError if the folder has other files or results, RjemError if another process uses it."""
+    """An empty report; with --save, its folder for this process alone, as `empty_output_folder`."""
     report = AttackReport(job, clean)
-    folder, protocol = report.folder, report.document["protocol"]
-    if folder is None:
+    if report.folder is None:
         yield report
         return
-    with lock_output_folder(folder, "--save", OUR_NAMES, "attack.json") as earlier:
-        if earlier is not None:
-            unfinished = earlier.get("protocol") == protocol and not earlier.get("complete")
-            if not job.config.overwrite and not unfinished:
-                raise ConfigError(f"--save {folder} already has results; add --overwrite, or choose another folder")
-            clear_output_folder(folder, OUR_NAMES)
+    protocol = "protocol", report.document["protocol"]
+    with empty_output_folder(report.folder, "--save", OUTPUT_FILES, "attack.json", protocol, job.config.overwrite):
         report.save()
         yield report
 

@@ -4,10 +4,8 @@ FAB and Square, one after the other on the images that are still robust.
 It runs in parts of one batch. Each part is cached when it is done, so an interrupted call loses one part.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.errors import AbsentError, ConfigError
-from rjem_cli.files import locked, write_atomically
+from rjem_cli.files import json_digest, locked, write_atomically
 from rjem_cli.paths import attacks_dir
 
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -154,4 +152,4 @@ def cache_folder(setup: AttackSetup, network_key: Sequence[str]) -> Path:
     dataset = setup.dataset
     data_key = [dataset.images.digest(), dataset.indices.tolist(), dataset.seed]
     key = [describe_autoattack(setup), *network_key, *data_key, torch.__version__]
-    return attacks_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return attacks_dir() / json_digest(key)[:32]

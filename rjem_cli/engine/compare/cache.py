@@ -9,9 +9,8 @@ from typing import Any, BinaryIO
 
 from rjem_cli import __version__
 from rjem_cli.engine.callbacks import Log, OnProgress
-from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.progress import Stopped
-from rjem_cli.files import write_atomically
+from rjem_cli.files import json_digest, write_atomically
 from rjem_cli.paths import comparisons_dir
 
 

@@ -18,9 +18,9 @@ from rjem_cli.engine.metrics.reference import read_reference
 from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan
 from rjem_cli.engine.metrics.samples import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
-from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.engine.training.optimizer import total_steps
+from rjem_cli.files import json_digest
 from rjem_cli.paths import find_run_dir
 
 TABLE_METRICS = tuple(name for name, metric in REGISTRY.items() if metric.scores.keys() & COLUMNS.keys())

@@ -105,6 +105,7 @@ class DatasetInfo(NamedTuple):
     train: int
     test: int
     megabytes: int  # of the download
+    mirrors: bool = False  # whether a mirrored image has the same class, unlike a digit
 
     def split(self, val_fraction: float) -> tuple[int, int]:
         """The numbers of training and validation images."""
@@ -113,14 +114,14 @@ class DatasetInfo(NamedTuple):
 
 
 DATASET_INFO = {
-    "cifar10": DatasetInfo((3, 32, 32), 10, 50_000, 10_000, 170),
-    "cifar100": DatasetInfo((3, 32, 32), 100, 50_000, 10_000, 169),
+    "cifar10": DatasetInfo((3, 32, 32), 10, 50_000, 10_000, 170, mirrors=True),
+    "cifar100": DatasetInfo((3, 32, 32), 100, 50_000, 10_000, 169, mirrors=True),
     "svhn": DatasetInfo((3, 32, 32), 10, 73_257, 26_032, 246),
     "mnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 12),
-    "fashion-mnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 31),
+    "fashion-mnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 31, mirrors=True),
     "kmnist": DatasetInfo((1, 28, 28), 10, 60_000, 10_000, 21),
     "emnist": DatasetInfo((1, 28, 28), 26, 124_800, 20_800, 562),
-    "stl10": DatasetInfo((3, 96, 96), 10, 5_000, 8_000, 2640),
+    "stl10": DatasetInfo((3, 96, 96), 10, 5_000, 8_000, 2640, mirrors=True),
 }
 
 

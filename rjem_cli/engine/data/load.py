@@ -30,6 +30,7 @@ from rjem_cli.engine.data.images import (
 )
 from rjem_cli.errors import DataError
 
+SCIKIT_LEARN_SETS = ("digits", "shifted-digits")
 CANVAS = 12  # pixels
 PLACEMENTS = 16  # of each digit, drawn after the split, so that no digit is in two splits
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
@@ -76,7 +77,7 @@ def load_splits(options: DataOptions, on_progress: OnProgress = noop, warn: Log 
     if options.data:
         parts = read_class_folders(options.data)
         return build_user_splits(parts, options.data, options.test_data, options.val_fraction)
-    if options.dataset in ("digits", "shifted-digits"):
+    if options.dataset in SCIKIT_LEARN_SETS:
         return load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
     train, test = load_published(options.dataset, on_progress, warn)
     return build_splits(options.dataset, train, test, options.val_fraction)

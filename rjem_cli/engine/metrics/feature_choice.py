@@ -16,7 +16,6 @@ from rjem_cli.engine.metrics.reference import Reference
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info
 from rjem_cli.engine.models.wide_resnet import feature_count
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.request import json_digest
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir
 
@@ -114,10 +113,9 @@ def check_fits(choice: FeatureChoice, samples: ImageCollection, reference: Refer
     if reference.statistics is not None and len(reference.statistics.mu) != choice.dimensions:
         count = len(reference.statistics.mu)
         raise ConfigError(f"{reference.name} has {count} features, but {choice.kind} has {choice.dimensions}")
-    if choice.is_checkpoint and samples.meta is not None:
-        config = read_info(expand(choice.kind)).config
-        if samples.meta.get("config_sha256") == json_digest(config.to_dict()):
-            raise ConfigError(f"--features {choice.kind} is from the run that made these samples; use another judge")
+    meta = samples.meta or {}
+    if choice.is_checkpoint and meta.get("config_sha256") == read_info(expand(choice.kind)).config_sha256:
+        raise ConfigError(f"--features {choice.kind} is from the run that made these samples; use another judge")
 
 
 def load_extractor(

@@ -5,7 +5,6 @@ fd_judge, is_judge and so on, never FID. A judge is never the model under test.
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.accuracy import accuracy
 from rjem_cli.engine.callbacks import OnProgress, noop
+from rjem_cli.engine.data.downloads import DATASET_INFO
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.checkpoint import Checkpoint, load_checkpoint
 from rjem_cli.engine.runtime import Runtime
@@ -23,14 +23,13 @@ from rjem_cli.engine.training.progress import TrainingCallbacks, TrainingProgres
 from rjem_cli.engine.training.run import Run
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
-from rjem_cli.files import locked, write_json
+from rjem_cli.files import json_digest, locked, write_json
 from rjem_cli.paths import checkpoints_in, judges_dir
 
 VERSION = 1  # of the recipe below
 WIDTH = 2
 JUDGE_FEATURES = 64 * WIDTH
 EPOCHS, BATCH_SIZE, FEWEST_STEPS = 5, 128, 500
-MIRRORED = {"cifar10", "cifar100", "fashion-mnist", "stl10"}  # a mirrored image has the same class, unlike digits
 
 
 class Judge(NamedTuple):
@@ -40,21 +39,25 @@ class Judge(NamedTuple):
     test_accuracy: dict[str, Any] | None
 
 
-def judge_config(splits: Splits) -> TrainConfig:
-    """A small plain classifier: no attack, no energy."""
+def judge_recipe(splits: Splits) -> dict[str, Any]:
+    """Options of a small plain classifier: no attack, no energy."""
     steps = max(FEWEST_STEPS, -(-EPOCHS * len(splits.train) // BATCH_SIZE))
-    mirrored = splits.name in MIRRORED
+    mirrored = splits.name in DATASET_INFO and DATASET_INFO[splits.name].mirrors
     recipe: dict[str, Any] = {"depth": 10, "width": WIDTH, "norm_layer": "batch", "pgd_steps": 0, "px_weight": 0.0}
     recipe |= {"crop_pad": 4 if mirrored else 0, "flip": mirrored, "val_fraction": 0.0, "ema_decay": 0.99, "seed": 0}
     recipe |= {"optimizer": "adam", "lr": 2e-3, "lr_schedule": "cosine", "weight_decay": 0.0, "warmup_steps": 100}
     recipe |= {"batch_size": BATCH_SIZE, "steps": steps, "sample_every": steps, "log_every": 100}
-    return TrainConfig(**recipe, checkpoint_every=1000)
+    return recipe | {"checkpoint_every": 1000}
+
+
+def judge_config(splits: Splits) -> TrainConfig:
+    return TrainConfig(**judge_recipe(splits))
 
 
 def judge_folder(splits: Splits) -> Path:
     """Named by a digest of the images and the recipe."""
-    key = [VERSION, splits.train.digest(), splits.test.digest(), judge_config(splits).to_dict()]
-    return judges_dir() / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    key = [VERSION, splits.train.digest(), splits.test.digest(), judge_recipe(splits)]
+    return judges_dir() / json_digest(key)[:32]
 
 
 def load_judge(splits: Splits, device: torch.device) -> Judge | None:

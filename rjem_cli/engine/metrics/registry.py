@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rjem_cli.config.common import METRICS
 from rjem_cli.engine.callbacks import OnProgress, noop
-from rjem_cli.engine.metrics import distances, diversity
+from rjem_cli.engine.metrics import distances
 from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs
 from rjem_cli.engine.metrics.feature_choice import check_fits
 from rjem_cli.engine.metrics.results import Requirement, check_finite, check_score_names
@@ -213,14 +213,14 @@ def compute_diversity(context: EvalContext) -> tuple[Scores, PerClass]:
     inputs, predicted, names = context.inputs, context.predicted_classes, context.inputs.class_names
     assert inputs.real_labels is not None
     count, labels = len(names), predicted if inputs.sample_labels is None else inputs.sample_labels
-    shares = diversity.class_shares(predicted, count)
-    real_shares = diversity.class_shares(inputs.real_labels, count)
-    scores = {"class_entropy": diversity.entropy(shares), "class_entropy_real": diversity.entropy(real_shares)}
+    shares = distances.class_shares(predicted, count)
+    real_shares = distances.class_shares(inputs.real_labels, count)
+    scores = {"class_entropy": distances.entropy(shares), "class_entropy_real": distances.entropy(real_shares)}
     if inputs.sample_labels is not None:
         scores["class_agreement"] = float((predicted == labels).double().mean())
     within = {
-        "within_class_distance": diversity.within_class_distance(context.generated.features, labels, count),
-        "within_class_distance_real": diversity.within_class_distance(context.real_features, inputs.real_labels, count),
+        "within_class_distance": distances.within_class_distance(context.generated.features, labels, count),
+        "within_class_distance_real": distances.within_class_distance(context.real_features, inputs.real_labels, count),
     }
     scores |= {name: value for name, value in within.items() if not math.isnan(value)}  # classes of one image have none
     per_class = {"share": shares, "share_real": real_shares}
@@ -246,10 +246,10 @@ def compute_memorization(context: EvalContext) -> tuple[Scores, PerClass]:
     scores = {
         "nearest_distance": float(neighbours.distance.median()),
         "nearest_distance_real": float(neighbours.spacing.median()),
-        "near_copies": diversity.near_copies(neighbours.distance, neighbours.spacing),
+        "near_copies": distances.near_copies(neighbours.distance, neighbours.spacing),
     }
     if inputs.same_shape and real is not None:
-        scores["exact_copies"] = diversity.exact_copies(inputs.samples.pixels, real.pixels)
+        scores["exact_copies"] = distances.exact_copies(inputs.samples.pixels, real.pixels)
     return scores, {}
 
 

@@ -17,7 +17,7 @@ from rjem_cli.errors import ConfigError, DataError, RequirementError, did_you_me
 from rjem_cli.files import append_line, clear_output_folder, lock_output_folder, write_atomically, write_json
 from rjem_cli.paths import expand, results_file
 
-OUR_NAMES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
+OUTPUT_FILES = re.compile(r"eval\.json|nearest\.png|classes\.png|reliability\.png|energies\.png")
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 Figures = dict[str, Callable[[], bytes]]  # by file name; drawn only with --save
@@ -112,7 +112,7 @@ class ResultsWriter:
         try:
             append_line(self.results_file, json.dumps(document, allow_nan=False))
             if self.folder is not None:
-                clear_output_folder(self.folder, OUR_NAMES)
+                clear_output_folder(self.folder, OUTPUT_FILES)
                 for name, draw in figures.items():
                     write_atomically(self.folder / name, draw())
                 write_json(self.folder / "eval.json", document)
@@ -129,7 +129,7 @@ def open_results(config: EvalConfig) -> Iterator[ResultsWriter]:
     folder = None if config.save is None else expand(config.save)
     with ExitStack() as stack:
         if folder is not None:
-            earlier = stack.enter_context(lock_output_folder(folder, "--save", OUR_NAMES, "eval.json"))
+            earlier = stack.enter_context(lock_output_folder(folder, "--save", OUTPUT_FILES, "eval.json"))
             if earlier is not None and not config.overwrite:
                 raise ConfigError(f"--save {folder} already has results; add --overwrite, or choose another folder")
         yield ResultsWriter(path, folder)

@@ -23,7 +23,7 @@ from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
-from rjem_cli.files import explained
+from rjem_cli.files import explained, json_digest
 from rjem_cli.paths import find_run_dir, trained_checkpoints_in
 
 FORMAT = "rjem-checkpoint-7"
@@ -64,6 +64,11 @@ class CheckpointInfo:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(replace(self, config=strip_paths(self.config)))
+
+    @property
+    def config_sha256(self) -> str:
+        """Identifies the options of the training, without paths."""
+        return json_digest(strip_paths(self.config).to_dict())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CheckpointInfo":
@@ -206,11 +211,15 @@ def parse_info(path: Path, description: Description) -> CheckpointInfo:
             raise ValueError(f"format {description['format']}, this rjem reads {FORMAT}")
         return CheckpointInfo.from_dict(description["info"])
     except (RjemError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise invalid_description(path, error) from None
+        raise invalid_description(path, error, str(description.get("rjem"))) from None
 
 
-def invalid_description(path: Path, error: Exception) -> DataError:
-    return DataError(f"cannot load {path}: its description is invalid ({summarize(error)}); use another checkpoint")
+def invalid_description(path: Path, error: Exception, version: str = __version__) -> DataError:
+    """For a file that rjem `version` wrote."""
+    other = "" if version == __version__ else f", or rjem {version[:20]}, which wrote it"
+    return DataError(
+        f"cannot load {path}: its description is invalid ({summarize(error)}); use another checkpoint{other}"
+    )
 
 
 def state_path(checkpoint: Path) -> Path:

@@ -23,12 +23,11 @@ from rjem_cli.engine.sampling.generate import SampleJob
 from rjem_cli.engine.sampling.pipeline import build_chain
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS, SampleRequest
 from rjem_cli.engine.sampling.sgld import ChainState
-from rjem_cli.errors import ConfigError
-from rjem_cli.files import clear_output_folder, csv_text, lock_output_folder, write_atomically, write_json
+from rjem_cli.files import csv_text, empty_output_folder, write_atomically, write_json
 
 FILMED_CHAINS = 64  # chains whose images are recorded
 BOX_SLACK = 1e-6
-FOLDER_FILES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
+OUTPUT_FILES = re.compile(r"\d{6,}\.png|labels\.csv|chains\.json|energies\.(csv|png)|film\.png|chains\.gif")
 CSV_COLUMNS = ("step", "chain", "energy", "joint_energy", "saturation")
 STRIP_FRAMES, STRIP_CHAINS = 12, 16
 GIF_COLUMNS, GIF_MILLISECONDS, LAST_FRAME_MILLISECONDS = 8, 120, 1500
@@ -184,7 +183,7 @@ def format_energies(chains: Chains) -> Iterator[tuple[object, ...]]:
 def render_chains(chains: Chains, init: str) -> ChainPictures:
     """The film strip and the plot of energies; `init` is the start's name for the title."""
     plan = chains.request.plan
-    title = f"{len(chains.final)} chains from {init}, steps of {plan.sgld_step_size:g}, noise {plan.noise_std:g}"
+    title = f"{len(chains.final)} chains from {init}, steps of {plan.sgld.step_size:g}, noise {plan.sgld.noise_std:g}"
     names = []
     for (_, _, class_name, _), last in zip(chains.rows[:STRIP_CHAINS], chains.joint_energy[-1]):
         names.append(f"{class_name[:10]}  {f'{last:.1f}' if np.isfinite(last) else '-'}")
@@ -223,14 +222,9 @@ def draw_animation(frames: Tensor, steps: list[int]) -> bytes:
 
 @contextlib.contextmanager
 def open_chains_folder(folder: Path, meta: dict[str, Any], overwrite: bool) -> Iterator[None]:
-    """An empty folder that only this process may write. What an interrupted call of the same request wrote is removed.
-    Raises ConfigError if the folder holds anything else."""
-    with lock_output_folder(folder, "-o", FOLDER_FILES, "chains.json") as earlier:
-        if earlier is not None:
-            is_unfinished = earlier.get("request") == meta["request"] and not earlier.get("complete")
-            if not overwrite and not is_unfinished:
-                raise ConfigError(f"-o {folder} already holds chains; add --overwrite, or give another folder")
-            clear_output_folder(folder, FOLDER_FILES)
+    """As `empty_output_folder`."""
+    request = "request", meta["request"]
+    with empty_output_folder(folder, "-o", OUTPUT_FILES, "chains.json", request, overwrite):
         write_json(folder / "chains.json", {**meta, "complete": False})
         yield
 

@@ -29,7 +29,7 @@ from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.errors import ConfigError, RjemError
 
 NOT_FINITE_HINT = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
-PREVIEW_CLASSES = 10  # a preview shows the first ten classes
+GRID_CLASSES = 10  # a sample grid shows the first ten classes
 
 
 class SampleBatch(NamedTuple):
@@ -111,7 +111,7 @@ class SampleJob:
         """All requested samples, float (N, C, H, W) in [-1, 1] on the device. Raises RjemError with the index of a
         sample that is not finite."""
         request = self.request
-        blocks = sample_blocks(self.sampler, request, request.first, request.last, self.setup.model.device)
+        blocks = sample_blocks(self.sampler, request, request.first, request.stop, self.setup.model.device)
         return torch.cat(list(blocks)).clamp(-1, 1)
 
     def first_starts(self, count: int) -> Tensor:
@@ -122,15 +122,15 @@ class SampleJob:
 
 
 def sample_blocks(
-    sampler: Sampler, request: SampleRequest, first: int, last: int, device: torch.device
+    sampler: Sampler, request: SampleRequest, first: int, stop: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """float (b, C, H, W): the requested part of each block of samples first .. last - 1, in order. Raises RjemError for
+    """float (b, C, H, W): the requested part of each block of samples first .. stop - 1, in order. Raises RjemError for
     a sample that is not finite."""
     size, start = request.block_size, request.seed + first
-    for block in range(start - start % size, request.seed + last, size) if first < last else ():
+    for block in range(start - start % size, request.seed + stop, size) if first < stop else ():
         seeds = torch.arange(block, block + size)
         x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
-        x = x[max(0, start - block) : request.seed + last - block]
+        x = x[max(0, start - block) : request.seed + stop - block]
         invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
         if len(invalid):
             index = max(start, block) - request.seed + int(invalid[0])
@@ -143,7 +143,7 @@ def generate(
 ) -> Iterator[SampleBatch]:
     """`SampleJob.generate` for any sampler, such as one with stages of your own."""
     first, pixels = request.first + skip, torch.empty(0, dtype=torch.uint8)
-    for x in sample_blocks(sampler, request, first, request.last, device):
+    for x in sample_blocks(sampler, request, first, request.stop, device):
         block = to_pixels(x).cpu()
         pixels = torch.cat([pixels, block]) if len(pixels) else block
         while len(pixels) >= batch_size:
@@ -153,7 +153,7 @@ def generate(
         yield SampleBatch(first, pixels)
 
 
-def preview(
+def draw_sample_grid(
     logits_fn: LogitsFn,
     prior: ClassGaussianPrior,
     plans: Sequence[SamplePlan],
@@ -171,7 +171,7 @@ def preview(
         done += 1
         return logits_fn(x)
 
-    labels = torch.arange(min(len(prior.mean_KD), PREVIEW_CLASSES)).repeat_interleave(per_class)
+    labels = torch.arange(min(len(prior.mean_KD), GRID_CLASSES)).repeat_interleave(per_class)
     seeds = (seed + torch.arange(len(labels))).to(device)
     starts = prior_start(prior)(labels, seeds)
     grids = [("prior", contact_sheet(to_pixels(starts), per_class))]

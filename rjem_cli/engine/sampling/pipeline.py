@@ -13,7 +13,7 @@ A stage is a function of (images or None, labels, seeds), so you can add your ow
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.noise import CHAIN_STREAM, PRIOR_STREAM, START_STREAM, standard_normal, uniform
-from rjem_cli.engine.sampling.sgld import sgld
+from rjem_cli.engine.sampling.sgld import SgldParameters, sgld
 
 Stage = Callable[..., Tensor]  # x (B, C, H, W) or None, labels (B,), seeds (B,) -> x (B, C, H, W) in [-1, 1]
 
@@ -146,8 +146,8 @@ def langevin(
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The stages after the start. Sizes are in model units; `sgld_step_size` is per outer step. Chains that are not
-    `conditional` follow E(x) and have no class."""
+    """The stages after the start. Radii are in model units. Chains that are not `conditional` follow E(x) and have no
+    class."""
 
     mode: str
     conditional: bool
@@ -156,10 +156,7 @@ class SamplePlan:
     norm: str
     contrast: float
     sgld_steps: int
-    sgld_step_size: float
-    noise_std: float
-    grad_clip: float | None
-    temperature: float = 1.0
+    sgld: SgldParameters
 
     @classmethod
     def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> "SamplePlan":
@@ -172,9 +169,7 @@ class SamplePlan:
             norm=config.norm,
             contrast=config.contrast,
             sgld_steps=config.sample_steps if conditional else config.unconditional_steps,
-            sgld_step_size=config.sgld_step_size * config.inner_steps,
-            noise_std=config.noise_std,
-            grad_clip=config.grad_clip,
+            sgld=SgldParameters.from_config(config),
         )
 
     @property
@@ -205,13 +200,4 @@ def build_sampler(plan: SamplePlan, start: Sampler, logits_fn: LogitsFn) -> Samp
 
 def build_chain(plan: SamplePlan, logits_fn: LogitsFn, **options: Any) -> Sampler:
     """The plan's Langevin stage alone; `options` as in `sgld`, such as a callback."""
-    return langevin(
-        logits_fn,
-        steps=plan.sgld_steps,
-        step_size=plan.sgld_step_size,
-        conditional=plan.conditional,
-        noise_std=plan.noise_std,
-        grad_clip=plan.grad_clip,
-        temperature=plan.temperature,
-        **options,
-    )
+    return langevin(logits_fn, steps=plan.sgld_steps, conditional=plan.conditional, **asdict(plan.sgld), **options)

@@ -1,8 +1,5 @@
 """What to sample: the plan, the classes and the indices; and the protocol that is stored with the samples."""
 
-import hashlib
-import json
-import math
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,9 +13,11 @@ from rjem_cli.config.sampling import GenerateConfig, LangevinConfig
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import UNCONDITIONAL, parse_classes
 from rjem_cli.engine.inference import Model
-from rjem_cli.engine.models.checkpoint import CheckpointInfo, strip_paths
+from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.sampling.pipeline import SamplePlan
+from rjem_cli.engine.sampling.sgld import SgldParameters
 from rjem_cli.errors import ConfigError
+from rjem_cli.files import json_digest
 
 SampleConfig = GenerateConfig | LangevinConfig
 LABEL_COLUMNS = ("file", "label", "class", "seed")  # of `SampleRequest.row`
@@ -27,7 +26,7 @@ BLOCK_SIZE = {"cpu": 50, "cuda": 100, "mps": 100}
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Samples first .. last - 1 of `count`. Sample i has the seed `seed + i` and the class `classes[i % len(classes)]`.
+    """Samples first .. stop - 1 of `count`. Sample i has the seed `seed + i` and the class `classes[i % len(classes)]`.
     The network sees `block_size` samples at once. `shard` is (index, number of shards)."""
 
     plan: SamplePlan
@@ -43,13 +42,13 @@ class SampleRequest:
         return self.shard[0] * self.count // self.shard[1]
 
     @property
-    def last(self) -> int:
+    def stop(self) -> int:
         return (self.shard[0] + 1) * self.count // self.shard[1]
 
     @property
     def block_count(self) -> int:
         """Blocks that go through the network. They are aligned to the seed, so their ends may be dropped."""
-        return -(-(self.seed + self.last) // self.block_size) - (self.seed + self.first) // self.block_size
+        return -(-(self.seed + self.stop) // self.block_size) - (self.seed + self.first) // self.block_size
 
     @property
     def gradient_steps(self) -> int:
@@ -57,7 +56,7 @@ class SampleRequest:
         return self.plan.gradient_steps * self.block_count * self.block_size
 
     def indices(self) -> Tensor:
-        return torch.arange(self.first, self.last)
+        return torch.arange(self.first, self.stop)
 
     def labels(self, index_B: Tensor) -> Tensor:
         """The classes of starts and of conditional chains, int64 (B,)."""
@@ -76,18 +75,12 @@ def resolve_plan(config: SampleConfig, trained: TrainConfig) -> SamplePlan:
     conditional = config.classes != UNCONDITIONAL
     if not conditional and mode != "energy":
         raise ConfigError(f"--class none has no class to attack towards; --mode {mode} needs classes")
-    names = ("sgld_steps", "noise_std", "attack_eps", "attack_steps", "contrast")
+    names = ("sgld_steps", "attack_eps", "attack_steps", "contrast")
     given = {name: value for name in names if (value := getattr(config, name, None)) is not None}
-    inner_step_size = trained.sgld_step_size if config.sgld_step_size is None else config.sgld_step_size
-    step_size = inner_step_size * (trained.inner_steps if config.inner_steps is None else config.inner_steps)
-    if not math.isfinite(step_size):
-        raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller values")
     plan = SamplePlan.from_config(trained, mode, conditional)
-    plan = replace(plan, sgld_step_size=step_size, temperature=config.temperature, **given)
+    plan = replace(plan, sgld=SgldParameters.for_sampling(config, trained), **given)
     if plan.has_attack:
         check_radius("--attack-eps", plan.attack_eps, plan.norm)
-    if config.langevin_noise:  # Eq. 1 with a / 2 for the step: the noise has variance a
-        plan = replace(plan, noise_std=math.sqrt(2 * step_size), grad_clip=None)
     return plan
 
 
@@ -132,7 +125,7 @@ def describe_request(request: SampleRequest, model: Model, init: str, init_sha25
         "request": json_digest(decisive),
         **decisive,
         "checkpoint": {"path": str(checkpoint.path), "step": info.step},
-        "config_sha256": json_digest(strip_paths(info.config).to_dict()),
+        "config_sha256": info.config_sha256,
         "dataset": {
             "name": info.data_name,
             "train_digest": info.data_digest,
@@ -141,12 +134,7 @@ def describe_request(request: SampleRequest, model: Model, init: str, init_sha25
         },
         "gradient_steps_per_sample": request.plan.gradient_steps,
         "count": request.count,
-        "samples": [request.first, request.last],
+        "samples": [request.first, request.stop],
         "selection": "none",
         "device": model.runtime.describe(),
     }
-
-
-def json_digest(values: dict[str, Any]) -> str:
-    """sha256 of the values as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

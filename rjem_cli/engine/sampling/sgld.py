@@ -7,15 +7,48 @@ affine, so the inner gradient is constant, and n inner steps of size h with clip
 one network pass per outer step is enough.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
+from rjem_cli.config.sampling import ChainOptions
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.gradients import LogitsFn, Objective, value_and_grad
 from rjem_cli.engine.models.energy import energy
+from rjem_cli.errors import ConfigError
 
 NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal draws like x
+
+
+@dataclass(frozen=True)
+class SgldParameters:
+    """What a chain's steps depend on; the arguments of `sgld` of the same names. Step and noise per outer step."""
+
+    step_size: float
+    noise_std: float = 0.0
+    grad_clip: float | None = 1.0
+    temperature: float = 1.0
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        """Those of the training chains."""
+        return cls(config.sgld_step_size * config.inner_steps, config.noise_std, config.grad_clip)
+
+    @classmethod
+    def for_sampling(cls, options: ChainOptions, trained: TrainConfig) -> Self:
+        """Those of the training, changed by the options that are set. Raises ConfigError for an infinite step."""
+        inner = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
+        step_size = inner * (trained.inner_steps if options.inner_steps is None else options.inner_steps)
+        if not math.isfinite(step_size):
+            raise ConfigError("--sgld-step-size times --inner-steps is not finite; give smaller values")
+        if options.langevin_noise:  # Eq. 1 with a / 2 for the step: the noise has variance a
+            return cls(step_size, math.sqrt(2 * step_size), None, options.temperature)
+        values = asdict(cls.from_config(trained)) | {"step_size": step_size}
+        given = {field.name: getattr(options, field.name, None) for field in fields(cls)}
+        return cls(**values | {name: value for name, value in given.items() if value is not None})
 
 
 class ChainState(NamedTuple):

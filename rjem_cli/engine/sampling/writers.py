@@ -34,7 +34,7 @@ UNSUPPORTED_SUFFIXES = (
     ".zip .gz .xz .bz2 .zst .tgz .7z .png .jpg .jpeg .gif .webp .npy .pt .pth .safetensors .h5 .parquet .txt .csv "
     ".json .yaml"
 ).split()
-FOLDER_FILES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
+OUTPUT_FILES = re.compile(r"\d{6,}\.png|labels\.csv|meta\.json|grid\.png")
 GRID_SAMPLES, GRID_COLUMNS = 100, 10
 TAR_META = "__meta.json__"  # WebDataset skips names that begin with two underscores
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
@@ -83,7 +83,7 @@ def write_samples(
         on_done(skipped)
         for done in write_in_background(job.generate(skip=skipped, batch_size=config.batch_size), writer, should_stop):
             on_done(done)
-        if writer.done == job.request.last - job.request.first:
+        if writer.done == job.request.stop - job.request.first:
             writer.finish()
         return WriteResult(writer.done, skipped)
 
@@ -100,7 +100,7 @@ def open_writer(
             return NpzWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
         case ".tar":
             return TarFileWriter(job, path, stack.enter_context(pending_file(path, config.overwrite)))
-    earlier = stack.enter_context(files.lock_output_folder(path, "-o", FOLDER_FILES, "meta.json"))
+    earlier = stack.enter_context(files.lock_output_folder(path, "-o", OUTPUT_FILES, "meta.json"))
     return FolderWriter(job, path, earlier, config.overwrite)
 
 
@@ -151,7 +151,7 @@ class FolderWriter(SampleWriter):
         is_same = earlier.get("request") == self.job.meta["request"]
         done, has_more = self.count_rows() if is_same else (0, False)
         if overwrite and (not is_same or has_more or earlier.get("complete")):
-            files.clear_output_folder(self.folder, FOLDER_FILES)
+            files.clear_output_folder(self.folder, OUTPUT_FILES)
             return 0
         if not is_same or has_more:
             content = f"more samples than -n {self.request.count}"
@@ -169,11 +169,11 @@ class FolderWriter(SampleWriter):
             header = files.csv_text([LABEL_COLUMNS])
             if file.read(len(header)) != header:
                 return 0, False
-            for index in range(request.first, request.last):
+            for index in range(request.first, request.stop):
                 line = files.csv_text([request.row(index)])
                 if file.read(len(line)) != line or not (self.folder / request.row(index)[0]).is_file():
                     return index - request.first, False
-            return request.last - request.first, bool(file.read(1))
+            return request.stop - request.first, bool(file.read(1))
 
     def remove_incomplete(self) -> None:
         """Cut labels.csv to the rows of the first `done` samples, and remove images without a row, which an interrupted
@@ -183,7 +183,7 @@ class FolderWriter(SampleWriter):
         names = {row[0] for row in rows}
         with files.explained("clear", self.folder):
             for path in self.folder.glob("[0-9]*.png"):
-                if path.name not in names and FOLDER_FILES.fullmatch(path.name) and not path.is_dir():
+                if path.name not in names and OUTPUT_FILES.fullmatch(path.name) and not path.is_dir():
                     path.unlink()
 
     def write(self, batch: SampleBatch) -> None:

@@ -17,10 +17,10 @@ from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.memory import PROCESS_BYTES, peak_bytes, total_bytes
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.generate import PREVIEW_CLASSES
+from rjem_cli.engine.sampling.generate import GRID_CLASSES
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.timing import MAX_CALLS, median_seconds, time_pass
-from rjem_cli.engine.training.evaluation import PREVIEW_PER_CLASS, TEST_BATCH, TEST_PLAN, VALIDATION_IMAGES
+from rjem_cli.engine.training.evaluation import GRID_PER_CLASS, TEST_BATCH, TEST_PLAN, VALIDATION_IMAGES
 from rjem_cli.engine.training.optimizer import STATISTICS_IMAGES, total_steps
 from rjem_cli.engine.training.trainer import Trainer
 
@@ -113,7 +113,7 @@ def estimate_training(config: TrainConfig, shape: DataShape, runtime: Runtime, d
 
 def count_other_passes(config: TrainConfig, shape: DataShape, done: int, steps: int) -> float:
     """Images that pass forward and backward through the network outside of training steps and the last evaluation."""
-    samples = PREVIEW_PER_CLASS * min(shape.classes, PREVIEW_CLASSES)
+    samples = GRID_PER_CLASS * min(shape.classes, GRID_CLASSES)
     grids = count_multiples(config.sample_every, done, steps - 1)  # one with all modes comes after the last step
     sampling = grids * SamplePlan.from_config(config, "energy").gradient_steps
     sampling += sum(SamplePlan.from_config(config, mode).gradient_steps for mode in SAMPLE_MODES)

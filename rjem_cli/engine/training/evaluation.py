@@ -15,7 +15,7 @@ from rjem_cli.engine.data.png import png_bytes
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.eval_images import AttackDataset
-from rjem_cli.engine.sampling.generate import preview
+from rjem_cli.engine.sampling.generate import draw_sample_grid
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.training.checkpointing import best_checkpoint
 from rjem_cli.engine.training.metrics_log import events_in
@@ -25,7 +25,7 @@ from rjem_cli.files import write_atomically
 from rjem_cli.paths import checkpoints_in
 
 VALIDATION_IMAGES = 2000
-PREVIEW_PER_CLASS = 8
+GRID_PER_CLASS = 8
 TEST_EPS = 0.1  # of the robust accuracy, model units: the paper's training attack
 TEST_PLAN = AttackPlan(steps=15, start="image")
 TEST_BATCH = 128
@@ -58,11 +58,11 @@ def val_accuracy(trainer: Trainer) -> float | None:
 
 def draw_samples(trainer: Trainer, path: Path, modes: tuple[str, ...], callbacks: TrainingCallbacks) -> None:
     """Write a figure with samples in these modes. Raises Stopped, and RjemError if it cannot be written."""
-    figure = preview(
+    figure = draw_sample_grid(
         trainer.runtime.frozen(trainer.sampling_model()),
         trainer.prior,
         [SamplePlan.from_config(trainer.config, mode) for mode in modes],
-        PREVIEW_PER_CLASS,
+        GRID_PER_CLASS,
         trainer.config.seed,
         lambda done, total: callbacks.progress("drawing samples", done, total),
     )

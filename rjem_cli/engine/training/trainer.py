@@ -8,6 +8,7 @@ divergence, and when it logs, saves or draws samples.
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -29,20 +30,11 @@ from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.sgld import sgld
+from rjem_cli.engine.sampling.sgld import SgldParameters, sgld
+from rjem_cli.engine.training import optimizer
 from rjem_cli.engine.training.guard import Guard, saturation
 from rjem_cli.engine.training.loss import robust_jem_loss
 from rjem_cli.engine.training.metrics_log import METRICS_FILE, MetricsLog
-from rjem_cli.engine.training.optimizer import (
-    build_ema,
-    build_optimizer,
-    learning_rate,
-    pack_optimizer,
-    refresh_statistics,
-    steps_per_epoch,
-    total_steps,
-    unpack_optimizer,
-)
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
 from rjem_cli.errors import ConfigError
 
@@ -93,14 +85,14 @@ class Trainer:
         self.monitor_images = evenly_spaced(self.images, self.batch_size).to(
             runtime.device
         )  # for energies, gradient norms
-        self.steps = total_steps(config, len(self.images))
+        self.steps = optimizer.total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
         self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(runtime.device)
-        self.ema = build_ema(self.model, config.ema_decay)
+        self.ema = optimizer.build_ema(self.model, config.ema_decay)
         self.frozen = runtime.frozen(self.model)
         self.training_forward = self.build_training_forward()
-        self.optimizer = build_optimizer(self.model, config)
+        self.optimizer = optimizer.build_optimizer(self.model, config)
         self.buffer = self.new_buffer() if config.px_weight else None
         data_saturation = saturation(to_model(self.monitor_images.pixels)).item()
         self.guard = Guard(config, len(splits.class_names), data_saturation)
@@ -181,7 +173,7 @@ class Trainer:
             energy_l2=config.energy_l2,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.guard.lr_scale * learning_rate(self.step, self.steps, config)
+            group["lr"] = self.guard.lr_scale * optimizer.learning_rate(self.step, self.steps, config)
         self.optimizer.zero_grad(set_to_none=True)
         loss_scale = self.runtime.loss_scale  # in fp16, so that small gradients do not vanish
         torch.autograd.backward(loss_scale * terms.total)
@@ -206,7 +198,7 @@ class Trainer:
         """This process's rows of the step's images, augmented, noised, and clamped to the box of chains and attacks.
         The whole batch does not depend on the number of processes."""
         config, generator = self.config, self.generator("batch", on_device=True)
-        epoch, index = divmod(self.step, steps_per_epoch(config.batch_size, len(self.images)))
+        epoch, index = divmod(self.step, optimizer.steps_per_epoch(config.batch_size, len(self.images)))
         order = torch.randperm(len(self.images), generator=derived_generator(config.seed, "epoch", epoch))
         indices = order[index * self.batch_size : (index + 1) * self.batch_size]
         indices = indices.to(self.images.pixels.device, non_blocking=True)
@@ -233,10 +225,8 @@ class Trainer:
             frozen,
             self.distributed.local_rows(starts),
             steps=config.sgld_steps,
-            step_size=config.sgld_step_size * config.inner_steps,
-            grad_clip=config.grad_clip,
-            noise_std=config.noise_std,
             noise=noise,
+            **asdict(SgldParameters.from_config(config)),
         )
         buffer.store(indices, self.distributed.all_gather(x_q))
         return x_q
@@ -244,7 +234,7 @@ class Trainer:
     def sampling_model(self) -> WideResNet:
         """The EMA network with BatchNorm statistics of its own."""
         model: WideResNet = self.ema.module  # type: ignore[assignment]
-        refresh_statistics(model, self.images, self.config.input_noise_std, self.generator("statistics"))
+        optimizer.refresh_statistics(model, self.images, self.config.input_noise_std, self.generator("statistics"))
         return model
 
     # --- what is saved ---
@@ -254,7 +244,7 @@ class Trainer:
         (N, C, H, W) in [-1, 1]; `step`, `images_seen` and `divergences`, int64."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.ema.state_dict().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in pack_optimizer(self.optimizer).items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer.pack_optimizer(self.optimizer).items()}
         tensors |= {f"sums.{name}": value for name, value in self.metrics.sums.items()}
         counts = {"step": self.step, "images_seen": self.images_seen, "divergences": self.guard.count}
         if self.buffer is not None:
@@ -266,7 +256,7 @@ class Trainer:
         images, buffer = tensors.get("buffer"), self.buffer
         self.model.load_state_dict(with_prefix("model.", tensors))
         self.ema.load_state_dict(with_prefix("average.", tensors))
-        unpack_optimizer(self.optimizer, with_prefix("optimizer.", tensors))
+        optimizer.unpack_optimizer(self.optimizer, with_prefix("optimizer.", tensors))
         device = self.runtime.device
         self.metrics.sums = {name: value.to(device) for name, value in with_prefix("sums.", tensors).items()}
         if buffer is not None and images is not None:

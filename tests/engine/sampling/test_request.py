@@ -36,9 +36,9 @@ def test_an_unknown_class_is_named(text):
 def test_a_plan_is_the_checkpoints_own_where_no_option_is_set():
     trained = TrainConfig(sample_steps=33, attack_eps=0.4, sgld_step_size=0.1, inner_steps=5, noise_std=0.02)
     plan = resolve_plan(GenerateConfig(), trained)
-    assert (plan.sgld_steps, plan.attack_eps, plan.sgld_step_size, plan.noise_std) == (33, 0.4, 0.5, 0.02)
+    assert (plan.sgld_steps, plan.attack_eps, plan.sgld.step_size, plan.sgld.noise_std) == (33, 0.4, 0.5, 0.02)
     plan = resolve_plan(GenerateConfig(sgld_steps=7, inner_steps=2, noise_std=0, mode="combined"), trained)
-    assert (plan.sgld_steps, plan.sgld_step_size, plan.noise_std, plan.mode) == (7, 0.2, 0, "combined")
+    assert (plan.sgld_steps, plan.sgld.step_size, plan.sgld.noise_std, plan.mode) == (7, 0.2, 0, "combined")
 
 
 def test_without_a_class_chains_follow_the_energy_of_x_for_the_papers_300_steps():
