@@ -47,7 +47,7 @@ MUTATIONS = [
     Mutation("wrong axis in logsumexp", f"{ENGINE}/models/energy.py", "logits_BK, dim=1", "logits_BK, dim=0"),
     Mutation(
         "EMA off by one",
-        f"{ENGINE}/training/averaging.py",
+        f"{ENGINE}/training/optimizer.py",
         "((1 + updates) / (10 + updates))",
         "((2 + updates) / (11 + updates))",
     ),

@@ -34,15 +34,10 @@ def train(
         ),
     ] = None,
     tensorboard: Annotated[
-        bool,
-        typer.Option(
-            "--tensorboard",
-            help="Also log to TensorBoard. A resumed run keeps logging.",
-        ),
+        bool, typer.Option("--tensorboard", help="Also log to TensorBoard. A resumed run keeps logging.")
     ] = False,
     max_time: Annotated[
-        str | None,
-        typer.Option(metavar="25m", help="Save and stop before this time is over: 90s, 25m, 1h30m."),
+        str | None, typer.Option(metavar="25m", help="Save and stop before this time is over: 90s, 25m, 1h30m.")
     ] = None,
 ) -> None:
     """Train one network as classifier, robust classifier and generator.
@@ -84,11 +79,9 @@ def train_run(
 
     runtime = start_runtime(config)
     if call.dry_run:
-        first_step = paths.parse_step(checkpoint) if checkpoint else 0
-        if checkpoint:
-            console.log(f"resuming at step {first_step}")
-        shape, start_up = DataShape.from_options(config), call.elapsed()
-        console.log("timing a few steps of this network; a large one takes a minute or two")
+        first_step, shape = paths.parse_step(checkpoint) if checkpoint else 0, DataShape.from_options(config)
+        start_up = call.elapsed()
+        console.log(f"timing a few steps from step {first_step}; a large network takes a minute or two")
         training_output.log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return
     with console.progress_bar() as bar:

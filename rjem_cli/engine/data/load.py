@@ -19,15 +19,7 @@ from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.archives import check_readable, decode_images, read_members
 from rjem_cli.engine.data.downloads import load_published
-from rjem_cli.engine.data.images import (
-    SPLIT_SEED,
-    TEST_FRACTION,
-    ImageSet,
-    Splits,
-    build_splits,
-    concatenate,
-    split_off,
-)
+from rjem_cli.engine.data.images import SPLIT_SEED, ImageSet, Splits, build_splits, concatenate
 from rjem_cli.errors import DataError
 
 SCIKIT_LEARN_SETS = ("digits", "shifted-digits")
@@ -48,12 +40,12 @@ def load_digits() -> ImageSet:
 
 def load_digit_splits(val_fraction: float, *, shifted: bool) -> Splits:
     """`digits`, or with `shifted` the data set `shifted-digits`."""
-    remaining, test = split_off(load_digits(), TEST_FRACTION)
-    train, val = split_off(remaining, val_fraction)
+    splits = build_splits("digits", load_digits(), None, val_fraction)
     if not shifted:
-        return Splits("digits", train, val, test)
+        return splits
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    return Splits("shifted-digits", *(place_on_canvas(part, generator) for part in (train, val, test)))
+    parts = (place_on_canvas(part, generator) for part in (splits.train, splits.val, splits.test))
+    return Splits("shifted-digits", *parts)
 
 
 def place_on_canvas(digits: ImageSet, generator: torch.Generator) -> ImageSet:

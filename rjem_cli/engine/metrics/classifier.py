@@ -15,13 +15,7 @@ from rjem_cli.config.fields import format_epsilon
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.config.training import DataOptions
-from rjem_cli.engine.accuracy import (
-    Accuracy,
-    CalibrationBin,
-    accuracy_per_class,
-    calibration_error,
-    reliability,
-)
+from rjem_cli.engine import accuracy
 from rjem_cli.engine.attacks import robustness
 from rjem_cli.engine.attacks.attack_report import describe_plan
 from rjem_cli.engine.batching import BatchSizer
@@ -95,7 +89,7 @@ class ClassifierScores:
     scores: dict[str, float]
     outputs: dict[str, Outputs]
     correct: Tensor
-    bins: list[CalibrationBin]
+    bins: list[accuracy.CalibrationBin]
     clean: robustness.CleanResult
     robust: list[robustness.RadiusResult]
     notes: list[str]
@@ -196,11 +190,11 @@ def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> C
     outputs = {TEST: job.compute_outputs(TEST, to_model(images.pixels), on_progress)}
     confidence, predictions = outputs[TEST].logits.softmax(dim=1).max(dim=1)
     correct = predictions == labels
-    bins = reliability(confidence, correct, job.config.bins)
+    bins = accuracy.reliability(confidence, correct, job.config.bins)
     scores = {
-        "accuracy": Accuracy(int(correct.sum()), len(correct)).value,
+        "accuracy": accuracy.Accuracy(int(correct.sum()), len(correct)).value,
         "nll": float(F.cross_entropy(outputs[TEST].logits.double(), labels)),
-        "ece": calibration_error(bins),
+        "ece": accuracy.calibration_error(bins),
     }
     clean, robust = attack_test_images(job, on_progress)
     for result in robust:
@@ -263,14 +257,14 @@ def describe_classifier_scores(job: ClassifierJob, result: ClassifierScores, sec
     labels, names = job.test.images.labels, job.test.images.class_names
     return {
         **results.describe_call("checkpoint", result.scores, job.requirements, seconds),
-        "accuracy_interval_95": Accuracy(int(result.correct.sum()), len(labels)).to_dict()["interval_95"],
-        "per_class": accuracy_per_class(result.correct, labels, names),
+        "accuracy_interval_95": accuracy.Accuracy(int(result.correct.sum()), len(labels)).to_dict()["interval_95"],
+        "per_class": accuracy.accuracy_per_class(result.correct, labels, names),
         "robust": [
             {
                 "eps": robust.eps,
                 "eps_text": format_epsilon(robust.eps, job.plan.norm),
                 "accuracy": robust.robust_accuracy(result.clean).to_dict(),
-                "per_class": accuracy_per_class(robust.robust(result.clean), labels, names),
+                "per_class": accuracy.accuracy_per_class(robust.robust(result.clean), labels, names),
             }
             for robust in result.robust
         ],
