@@ -131,13 +131,13 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
         if isinstance(subject, Model):
             runtime = scoring_runtime(str(subject.device) if config.device == "auto" else config.device)
             return Scores(*score_classifier(config, Model.from_checkpoint(subject.checkpoint, runtime)))
-        return Scores(*score_samples(config, read_images(subject)))
+        return Scores(*score_samples(config, read_images(subject, config.image_size)))
 
 
-def read_images(subject: Tensor | str | Path) -> ImageCollection:
+def read_images(subject: Tensor | str | Path, image_size: int | None) -> ImageCollection:
     """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other shapes."""
     if not isinstance(subject, Tensor):
-        return read_samples([str(subject)], lambda: sys.stdin.buffer)
+        return read_samples([str(subject)], lambda: sys.stdin.buffer, image_size)
     if subject.dim() != 4 or subject.shape[1] not in (1, 3):
         raise ConfigError(f"samples have shape {tuple(subject.shape)}; give (N, C, H, W) with C = 1 or 3")
     return ImageCollection("samples", (subject if subject.dtype == torch.uint8 else to_pixels(subject)).cpu())

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from rjem_cli.config.common import DATASETS, STREAM
+from rjem_cli.config.common import DATASETS, PARTS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, DataError, OptionError, RjemError, did_you_mean
 
 QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint
@@ -216,6 +216,21 @@ def find_checkpoint(name: str | None) -> Path:
     raise AbsentError(f"no run or checkpoint named {name!r} in {runs_dir()}; {hint}")
 
 
+def parse_part(text: str) -> tuple[str, str]:
+    """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). Raises ConfigError if a built-in data set
+    has no such part."""
+    name, _, part = text.rpartition(":")
+    if name in DATASETS and part not in PARTS:
+        raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
+    return (name, part) if name and part in PARTS else (text, "")
+
+
+def is_part(text: str) -> bool:
+    """Whether it names a built-in data set, or a part of a user's."""
+    name, part = parse_part(text)
+    return name in DATASETS or (part != "" and not expand(text).exists() and expand(name).exists())
+
+
 def find_checkpoint_or_images(name: str) -> Path | None:
     """The checkpoint that `name` means, as a file or a run; None if it means images. Raises AbsentError if it means
     nothing, ConfigError if it means two things."""
@@ -223,7 +238,7 @@ def find_checkpoint_or_images(name: str) -> Path | None:
         raise ConfigError("the name of the images is empty; give a folder, a file, a run or -")
     path, run_dir = expand(name), runs_dir() / name
     is_run = "/" not in name and bool(checkpoints_in(run_dir))
-    if name == STREAM or name.rpartition(":")[0] in DATASETS:
+    if name == STREAM or (":" in name and is_part(name)):
         return None
     if name in DATASETS and not is_run:
         if path.exists():

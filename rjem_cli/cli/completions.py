@@ -7,12 +7,11 @@ from typing import Any
 
 import typer
 
-from rjem_cli.config.common import DATASETS, FEATURES, METRICS, SAMPLE_MODES, STARTS, SYNTHETIC_SETS
+from rjem_cli.config.common import DATASETS, FEATURES, METRICS, PARTS, SAMPLE_MODES, STARTS, SYNTHETIC_SETS
 from rjem_cli.config.sources import preset_names
 from rjem_cli.errors import RjemError
 from rjem_cli.paths import find_checkpoint
 
-PARTS = ("train", "test", "all")
 LARGEST_HEADER = 2**24  # bytes
 
 

@@ -128,10 +128,10 @@ class CommandCall(Generic[ConfigT]):
             raise ConfigError(f"give {checkpoint} or --model {config.model}, not both")
         return None
 
-    def reject(self, group: type[Config], reason: str) -> None:
-        """Raises ConfigError, `--flag reason`, if a flag of the group was given."""
+    def reject(self, group: type[Config], reason: str, allowed: tuple[str, ...] = ()) -> None:
+        """Raises ConfigError, `--flag reason`, if a flag of the group was given that is not one of the `allowed`."""
         for option in options(group):
-            if option.name in self.flags:
+            if option.name in self.flags and option.name not in allowed:
                 raise ConfigError(f"{option.flag} {reason}")
 
 

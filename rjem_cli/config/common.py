@@ -8,6 +8,7 @@ from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError, OptionError
 
 LARGEST_BATCH = 10**6
+LARGEST_SIDE = 4096  # of an image, pixels
 LARGEST_RADIUS = 10**6  # of an L2 ball, model units
 LARGEST_LINF = 2.0  # model units: the width of the box [-1, 1]
 DEFAULT_PRESETS = {  # of rjem train for each built-in data set
@@ -30,12 +31,18 @@ SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "intra_fid", "diversity", "memorization")
 STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths
 FEATURES = ("auto", "inception", "dinov2", "judge")  # beside paths
+PARTS = ("train", "test", "all")  # of a data set, as in cifar10:test
 SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
 
 
 def radius(default: Any, help: str) -> Any:
     """Declare the radius of a ball, in model units."""
     return option(default, help, ge=0, le=LARGEST_RADIUS, epsilon=True)
+
+
+def image_size(help: str) -> Any:
+    """Declare the side of resized images, in pixels."""
+    return option(None, help, ge=4, le=LARGEST_SIDE)
 
 
 def check_radius(flag: str, eps: float, norm: str) -> None:
@@ -67,6 +74,7 @@ class NetworkOptions(Config):
         None, "Built-in data set (default: the checkpoint's)", choices=DATASETS, replaces="data"
     )
     data: str | None = option(None, "Your images, or the training images in a new place", replaces="dataset")
+    image_size: int | None = image_size("Resize images as rjem train --image-size does (default: as trained, else not)")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import DATASETS, RuntimeOptions, check_radius, radius
+from rjem_cli.config.common import DATASETS, RuntimeOptions, check_radius, image_size, radius
 from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError, OptionError
 
@@ -13,6 +13,9 @@ class DataOptions(Config):
     dataset: str = option("cifar10", "Built-in data set", choices=DATASETS, replaces="data")
     data: str | None = option(None, "Your images: a folder of class folders, .zip, .tar or .tar.xz", replaces="dataset")
     test_data: str | None = option(None, "Test images for --data, in the same formats (default: split off)")
+    image_size: int | None = image_size(
+        "Crop the central square of each image and resize it to this many pixels (default: images stay as they are)"
+    )
     val_fraction: float = option(0.1, "Share of the training images kept for validation", ge=0, le=0.5)
     crop_pad: int = option(4, "Augmentation: reflect-pad by this many pixels, then crop at random", ge=0)
     flip: bool = option(True, "Augmentation: mirror half of the images")

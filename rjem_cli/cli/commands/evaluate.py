@@ -70,7 +70,8 @@ def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tupl
     if named:
         call.reject(SampleScoreOptions, f"applies to samples only, but {subjects[0]} is a checkpoint")
         return config, [], checkpoints[subjects[0]]
-    call.reject(CheckpointScoreOptions, f"applies to checkpoints only, but {subjects[0]} holds samples")
+    reason = f"applies to checkpoints only, but {subjects[0]} holds samples"
+    call.reject(CheckpointScoreOptions, reason, allowed=("image_size",))
     return config, subjects, None
 
 
@@ -80,7 +81,7 @@ def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, location
 
     console = call.console
     samples.check_options(config)
-    plan = samples.plan_evaluation(config, samples.read_samples(locations, console.binary_input))
+    plan = samples.plan_evaluation(config, samples.read_samples(locations, console.binary_input, config.image_size))
     log_plan(plan, samples.describe_judge_training(plan.inputs), console)
     if call.dry_run:
         start_up, seconds = call.elapsed(), samples.estimate_seconds(plan)

@@ -50,12 +50,12 @@ def check_scoring(config: CompareConfig) -> None:
     """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
     sample_scores.check_options(eval_config(config))
     if config.reference is not None:
-        read_reference(config.reference, config.protocol)
+        read_reference(config.reference, config.protocol, image_size=config.image_size)
 
 
 def read_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> EvalPlan:
     """Samples from any source, and which metrics they get. Raises as `rjem eval` does."""
-    samples = sample_scores.read_samples([location], callbacks.open_stdin)
+    samples = sample_scores.read_samples([location], callbacks.open_stdin, config.image_size)
     plan = sample_scores.plan_evaluation(eval_config(config), samples)
     return plan.only(TABLE_METRICS) if config.metrics == "all" else plan
 

@@ -1,5 +1,5 @@
-"""Image files in a folder, a .zip or a tar, and their decoding to pixels. Nothing is unpacked to disk, and links inside
-archives are ignored."""
+"""Image files in a folder, a .zip or a tar, their decoding to pixels, and their resizing. Nothing is unpacked to disk,
+and links inside archives are ignored."""
 
 import contextlib
 import io
@@ -17,8 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from rjem_cli.engine.data.png import from_image, to_image
 from rjem_cli.engine.memory import physical_memory
 from rjem_cli.errors import AbsentError, DataError
 from rjem_cli.paths import existing_data
@@ -156,11 +158,14 @@ def check_size(location: str, name: str, size: int) -> None:
         raise DataError(f"{location}: {name} has {size} bytes, too many for an image; remove it")
 
 
-def decode_images(members: Iterable[Member], location: str, hint: str) -> tuple[list[str], Tensor]:
+def decode_images(
+    members: Iterable[Member], location: str, hint: str, image_size: int | None = None
+) -> tuple[list[str], Tensor]:
     """(names, pixels uint8 (N, C, H, W)), sorted by name, so that a folder, a .zip and a .tar give the same splits and
-    scores. C is 1 if all images are grey, else 3. Raises AbsentError, with the `hint`, if there is no image, and
-    DataError for an image that is corrupt, has another size than the first one, or the name of another."""
-    named_arrays = sorted(decode_in_order(members, location), key=lambda item: item[0])
+    scores. C is 1 if all images are grey, else 3. Images are resized if `image_size` is given. Raises AbsentError, with
+    the `hint`, if there is no image, and DataError for an image that is corrupt, has another size than the first one,
+    or the name of another."""
+    named_arrays = sorted(decode_in_order(members, location, image_size), key=lambda item: item[0])
     if not named_arrays:
         raise AbsentError(f"{location} holds no images; {hint}")
     names, arrays = [name for name, _ in named_arrays], [array for _, array in named_arrays]
@@ -171,7 +176,8 @@ def decode_images(members: Iterable[Member], location: str, hint: str) -> tuple[
         if array.shape[:2] != arrays[0].shape[:2]:
             size, expected = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, arrays[0]))
             raise DataError(
-                f"{location}: {name} is {size}, the images before it are {expected}; give images of one size"
+                f"{location}: {name} is {size}, the images before it are {expected}; give images of one size, or add "
+                f"--image-size {min(32, *array.shape[:2])} to resize them"
             )
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2) for array in arrays]
@@ -180,7 +186,9 @@ def decode_images(members: Iterable[Member], location: str, hint: str) -> tuple[
     return names, torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
-def decode_in_order(members: Iterable[Member], location: str) -> Iterator[tuple[str, np.ndarray]]:
+def decode_in_order(
+    members: Iterable[Member], location: str, image_size: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """(name, pixels) in the order of the members, decoded in threads. Only a few wait at a time, since an archive may
     be larger than memory, and an error in an early image is raised before the later ones are read. Raises DataError."""
     threads, size, memory = min(THREADS, os.cpu_count() or 1), 0, physical_memory()
@@ -189,7 +197,8 @@ def decode_in_order(members: Iterable[Member], location: str) -> Iterator[tuple[
         try:
             for member in itertools.chain(members, [None]):
                 if member is not None:
-                    waiting.append((member[0], pool.submit(decode_image, member[1], f"{location}: {member[0]}")))
+                    name = f"{location}: {member[0]}"
+                    waiting.append((member[0], pool.submit(decode_image, member[1], name, image_size)))
                 while waiting and (member is None or len(waiting) > 2 * threads):
                     name, future = waiting.popleft()
                     array = future.result()
@@ -201,19 +210,41 @@ def decode_in_order(members: Iterable[Member], location: str) -> Iterator[tuple[
             pool.shutdown(cancel_futures=True)
 
 
-def decode_image(content: bytes, name: str) -> np.ndarray:
-    """uint8 (H, W) for a grey image, else (H, W, 3). Raises DataError with the file's name."""
-    from PIL import Image
-
+def decode_image(content: bytes, name: str, image_size: int | None = None) -> np.ndarray:
+    """uint8 (H, W) for a grey image, else (H, W, 3), resized if `image_size` is given. Raises DataError with the file's
+    name."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{name} has more than 8 bits per channel ({image.mode}); convert it to 8 bits")
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise DataError(f"{name} is {image.width}x{image.height}, too large for a training image; remove it")
-            return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+            converted = image.convert("L" if image.mode in GREY_MODES else "RGB")
+            return np.asarray(converted if image_size is None else resize_image(converted, image_size))
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(f"{name} is corrupt or not an image ({reason}); remove or replace it") from None
+
+
+def resize_image(image: Image.Image, size: int) -> Image.Image:
+    """The central square, resized to `size` x `size` pixels (bicubic, antialiased). Pillow computes in integers, so the
+    bytes are the same on every machine."""
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def resize_pixels(pixels: Tensor, size: int | None) -> Tensor:
+    """`resize_image` for uint8 (N, C, H, W); None changes nothing."""
+    if size is None or tuple(pixels.shape[2:]) == (size, size):
+        return pixels
+    resized = pixels.new_empty(*pixels.shape[:2], size, size)
+
+    def fill(index: int) -> None:
+        resized[index] = from_image(resize_image(to_image(pixels[index]), size))
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        deque(pool.map(fill, range(len(pixels))), maxlen=0)  # raises what a thread raised
+    return resized

@@ -160,37 +160,47 @@ def get_nested(meta: dict[str, Any] | None, key: str) -> Any:
     return value
 
 
-def read_collection(location: str) -> ImageCollection:
-    """The images of a folder, a .zip, a tar or an .npz, sorted by name. Raises AbsentError if nothing is there or there
-    is no image, DataError with the file's name for one that cannot be read or has another size than the others."""
+def read_collection(location: str, image_size: int | None = None) -> ImageCollection:
+    """The images of a folder, a .zip, a tar or an .npz, sorted by name, resized if `image_size` is given. Raises
+    AbsentError if nothing is there or there is no image, DataError with the file's name for one that cannot be read or
+    has another size than the others."""
     path = archives.check_readable(location)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return read_npz(path)
+        return read_npz(path, image_size)
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         raise ConfigError(f"{location} is a single image; give a folder of images, an archive or an .npz")
-    return collect_members(archives.read_members(path, is_wanted), location)
+    return collect_members(archives.read_members(path, is_wanted), location, image_size)
 
 
-def read_images(location: str, image_shape: tuple[int, int, int]) -> Tensor:
+def read_images(location: str, image_shape: tuple[int, int, int], image_size: int | None = None) -> Tensor:
     """The images of `read_collection`, or of one image file, in the shape (C, H, W) of a checkpoint: uint8
     (N, C, H, W). Raises AbsentError, and DataError for images of another size, or with colour where C is 1."""
     path = archives.check_readable(location)
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         with archives.archive_errors(location):
             archives.check_size(location, path.name, path.stat().st_size)
-            collection = collect_members([(path.name, path.read_bytes())], location)
+            collection = collect_members([(path.name, path.read_bytes())], location, image_size)
     else:
-        collection = read_collection(location)
+        collection = read_collection(location, image_size)
     channels, height, width = image_shape
     _, own_height, own_width = collection.image_shape
     if (own_height, own_width) != (height, width):
-        raise DataError(f"images of {location} are {own_width}x{own_height}; this checkpoint takes {width}x{height}")
+        raise DataError(
+            f"images of {location} are {own_width}x{own_height}; this checkpoint takes {width}x{height}"
+            f"{suggest_size(image_shape)}"
+        )
     return convert_channels(collection.pixels, channels, location).contiguous()
 
 
-def read_stream(stream: BinaryIO, name: str) -> ImageCollection:
+def suggest_size(image_shape: tuple[int, int, int]) -> str:
+    """How to resize images for a checkpoint; empty if it does not take squares."""
+    _, height, width = image_shape
+    return f"; add --image-size {width}" if height == width else ""
+
+
+def read_stream(stream: BinaryIO, name: str, image_size: int | None = None) -> ImageCollection:
     """The images of a tar stream, as `rjem generate -o -` writes it. Raises DataError for an incomplete one."""
-    return collect_members(archives.read_tar_members(stream, name, is_wanted), name)
+    return collect_members(archives.read_tar_members(stream, name, is_wanted), name, image_size)
 
 
 def is_wanted(name: PurePosixPath) -> bool:
@@ -199,7 +209,7 @@ def is_wanted(name: PurePosixPath) -> bool:
     return archives.is_image(name) or name.name in META_NAMES | {LABELS_NAME} or name.suffix == ".cls"
 
 
-def collect_members(members: Iterable[archives.Member], location: str) -> ImageCollection:
+def collect_members(members: Iterable[archives.Member], location: str, image_size: int | None) -> ImageCollection:
     notes: dict[PurePosixPath, bytes] = {}  # labels and meta
 
     def images() -> Iterator[archives.Member]:
@@ -210,7 +220,7 @@ def collect_members(members: Iterable[archives.Member], location: str) -> ImageC
             else:
                 notes[path] = content
 
-    names, pixels = archives.decode_images(images(), location, HINT)
+    names, pixels = archives.decode_images(images(), location, HINT, image_size)
     meta_name = find_unique(notes, META_NAMES)
     meta = None if meta_name is None else parse_meta(notes[meta_name], f"{location}: {meta_name}")
     labels = find_labels([PurePosixPath(name) for name in names], notes)
@@ -290,7 +300,7 @@ def read_array_names(path: Path) -> set[str]:
         return set(archive.files)
 
 
-def read_npz(path: Path) -> ImageCollection:
+def read_npz(path: Path, image_size: int | None = None) -> ImageCollection:
     """arr_0, uint8 (N, H, W, C), as ADM and rjem write it, with `labels` (arr_1 in ADM's) and rjem's `meta` if
     present."""
     arrays = load_arrays(path, ("arr_0", "arr_1", "labels", "meta"))
@@ -306,4 +316,5 @@ def read_npz(path: Path) -> ImageCollection:
     if labels is not None and labels.shape == (len(pixels),) and labels.dtype.kind in "iu" and labels.min() >= 0:
         numbers = tuple(labels.tolist())
     meta = parse_meta(str(arrays["meta"]), f"{path}: meta") if "meta" in arrays and arrays["meta"].ndim == 0 else None
-    return ImageCollection(str(path), torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), numbers, meta)
+    pixels_NCHW = archives.resize_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), image_size)
+    return ImageCollection(str(path), pixels_NCHW, numbers, meta)

@@ -115,6 +115,10 @@ class Splits:
     def class_names(self) -> tuple[str, ...]:
         return self.train.class_names
 
+    @property
+    def parts(self) -> tuple[ImageSet, ImageSet, ImageSet]:
+        return self.train, self.val, self.test
+
 
 def concatenate(parts: Sequence[ImageSet]) -> ImageSet:
     """Image sets of the same classes, one after another."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
-from rjem_cli.engine.data.archives import check_readable, decode_images, read_members
+from rjem_cli.engine.data.archives import check_readable, decode_images, read_members, resize_pixels
 from rjem_cli.engine.data.downloads import load_published
 from rjem_cli.engine.data.images import SPLIT_SEED, ImageSet, Splits, build_splits, concatenate
 from rjem_cli.errors import DataError
@@ -44,7 +44,7 @@ def load_digit_splits(val_fraction: float, *, shifted: bool) -> Splits:
     if not shifted:
         return splits
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    parts = (place_on_canvas(part, generator) for part in (splits.train, splits.val, splits.test))
+    parts = (place_on_canvas(part, generator) for part in splits.parts)
     return Splits("shifted-digits", *parts)
 
 
@@ -67,41 +67,47 @@ def load_splits(options: DataOptions, on_progress: OnProgress = noop, warn: Log 
     """The data set that `options` name. `on_progress` reports a download, `warn` one that cannot be saved. Raises
     AbsentError or DataError with the file's name."""
     if options.data:
-        parts = read_class_folders(options.data)
-        return build_user_splits(parts, options.data, options.test_data, options.val_fraction)
+        return build_user_splits(read_class_folders(options.data, options.image_size), options)
     if options.dataset in SCIKIT_LEARN_SETS:
-        return load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
-    train, test = load_published(options.dataset, on_progress, warn)
+        splits = load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
+        return Splits(splits.name, *(resize(part, options.image_size) for part in splits.parts))
+    train, test = (resize(part, options.image_size) for part in load_published(options.dataset, on_progress, warn))
     return build_splits(options.dataset, train, test, options.val_fraction)
+
+
+def resize(images: ImageSet, size: int | None) -> ImageSet:
+    return replace(images, pixels=resize_pixels(images.pixels, size))
 
 
 def load_part(options: DataOptions, split: str) -> tuple[str, ImageSet]:
     """(name, images) of one split, or of "all". User images without a training part are a test set: the part of that
     name, or the only one. Raises AbsentError or DataError."""
     if options.data:
-        parts, name = read_class_folders(options.data), Path(options.data).name
+        parts, name = read_class_folders(options.data, options.image_size), Path(options.data).name
         if split == "all" and not options.test_data:
             return f"{name}:all", concatenate(list(parts.values()))
         if "train" not in parts:
             part = split if split in parts else next(iter(parts))
             return f"{name}:{part}", parts[part]
-        splits = build_user_splits(parts, options.data, options.test_data, options.val_fraction)
+        splits = build_user_splits(parts, options)
     else:
         splits = load_splits(options)
     by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
     return f"{splits.name}:{split}", concatenate(list(by_name.values())) if split == "all" else by_name[split]
 
 
-def build_user_splits(parts: dict[str, ImageSet], data: str, test_data: str | None, val_fraction: float) -> Splits:
-    """Splits named in `parts` stay; the others are split off with a fixed seed. Raises DataError."""
+def build_user_splits(parts: dict[str, ImageSet], options: DataOptions) -> Splits:
+    """Splits of `options.data`. Those named in `parts` stay; others are split off with a fixed seed. Raises
+    DataError."""
+    data, test_data = str(options.data), options.test_data
     if "train" not in parts:
         raise DataError(f"{data} has no training images, only {', '.join(parts)}; give some, and this as --test-data")
     train, test = parts["train"], parts.get("test")
     if test_data:
-        test_parts = read_class_folders(test_data)
+        test_parts = read_class_folders(test_data, options.image_size)
         test = test_parts["test"] if "test" in test_parts else next(iter(test_parts.values()))
         check_compatible(train, test, data, test_data)
-    splits = build_splits(Path(data).name, train, test, 0 if "val" in parts else val_fraction)
+    splits = build_splits(Path(data).name, train, test, 0 if "val" in parts else options.val_fraction)
     return replace(splits, val=parts["val"]) if "val" in parts else splits
 
 
@@ -116,25 +122,25 @@ def check_compatible(train: ImageSet, test: ImageSet, train_name: str, test_name
         raise DataError(f"{train_name} and {test_name} have different classes: {', '.join(different[:5])}")
 
 
-def read_class_folders(location: str) -> dict[str, ImageSet]:
+def read_class_folders(location: str, image_size: int | None = None) -> dict[str, ImageSet]:
     """Images by split ("train" without split folders). All splits have the same class names, sorted. Raises
     AbsentError if `location` is missing or holds no image, DataError for an image that is corrupt, has another size
     than the others or lies in no class folder."""
     path = check_readable(location)
     if path.is_dir():
-        return read_tree(path, location)
+        return read_tree(path, location, image_size)
     status = path.stat()
-    return dict(read_archive(path.resolve(), location, status.st_mtime_ns, status.st_size))
+    return dict(read_archive(path.resolve(), location, image_size, status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=2)  # the training and the test images, which a comparison needs for each of its rows
-def read_archive(path: Path, location: str, mtime_ns: int, size: int) -> dict[str, ImageSet]:
-    return read_tree(path, location)
+def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: int, size: int) -> dict[str, ImageSet]:
+    return read_tree(path, location, image_size)
 
 
-def read_tree(path: Path, location: str) -> dict[str, ImageSet]:
+def read_tree(path: Path, location: str, image_size: int | None) -> dict[str, ImageSet]:
     hint = "give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
-    names, pixels = decode_images(read_members(path), location, hint)
+    names, pixels = decode_images(read_members(path), location, hint, image_size)
     return group_by_split(list(map(parse_split, names)), list(map(parse_class_folder, names)), pixels)
 
 

@@ -164,7 +164,7 @@ def load_ood_images(kind: str, test: EvalImages, config: EvalConfig) -> tuple[st
     if kind in DATASETS:
         name, pixels = kind, load_part(DataOptions(dataset=kind), "test")[1].pixels
     else:
-        name, pixels = Path(kind).name.split(".")[0], read_collection(kind).pixels
+        name, pixels = Path(kind).name.split(".")[0], read_collection(kind, config.image_size).pixels
     return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from rjem_cli.config.common import DATASETS
+from rjem_cli.config.common import DATASETS, LARGEST_SIDE
 from rjem_cli.config.training import DataOptions
-from rjem_cli.engine.data.collection import ImageCollection, load_arrays, read_array_names, read_collection
+from rjem_cli.engine.data.collection import ImageCollection, get_nested, load_arrays, read_array_names, read_collection
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
-from rjem_cli.paths import expand
+from rjem_cli.paths import expand, is_part, parse_part
 
-PARTS = ("train", "test", "all")
 CIFAR_SHAPE = (3, 32, 32)
 LARGEST_STATISTIC = 1e12  # beyond this an .npz does not hold statistics of features
 STATISTICS_KEYS = ("mu", "sigma")  # as in the files of pytorch-fid, TTUR, EDM and ADM
@@ -42,29 +41,24 @@ class Reference:
     load_splits: Callable[[], Splits] | None = None
 
 
-def parse_part(text: str) -> tuple[str, str]:
-    """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). Raises ConfigError if a built-in data set
-    has no such part."""
-    name, _, part = text.rpartition(":")
-    if name in DATASETS and part not in PARTS:
-        raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
-    return (name, part) if name and part in PARTS else (text, "")
-
-
-def is_builtin(text: str) -> bool:
-    return parse_part(text)[0] in DATASETS
+def recorded_size(samples: ImageCollection) -> int | None:
+    """The --image-size of the training, from the samples' meta.json."""
+    size = get_nested(samples.meta, "dataset.image_size")
+    return size if type(size) is int and 0 < size <= LARGEST_SIDE else None
 
 
 def default_reference(samples: ImageCollection, protocol: str) -> tuple[str, str | None]:
     """(name for `read_reference`, test images) of what the samples' meta.json says the model was trained on. Samples
-    that are part of a built-in data set are compared with that; 32x32 colour images without a meta.json with cifar10.
-    Raises DataError if no reference can be inferred."""
-    if is_builtin(samples.name):
-        return parse_part(samples.name)[0], None
+    that are part of a data set are compared with that; 32x32 colour images without a meta.json with cifar10. Raises
+    DataError if no reference can be inferred."""
+    part = "all" if protocol == "jempp" else "train"
+    if is_part(samples.name):
+        name = parse_part(samples.name)[0]
+        return name if name in DATASETS else f"{name}:{part}", None
     dataset: Any = (samples.meta or {}).get("dataset")
     dataset = dataset if isinstance(dataset, dict) else {}
     if dataset.get("data"):
-        return f"{dataset['data']}:{'all' if protocol == 'jempp' else 'train'}", dataset.get("test_data")
+        return f"{dataset['data']}:{part}", dataset.get("test_data")
     name = dataset.get("name")
     if name is None and samples.image_shape != CIFAR_SHAPE:
         raise DataError(f"{samples.name} does not name its data set; give one with --reference, such as digits:train")
@@ -73,17 +67,17 @@ def default_reference(samples: ImageCollection, protocol: str) -> tuple[str, str
     return name or "cifar10", dataset.get("test_data")
 
 
-def read_reference(text: str, protocol: str, test_data: str | None = None) -> Reference:
-    """Read `cifar10:test`; `cifar10` (its training part); a path or `path:test`; or statistics.npz. With the protocol
-    jempp, a data set means all its images. Raises ConfigError for an unknown name or a part that contradicts the
-    protocol, AbsentError if nothing is there, DataError if it cannot be used."""
+def read_reference(text: str, protocol: str, test_data: str | None = None, image_size: int | None = None) -> Reference:
+    """Read, and resize if `image_size` is given, `cifar10:test`; `cifar10` (its training part); a path or `path:test`;
+    or statistics.npz. With the protocol jempp, a data set means all its images. Raises ConfigError for an unknown name
+    or a part that contradicts the protocol, AbsentError if nothing is there, DataError if it cannot be used."""
     name, part = parse_part(text)
     if protocol == "jempp":
         if part in ("train", "test"):
             raise ConfigError(f"--protocol jempp compares with train and test images; use --reference {name}")
         part = "all"
     if name in DATASETS:
-        splits = load_splits(DataOptions(dataset=name, val_fraction=0.0))
+        splits = load_splits(DataOptions(dataset=name, val_fraction=0.0, image_size=image_size))
         return select_part(f"{name}:{part or 'train'}", splits, part or "train")
     path = expand(name)
     if not path.exists():
@@ -95,10 +89,11 @@ def read_reference(text: str, protocol: str, test_data: str | None = None) -> Re
         raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
-    images = read_collection(name)
+    images = read_collection(name, image_size)
 
     def make_splits() -> Splits:
-        return build_user_splits(images.group_by_split(), name, test_data, val_fraction=0.0)
+        options = DataOptions(data=name, test_data=test_data, val_fraction=0.0, image_size=image_size)
+        return build_user_splits(images.group_by_split(), options)
 
     if statistics is not None or (part in ("", "all") and test_data is None):
         return Reference(text, images, statistics, make_splits)

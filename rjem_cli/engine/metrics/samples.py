@@ -22,12 +22,13 @@ from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, INCEPTION, Extractor, Features
 from rjem_cli.engine.metrics.feature_choice import check_features, choose_features, describe_features, load_extractor
 from rjem_cli.engine.metrics.features import Chunk, compute_features, count_missing, load_features, split_chunks
-from rjem_cli.engine.metrics.reference import Reference, default_reference, is_builtin, read_reference
+from rjem_cli.engine.metrics.reference import Reference, default_reference, read_reference, recorded_size
 from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan, score_name
 from rjem_cli.engine.runtime import scoring_runtime
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.engine.training.estimate import FORWARD, DataShape, estimate_training
 from rjem_cli.errors import AbsentError, ConfigError, RjemError
+from rjem_cli.paths import is_part
 
 STANDARD_COUNT = 50_000  # samples of a published FID
 ENOUGH_PER_FEATURE = 5  # samples per feature; with fewer, a Frechet distance is inflated
@@ -83,20 +84,27 @@ def check_options(config: EvalConfig) -> None:
     scoring_runtime(config.device)
 
 
-def read_samples(locations: Sequence[str], stdin: Callable[[], BinaryIO]) -> ImageCollection:
-    """One set of samples, from one or several locations: a folder or file, `-` for a tar on stdin, or part of a
-    built-in data set such as `digits:test`, whose scores are a bound for those of samples. Raises ConfigError,
+def read_samples(
+    locations: Sequence[str], stdin: Callable[[], BinaryIO], image_size: int | None = None
+) -> ImageCollection:
+    """One set of samples, from one or several locations: a folder or file, `-` for a tar on stdin, or part of a data
+    set such as `digits:test` or `photos.tar:test`, whose scores are a bound for those of samples. Raises ConfigError,
     AbsentError or DataError."""
-    if len(locations) > 1 and (builtin := next(filter(is_builtin, locations), None)):
-        raise ConfigError(f"{builtin} is a complete set; several locations must be parts of one set of samples")
+    if len(locations) > 1 and (part := next(filter(is_part, locations), None)):
+        raise ConfigError(f"{part} is a complete set; several locations must be parts of one set of samples")
     parts = []
     for location in locations:
-        if is_builtin(location):
-            images = read_reference(location, "standard").images
+        if is_part(location):
+            images = read_reference(location, "standard", image_size=image_size).images
             assert images is not None
             parts.append(images)
         else:
-            parts.append(read_stream(stdin(), "standard input") if location == STREAM else read_collection(location))
+            is_stream = location == STREAM
+            parts.append(
+                read_stream(stdin(), "standard input", image_size)
+                if is_stream
+                else read_collection(location, image_size)
+            )
     return merge_collections(parts)
 
 
@@ -111,11 +119,12 @@ def plan_evaluation(config: EvalConfig, samples: ImageCollection) -> EvalPlan:
 
 
 def load_reference(config: EvalConfig, samples: ImageCollection) -> Reference:
+    size = config.image_size or recorded_size(samples)
     if config.reference is not None:
-        return read_reference(config.reference, config.protocol)
+        return read_reference(config.reference, config.protocol, image_size=size)
     name, test_data = default_reference(samples, config.protocol)
     try:
-        return read_reference(name, config.protocol, test_data)
+        return read_reference(name, config.protocol, test_data, size)
     except AbsentError as error:
         raise AbsentError(f"{error} (the default reference; give another with --reference)") from None
 

@@ -48,7 +48,9 @@ def load_network(options: NetworkOptions, path: Path | None, device: torch.devic
 def load_custom_model(name: str, options: NetworkOptions, device: torch.device) -> Checkpoint:
     """Call `module:factory`. Classes and image size are those of the data set in `options`. Raises ConfigError for an
     invalid name, AbsentError for an unknown one, DataError for a factory or network that does not work."""
-    config = TrainConfig(dataset=options.dataset or TrainConfig.dataset, data=options.data)
+    config = TrainConfig(
+        dataset=options.dataset or TrainConfig.dataset, data=options.data, image_size=options.image_size
+    )
     model = Isolated(build_network(name)).to(device).eval()
     part, images = load_part(config, "train")
     info = CheckpointInfo(

@@ -8,6 +8,7 @@ from torch import Tensor
 from rjem_cli.config.common import check_radius
 from rjem_cli.config.scoring import EvalDataOptions
 from rjem_cli.config.training import DataOptions
+from rjem_cli.engine.data.collection import suggest_size
 from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
@@ -60,7 +61,8 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
             data_options = replace(info.config, dataset=options.dataset, data=None, test_data=None)
         else:
             data_options = info.training_options()
-        name, images = load_part(data_options, options.split)
+        size = options.image_size or info.config.image_size
+        name, images = load_part(replace(data_options, image_size=size), options.split)
     except RjemError as error:
         if options.dataset or options.data:
             raise
@@ -75,7 +77,10 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
 def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:
     """The images with the checkpoint's class numbers. Raises DataError if shapes or classes differ."""
     if images.image_shape != info.image_shape:
-        raise DataError(f"images of {name} are {images.image_shape} (C, H, W), the checkpoint takes {info.image_shape}")
+        raise DataError(
+            f"images of {name} are {images.image_shape} (C, H, W), the checkpoint takes {info.image_shape}"
+            f"{suggest_size(info.image_shape)}"
+        )
     if images.class_names == info.class_names:
         return images
     for class_name in images.class_names:

@@ -77,7 +77,7 @@ class SampleSetup:
     def load_start(self) -> "SampleJob":
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
         config, request, model = self.config, self.request, self.model
-        start = load_start(config.init, model.checkpoint, config.data, config.seed, model.runtime)
+        start = load_start(config, model.checkpoint, model.runtime)
         if start.user_pixels is not None and config.classes == "all":  # chain i keeps the class of image i
             classes = predict_classes(model.logits_fn, start.user_pixels, model.device)
             request = replace(request, classes=classes)

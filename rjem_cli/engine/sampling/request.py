@@ -131,6 +131,7 @@ def describe_request(request: SampleRequest, model: Model, init: str, init_sha25
             "train_digest": info.data_digest,
             "data": info.config.data,
             "test_data": info.config.test_data,
+            "image_size": info.config.image_size,
         },
         "gradient_steps_per_sample": request.plan.gradient_steps,
         "count": request.count,

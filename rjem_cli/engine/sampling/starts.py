@@ -15,6 +15,7 @@ from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior, read_ca
 from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start, prior_start, random_image_start
+from rjem_cli.engine.sampling.request import SampleConfig
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, priors_dir
 
@@ -31,10 +32,10 @@ class Start:
     user_pixels: Tensor | None = None
 
 
-def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, runtime: Runtime) -> Start:
-    """`init` is a name in STARTS or a path. Raises AbsentError or DataError for images that are missing or do not fit,
-    ConfigError for an unknown name."""
-    info = checkpoint.info
+def load_start(options: SampleConfig, checkpoint: Checkpoint, runtime: Runtime) -> Start:
+    """`--init` is a name in STARTS or a path. Raises AbsentError or DataError for images that are missing or do not
+    fit, ConfigError for an unknown name."""
+    info, init, data = checkpoint.info, options.init, options.data
 
     def move(pixels: Tensor) -> Tensor:
         return pixels.to(runtime.storage_device(pixels.nbytes))
@@ -52,8 +53,8 @@ def load_start(init: str, checkpoint: Checkpoint, data: str | None, seed: int, r
             return Start(random_image_start(move(pixels)), pixels_digest(pixels))
     if not expand(init).exists() and "/" not in init and "." not in init:
         raise ConfigError(f"--init {init!r} is not a known start or a file; {did_you_mean(init, STARTS)}")
-    pixels = read_images(init, info.image_shape)
-    return Start(image_start(move(pixels), seed), pixels_digest(pixels), pixels)
+    pixels = read_images(init, info.image_shape, options.image_size or info.config.image_size)
+    return Start(image_start(move(pixels), options.seed), pixels_digest(pixels), pixels)
 
 
 def predict_classes(logits_fn: LogitsFn, pixels: Tensor, device: torch.device) -> tuple[int, ...]:

@@ -17,7 +17,14 @@ from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, mak
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
-FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction")  # a resumed run cannot change them
+FIXED_OPTIONS = (
+    "depth",
+    "width",
+    "norm_layer",
+    "optimizer",
+    "val_fraction",
+    "image_size",
+)  # a resumed run cannot change them
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 

@@ -41,8 +41,9 @@ class DataShape(NamedTuple):
     def from_options(cls, options: DataOptions) -> "DataShape":
         """Published data sets are not read, others are. Raises AbsentError or DataError."""
         if not options.data and options.dataset in DATASET_INFO:
-            info = DATASET_INFO[options.dataset]
-            return cls(info.image_shape, info.classes, *info.split(options.val_fraction), info.test)
+            info, size = DATASET_INFO[options.dataset], options.image_size
+            shape = info.image_shape if size is None else (info.image_shape[0], size, size)
+            return cls(shape, info.classes, *info.split(options.val_fraction), info.test)
         return cls.from_splits(load_splits(options))
 
     @classmethod

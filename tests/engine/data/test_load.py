@@ -8,6 +8,7 @@ from PIL import Image
 
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data import load
+from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.load import load_splits, read_class_folders
 from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import png, tree, write
@@ -137,3 +138,40 @@ def test_an_archive_is_read_once_and_again_after_it_changed(tmp_path, monkeypatc
     assert len(reads) == 1 and first["train"].digest() == second["train"].digest()
     write(tree(3), path)
     assert len(read_class_folders(str(path))["train"]) == 6 and len(reads) == 2
+
+
+def test_images_of_any_size_are_cropped_to_their_central_square_and_resized(tmp_path):
+    gradient = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (40, 1))  # 120 x 40: grey levels rise from left to right
+    files = {
+        "cat/wide.png": encode(gradient),
+        "dog/high.png": encode(gradient.T.copy()),
+        "dog/one.png": png(9, (1, 999)),
+    }
+    images = read_class_folders(str(write(files, tmp_path / "set")), image_size=10)["train"]
+    assert images.pixels.shape == (3, 3, 10, 10)
+    wide, high, thin = images.pixels[:, 0].int()
+    assert wide[0, 0] == pytest.approx(83, abs=3) and wide[0, -1] == pytest.approx(155, abs=3)  # 40 central columns
+    assert (wide == high.T).all() and (thin == 9).all()
+
+
+def test_without_a_size_the_error_for_mixed_sizes_names_the_option(tmp_path):
+    files = {"cat/a.png": png(1), "cat/b.png": png(1, (8, 9))}
+    with pytest.raises(DataError, match=r"b\.png is 8x9, .*add --image-size 8"):
+        read_class_folders(str(write(files, tmp_path / "set")))
+
+
+def test_built_in_sets_npz_files_and_folders_are_resized_alike(tmp_path):
+    digits = load_splits(DataOptions(dataset="digits", val_fraction=0)).test
+    resized = load_splits(DataOptions(dataset="digits", val_fraction=0, image_size=6)).test
+    files = {f"c/{i:04d}.png": encode(image[0].numpy()) for i, image in enumerate(digits.pixels)}
+    from_files = read_class_folders(str(write(files, tmp_path / "set.tar")), image_size=6)["train"]
+    np.savez(tmp_path / "set.npz", arr_0=digits.pixels.permute(0, 2, 3, 1).numpy())
+    assert resized.pixels.shape[1:] == (1, 6, 6) and (resized.labels == digits.labels).all()
+    assert (from_files.pixels == resized.pixels).all()
+    assert (read_collection(str(tmp_path / "set.npz"), image_size=6).pixels == resized.pixels).all()
+
+
+def encode(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, format="PNG")
+    return content.getvalue()
