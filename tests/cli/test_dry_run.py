@@ -30,7 +30,7 @@ def test_time_and_memory_are_estimated_and_no_file_changes(rjem, own_home, train
     monkeypatch.chdir(tmp_path)
     before = modification_times(tmp_path)
     outcome = rjem(*arguments, "--dry-run")
-    assert outcome.code == 0 and "about " in outcome.err and " s " in outcome.err and outcome.out == ""
+    assert outcome.code == 0 and " on this device" in outcome.err and " s " in outcome.err and outcome.out == ""
     estimate = json.loads(rjem(*arguments, "--dry-run", "--json").out)
     assert estimate["seconds"] > 0 and (estimate["memory_bytes"] is None or estimate["memory_bytes"] > 1e7)
     assert modification_times(tmp_path) == before

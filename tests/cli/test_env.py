@@ -23,4 +23,4 @@ def test_versions_devices_choices_and_places(rjem, own_home, monkeypatch):
 def test_a_pipe_gets_lines(rjem):
     outcome = rjem("env")
     rows = dict(line.split("\t") for line in outcome.out.splitlines())
-    assert rows["reason"] == "value" and rows["rjem"] == __version__ and "precision of scores" in rows
+    assert rows["what"] == "value" and rows["rjem"] == __version__ and "precision of scores" in rows

@@ -76,7 +76,7 @@ def test_langevin_noise_is_that_of_the_step_and_there_is_no_clip(rjem, trained, 
     outcome = rjem("langevin", *flags, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     plan = json.loads((tmp_path / "out/chains.json").read_text())["plan"]
-    assert plan["noise_std"] == pytest.approx(0.2) and plan["grad_clip"] is None  # sqrt(2 * 0.02)
+    assert plan["sgld"]["noise_std"] == pytest.approx(0.2) and plan["sgld"]["grad_clip"] is None  # sqrt(2 * 0.02)
     both = rjem("langevin", *flags, "--noise-std", 1)
     assert both.code == 2 and "--langevin-noise sets the noise" in both.error_line()
 

@@ -394,7 +394,7 @@ def test_an_untrained_checkpoint_is_used_only_if_it_is_named(rjem, own_home, tra
         assert refused.code == 3 and "run begun has not saved a trained checkpoint yet" in refused.error_line()
     path = own_home / "runs/begun/checkpoints" / first.name
     assert rjem("generate", path, "-n", 2, "-o", own_home / "out").code == 0
-    assert "resuming at step 0" in rjem("train", "--resume", "auto", "--dry-run").err
+    assert "from step 0" in rjem("train", "--resume", "auto", "--dry-run").err
 
 
 def test_a_run_has_one_name_whoever_asks(own_home, trained, tmp_path):
