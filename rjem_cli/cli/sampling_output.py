@@ -36,7 +36,8 @@ def describe_classes(request: SampleRequest) -> str:
 
 def describe_plan(plan: SamplePlan, init: str) -> str:
     """`prior -> targeted PGD ... -> contrast 0.7 -> SGLD ...`, radii in both units."""
-    stages = [init]
+    is_scaled = init == "prior" and plan.prior_temperature != 1
+    stages = [f"prior of temperature {plan.prior_temperature:g}" if is_scaled else init]
     if plan.has_attack:
         eps = format_epsilon(plan.attack_eps, plan.norm)
         stages.append(f"targeted PGD {plan.norm} eps {eps}, {plan.attack_steps} steps")

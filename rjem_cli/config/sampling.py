@@ -17,6 +17,9 @@ class ChainOptions(NetworkOptions):
         "Start of a chain: prior, noise (uniform), data (a training image of the class), buffer (the training run's "
         "chains), or PATH of your images",
     )
+    prior_temperature: float | None = option(
+        None, "Factor of the prior's deviations from the class mean; below 1: more typical, less varied starts", ge=0
+    )
     sgld_steps: int | None = option(None, "Outer SGLD steps, one network pass each", ge=0)
     sgld_step_size: float | None = option(None, "Inner step size; one outer step moves inner_steps times this", gt=0)
     inner_steps: int | None = option(None, "Inner steps per outer step", ge=1)
@@ -32,6 +35,8 @@ class ChainOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prior_temperature is not None and self.init != "prior":
+            raise ConfigError(f"--prior-temperature needs --init prior, not {self.init}")
         if self.langevin_noise and self.noise_std is not None:
             raise ConfigError("--langevin-noise sets the noise; remove --noise-std")
 

@@ -57,6 +57,12 @@ class EnergyOptions(Config):
         "joint", "BatchNorm statistics: joint over x_adv, x and x_q, or separate (JEM++)", choices=("joint", "separate")
     )
     buffer_size: int = option(10_000, "Chains kept in the replay buffer", ge=1)
+    prior_variance: float = option(
+        0.99,
+        "Share of each class's variance that the prior keeps, where chains start; 1: all, plus 1e-4 as in JEM++",
+        gt=0,
+        le=1,
+    )
     reinit_prob: float = option(0.05, "Probability that a chain starts again from the prior", ge=0, le=1)
 
 
@@ -99,6 +105,7 @@ class SamplingOptions(Config):
     unconditional_steps: int = option(300, "The paper's m for samples of no class: outer SGLD steps on E(x)", ge=0)
     attack_eps: float = radius(0.5, "Radius of the targeted attack that makes samples")
     attack_steps: int = option(20, "Steps of that attack", ge=0)
+    prior_temperature: float = option(1.0, "Factor of the prior's deviations from the class mean", ge=0)
     contrast: float = option(
         0.7, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1
     )

@@ -142,7 +142,7 @@ def measure_lever(lever: Lever, rounds: int, device: torch.device) -> list[float
 
 
 def all_levers(config: TrainConfig, runtime: Runtime, folder: Path, compiled: bool) -> Iterator[Lever]:
-    prior = dummy_prior(SHAPE)
+    prior = dummy_prior(SHAPE, variance=1)
     trainer = build_trainer(config, prior, runtime, folder)
     plain = PlainLoop(config, prior, runtime.device)
     yield from chain_levers(trainer, plain, compiled)

@@ -138,7 +138,7 @@ def build_trainer(config: TrainConfig, prior: ClassGaussianPrior, runtime: Runti
 
 def network_tasks(config: TrainConfig, runtime: Runtime, folder: Path, steps: int) -> dict[str, Task]:
     """On the same number of images and the same network. Each call takes `steps` of a chain or an attack."""
-    prior, device, count = dummy_prior(SHAPE), runtime.device, config.batch_size
+    prior, device, count = dummy_prior(SHAPE, variance=1), runtime.device, config.batch_size
     trainer = build_trainer(config, prior, runtime, folder)
     plain = PlainLoop(config, prior, device)
     batch, frozen = trainer.next_batch(), runtime.frozen(trainer.model)

@@ -106,8 +106,6 @@ def test_training_images_that_moved_can_be_named(rjem, tmp_path):
     flags = "--steps 2 --warmup-steps 1 --pgd-steps 1 --sgld-steps 1 --sample-steps 1 --eval-limit 9 --crop-pad 0 -q"
     assert rjem("train", "--data", tmp_path / "photos", "--run", "own", *flags.split()).code == 0
     (tmp_path / "photos").rename(tmp_path / "moved")
-    for cached in (tmp_path / "rjem-home" / "cache" / "priors").glob("*"):
-        cached.unlink()
     gone = rjem("eval", "own", *FLAGS)
     assert gone.code == 3 and "give --data or --dataset" in gone.error_line()
     found = rjem("eval", "own", *FLAGS, "--data", tmp_path / "moved", "--json")

@@ -25,6 +25,7 @@ from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.sampling import generate as sampling
 from rjem_cli.errors import RjemError
 from rjem_cli.files import locked
+from tests.image_files import tree, write
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -406,21 +407,31 @@ def test_a_run_by_name_folder_or_file_and_the_newest_by_default(rjem, trained, o
         assert outcome.code == 0 and trained["checkpoint"] in outcome.err
 
 
-def test_the_prior_is_fitted_again_when_the_cache_is_gone(rjem, trained, own_home, tmp_path):
-    assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
-    for entry in (own_home / "cache" / "priors").glob("*.safetensors"):
-        entry.unlink()
-    assert rjem("generate", "-n", 2, "-o", tmp_path / "b").code == 0
-    assert images(tmp_path / "a") == images(tmp_path / "b")
-
-
-def test_a_home_that_cannot_be_written_needs_no_cached_prior(rjem, trained, own_home, tmp_path):
-    assert rjem("generate", "-n", 2, "-o", tmp_path / "a").code == 0
-    shutil.rmtree(own_home / "cache" / "priors")
-    (own_home / "cache" / "priors").write_text("in the way")
-    outcome = rjem("generate", "-n", 2, "-o", tmp_path / "b")
+def test_a_checkpoint_alone_gives_the_same_bytes_in_an_empty_home(rjem, tmp_path, monkeypatch):
+    """Without the training images, and without anything cached."""
+    write(tree(per_class=20), tmp_path / "photos")
+    flags = "--depth 10 --width 1 --steps 2 --warmup-steps 1 --pgd-steps 1 --sgld-steps 1 --sample-steps 2 --crop-pad 0"
+    trained = rjem("train", "--data", tmp_path / "photos", "--run", "own", *flags.split(), "--eval-limit", 9, "-q")
+    shutil.copy(trained.out.strip(), tmp_path / "shared.safetensors")
+    assert rjem("generate", "own", "-n", 6, "--mode", "combined", "-o", tmp_path / "a").code == 0
+    shutil.rmtree(tmp_path / "photos")
+    monkeypatch.setenv("RJEM_HOME", str(tmp_path / "elsewhere"))
+    outcome = rjem("generate", tmp_path / "shared.safetensors", "-n", 6, "--mode", "combined", "-o", tmp_path / "b")
     assert outcome.code == 0, outcome.err
     assert images(tmp_path / "a") == images(tmp_path / "b")
+
+
+def test_the_temperature_of_the_prior_scales_the_starts_and_is_recorded(rjem, trained, tmp_path):
+    flags = ("-n", 4, "--sgld-steps", 0, "--class", "3")
+    for name, temperature in (("mean", 0), ("own", 1), ("default", None)):
+        given = () if temperature is None else ("--prior-temperature", temperature)
+        assert rjem("generate", *flags, *given, "-o", tmp_path / name).code == 0
+    assert len(set(images(tmp_path / "mean").values())) == 1  # all are the mean of their class
+    assert len(set(images(tmp_path / "own").values())) == 4
+    assert images(tmp_path / "own") == images(tmp_path / "default")
+    assert json.loads((tmp_path / "mean/meta.json").read_bytes())["plan"]["prior_temperature"] == 0
+    refused = rjem("generate", "--init", "noise", "--prior-temperature", 0.5)
+    assert refused.code == 2 and "--prior-temperature needs --init prior" in refused.error_line()
 
 
 def test_files_with_names_like_our_temporary_ones_are_left_alone(rjem, trained, tmp_path):

@@ -18,6 +18,7 @@ import torch
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.distributed import SINGLE, Distributed, process_group
+from rjem_cli.engine.models.prior import fit_prior
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import Trainer
 
@@ -68,7 +69,7 @@ def two_processes_train_the_weights_of_one(processes: Distributed) -> None:
 
     def train(distributed: Distributed) -> list[torch.Tensor]:
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(config, splits, runtime, Path(folder), distributed)
+            trainer = Trainer(config, splits, runtime, Path(folder), lambda: fit_prior(splits.train), distributed)
             start = [parameter.detach().clone() for parameter in trainer.model.parameters()]
             for _ in range(config.steps or 0):
                 trainer.train_step()

@@ -22,7 +22,7 @@ def test_each_image_of_a_batch_has_its_own_label(tmp_path, step, augment_energy)
     config = TrainConfig(
         depth=10, width=1, batch_size=16, px_weight=0, crop_pad=2, augment_energy=augment_energy, device="cpu"
     )
-    trainer = Trainer(config, Splits("levels", images, images, images), start_runtime(config), tmp_path)
+    trainer = Trainer(config, Splits("levels", images, images, images), start_runtime(config), tmp_path, fit_prior=None)
     trainer.step = step
     batch = trainer.next_batch()
     assert len(batch.labels.unique()) > 1

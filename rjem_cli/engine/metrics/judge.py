@@ -108,7 +108,7 @@ def train_judge(splits: Splits, runtime: Runtime, on_progress: OnProgress = noop
 def start_training(splits: Splits, runtime: Runtime, folder: Path, callbacks: TrainingCallbacks) -> Run:
     """Resume an interrupted training; start again if it cannot be resumed."""
     resume = bool(checkpoints_in(folder))
-    run = Run(Trainer(judge_config(splits), splits, runtime, folder), callbacks)
+    run = Run(Trainer(judge_config(splits), splits, runtime, folder, fit_prior=None), callbacks)
     try:
         run.start(resume)
     except RjemError:

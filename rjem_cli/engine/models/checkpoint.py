@@ -1,6 +1,6 @@
 """Checkpoints: the averaged network with its config in one safetensors file, and beside it the state to resume from.
 
-step-00000600.safetensors        samples and is tested; share this one
+step-00000600.safetensors        samples and is tested; share this one. It contains the prior that chains start from
 step-00000600.state.safetensors  live weights, optimizer state, EMA, replay buffer
 """
 
@@ -20,13 +20,14 @@ from rjem_cli import __version__
 from rjem_cli.config.sources import read_mapping
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
+from rjem_cli.engine.models.prior import PREFIX, ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
 from rjem_cli.files import explained, json_digest
 from rjem_cli.paths import find_run_dir, trained_checkpoints_in
 
-FORMAT = "rjem-checkpoint-7"
+FORMAT = "rjem-checkpoint-8"
 MAX_SIDE = 4096  # pixels
 MAX_COUNT = 2**63 - 1  # of steps and of images seen
 CONFIG_FILE = "config.yaml"
@@ -115,13 +116,14 @@ def is_sha256(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network in eval mode and what is known about it. `sha256` identifies the network. If `is_custom`, rjem did not
-    train it, and `path` is the name given to --model."""
+    """A network in eval mode and what is known about it. `sha256` identifies the network. `prior` is None for a judge.
+    If `is_custom`, rjem did not train it, there is no prior, and `path` is the name given to --model."""
 
     path: Path
     model: nn.Module
     info: CheckpointInfo
     sha256: str
+    prior: ClassGaussianPrior | None = None
     is_custom: bool = False
 
 
@@ -143,9 +145,12 @@ def with_data_paths(info: CheckpointInfo, path: Path) -> CheckpointInfo:
         return info
 
 
-def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
-    """Write the network and its description. Raises RjemError and leaves no partial file if that fails."""
-    write_tensors(path, model.state_dict(), {"format": FORMAT, "rjem": __version__, "info": info.to_dict()})
+def save_checkpoint(
+    path: Path, model: nn.Module, info: CheckpointInfo, prior: ClassGaussianPrior | None = None
+) -> None:
+    """Write the network, its prior and its description. Raises RjemError and leaves no partial file if that fails."""
+    tensors = model.state_dict() | (prior.to_tensors() if prior else {})
+    write_tensors(path, tensors, {"format": FORMAT, "rjem": __version__, "info": info.to_dict()})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
@@ -174,14 +179,24 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     tensors, description = read_tensors(path)
     info = parse_info(path, description)
     try:
-        model = build_from_weights(info, tensors)
-    except (RuntimeError, ValueError, TypeError) as error:
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+        model = build_from_weights(info, weights)
+        prior = read_prior(info, tensors) if len(weights) < len(tensors) else None
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise invalid_description(path, error) from None
     if not all_finite(tensors.values()):
         raise DataError(f"{path} has weights that are not finite; use another checkpoint")
     with explained("read", path), path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(path, model.to(device).eval(), info, sha256)
+    return Checkpoint(path, model.to(device).eval(), info, sha256, prior)
+
+
+def read_prior(info: CheckpointInfo, tensors: dict[str, Tensor]) -> ClassGaussianPrior:
+    """Raises KeyError or ValueError for a prior of other images or classes."""
+    prior = ClassGaussianPrior.from_tensors(tensors, info.image_shape)
+    if len(prior.factors) != len(info.class_names):
+        raise ValueError(f"the prior has {len(prior.factors)} classes")
+    return prior
 
 
 def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> WideResNet:

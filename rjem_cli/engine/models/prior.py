@@ -1,11 +1,13 @@
 """The default start of chains: one Gaussian per class, fitted to the training images in [-1, 1] (JEM++'s informative
 initialisation).
 
-D = C*H*W is the length of an image, K the number of classes, n_y the number of training images of class y, and
-r_y = min(n_y, D).
+D = C*H*W is the length of an image, K the number of classes, n_y the number of training images of class y, and r_y the
+rank of its factor. A checkpoint contains its prior, so it can sample without the training images.
 """
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,21 +15,18 @@ from torch import Tensor
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import DataError, RjemError
-from rjem_cli.files import locked
+from rjem_cli.files import json_digest, locked
 from rjem_cli.paths import priors_dir
 
-FORMAT = "rjem-prior-1"
+FORMAT = "rjem-prior-2"
+PREFIX = "prior."  # of the tensors in a checkpoint
 JITTER = 1e-4  # added to the diagonal of the covariance, as in JEM++
 
 
 @dataclass(frozen=True)
 class ClassGaussianPrior:
-    """N(mean_y, cov_y + JITTER * I) for each class y.
-
-    mean_KD: (K, D). factors: K tensors (D, r_y). With at least as many images as dimensions, a factor is the Cholesky
-    factor of the whole covariance. With fewer, it is the centred data over sqrt(n_y - 1), so no D x D matrix is needed,
-    and `sample` adds the JITTER. Both are exact.
-    """
+    """x = mean_y + factor_y z, with z standard normal, for each class y. mean_KD: (K, D). factors: K tensors (D,
+    r_y)."""
 
     mean_KD: Tensor
     factors: tuple[Tensor, ...]
@@ -36,31 +35,37 @@ class ClassGaussianPrior:
     @property
     def normals_per_sample(self) -> int:
         """How many standard normal numbers `sample` needs for each image."""
-        return self.mean_KD.shape[1] + max(data_rank(factor) for factor in self.factors)
+        return max(factor.shape[1] for factor in self.factors)
 
-    def sample(self, labels_B: Tensor, normals_BN: Tensor) -> Tensor:
-        """Images (B, C, H, W), clamped to [-1, 1]. One matrix product per class. No device sync if the labels are on
-        the host."""
-        dimensions, device = self.mean_KD.shape[1], self.mean_KD.device
-        flat_BD = self.mean_KD[labels_B.to(device, non_blocking=True)]
+    def sample(self, labels_B: Tensor, normals_BN: Tensor, temperature: float = 1.0) -> Tensor:
+        """Images (B, C, H, W), clamped to [-1, 1]; `temperature` scales z. One matrix product per class. No device sync
+        if the labels are on the host."""
+        flat_BD = self.mean_KD[labels_B.to(self.mean_KD.device, non_blocking=True)]
         for label in torch.unique(labels_B).tolist():
-            rows = (labels_B == label).nonzero().squeeze(1).to(device, non_blocking=True)
-            normals, factor = normals_BN[rows], self.factors[label]
-            if rank := data_rank(factor):
-                flat_BD[rows] += reproducible_matmul(normals[:, dimensions : dimensions + rank], factor.T)
-                flat_BD[rows] += JITTER**0.5 * normals[:, :dimensions]
-            else:
-                flat_BD[rows] += reproducible_matmul(normals[:, :dimensions], factor.T)
+            rows = (labels_B == label).nonzero().squeeze(1).to(flat_BD.device, non_blocking=True)
+            factor = self.factors[label]
+            normals = normals_BN[rows, : factor.shape[1]]
+            flat_BD[rows] += temperature * reproducible_matmul(normals, factor.T)
         return flat_BD.clamp_(-1, 1).view(-1, *self.image_shape)
 
     def to(self, device: torch.device) -> "ClassGaussianPrior":
         factors = tuple(factor.to(device) for factor in self.factors)
         return ClassGaussianPrior(self.mean_KD.to(device), factors, self.image_shape)
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """For a file. Factors are in half precision where that loses nothing."""
+        tensors = {f"{PREFIX}factor.{label}": shrink(factor) for label, factor in enumerate(self.factors)}
+        return {f"{PREFIX}mean": self.mean_KD, **tensors}
 
-def data_rank(factor: Tensor) -> int:
-    """Columns of a factor that is centred data; 0 for a Cholesky factor, whose draws include the jitter."""
-    return factor.shape[1] if factor.shape[1] < factor.shape[0] else 0
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], image_shape: tuple[int, int, int]) -> "ClassGaussianPrior":
+        """The inverse of `to_tensors`. Raises KeyError or ValueError for tensors of another kind."""
+        mean_KD, dimensions = tensors[f"{PREFIX}mean"], math.prod(image_shape)
+        factors = tuple(tensors[f"{PREFIX}factor.{label}"].float() for label in range(len(mean_KD)))
+        shapes = [factor.shape for factor in factors]
+        if mean_KD.shape[1:] != (dimensions,) or any(len(shape) != 2 or shape[0] != dimensions for shape in shapes):
+            raise ValueError(f"the prior is not of images {image_shape}")
+        return cls(mean_KD.float(), factors, image_shape)
 
 
 def reproducible_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -69,53 +74,75 @@ def reproducible_matmul(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() @ b.double()).float() if a.device.type == "cpu" else a @ b
 
 
-def fit_prior(images: ImageSet) -> ClassGaussianPrior:
-    """Fit each class in float64; store float32. Raises DataError for a class with fewer than two images."""
+def shrink(x: Tensor) -> Tensor:
+    half = x.half()
+    return half if torch.equal(half.float(), x) else x
+
+
+def fit_prior(images: ImageSet, variance: float = 1.0) -> ClassGaussianPrior:
+    """Fit each class in float64; store float32. `variance` is the share of each class's variance that its factor keeps.
+    Raises DataError for a class with fewer than two images."""
     means, factors = [], []
     for label, class_name in enumerate(images.class_names):
         members = to_model(images.pixels[images.labels == label]).flatten(1).double()
-        count, dimensions = members.shape
-        if count < 2:
-            raise DataError(f"the prior needs two images per class; class {class_name!r} has {count} for training")
-        centred = members - members.mean(dim=0)
-        if count >= dimensions:
-            covariance = centred.T @ centred / (count - 1)
-            covariance.diagonal().add_(JITTER)
-            factor = torch.linalg.cholesky(covariance)
-        else:
-            factor = centred.T / (count - 1) ** 0.5
-        means.append(members.mean(dim=0).float())
-        factors.append(factor.float().contiguous())
+        if len(members) < 2:
+            raise DataError(
+                f"the prior needs two images per class; class {class_name!r} has {len(members)} for training"
+            )
+        mean = members.mean(dim=0)
+        means.append(mean.float())
+        factors.append(fit_factor(members - mean, variance).contiguous())
     return ClassGaussianPrior(torch.stack(means), tuple(factors), images.image_shape)
 
 
-def read_cached_prior(data_digest: str) -> ClassGaussianPrior | None:
-    """The prior fitted earlier to the images with this digest; None if there is no valid one."""
+def fit_factor(centred_ND: Tensor, variance: float) -> Tensor:
+    """float32 (D, r). With `variance` 1 and enough images, the Cholesky factor of the covariance + JITTER * I, as in
+    JEM++. Otherwise the leading principal components, scaled by their standard deviations and rounded to half
+    precision; they leave out the JITTER, which would add noise in all directions that images do not have."""
+    count, dimensions = centred_ND.shape
+    scaled_ND = centred_ND / (count - 1) ** 0.5
+    if variance == 1 and count >= dimensions:
+        covariance = scaled_ND.T @ scaled_ND
+        covariance.diagonal().add_(JITTER)
+        factor: Tensor = torch.linalg.cholesky(covariance)
+        return factor.float()
+    if count >= dimensions:
+        values, vectors = torch.linalg.eigh(scaled_ND.T @ scaled_ND)
+        components = vectors * values.clamp_min(0).sqrt()
+    else:  # the same components from the smaller matrix of inner products
+        values, vectors = torch.linalg.eigh(scaled_ND @ scaled_ND.T)
+        components = scaled_ND.T @ vectors
+    values, components = values.clamp_min(0).flip(0), components.flip(1)
+    kept = int((values.cumsum(0) < variance * (1 - 1e-12) * values.sum()).sum()) + 1
+    components = components[:, : min(kept, len(values))]
+    largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
+    signed: Tensor = components * torch.where(largest < 0, -1.0, 1.0)  # the sign of a component is arbitrary
+    return signed.half().float()
+
+
+def read_cached_prior(path: Path) -> ClassGaussianPrior | None:
+    """The prior fitted earlier; None if there is no valid one."""
     try:
-        tensors, description = read_tensors(priors_dir() / f"{data_digest}.safetensors")
-        if description != {"format": FORMAT}:
-            return None
-        channels, height, width = tensors["image_shape"].tolist()
-        factors = tuple(tensors[f"factor.{label}"] for label in range(len(tensors["mean"])))
-        return ClassGaussianPrior(tensors["mean"], factors, (channels, height, width))
-    except (RjemError, KeyError, ValueError):
+        tensors, description = read_tensors(path)
+        channels, height, width = description["image_shape"]
+        return ClassGaussianPrior.from_tensors(tensors, (channels, height, width))
+    except (RjemError, KeyError, ValueError, TypeError):
         return None
 
 
-def load_prior(images: ImageSet, data_digest: str) -> ClassGaussianPrior:
-    """The prior of these images, fitted once and cached by the digest of their content. Raises DataError as `fit_prior`
-    does; a cache that cannot be written is not an error."""
-    path, prior = priors_dir() / f"{data_digest}.safetensors", None
+def load_prior(images: ImageSet, variance: float) -> ClassGaussianPrior:
+    """The prior of these images, fitted once and cached by their content and `variance`. Raises DataError as
+    `fit_prior` does; a cache that cannot be written is not an error."""
+    path = priors_dir() / f"{json_digest([FORMAT, images.digest(), variance])}.safetensors"
+    prior = None
     try:
         with locked(path):
-            prior = read_cached_prior(data_digest)
+            prior = read_cached_prior(path)
             if prior is None:
-                prior = fit_prior(images)
-                tensors = {"mean": prior.mean_KD, "image_shape": torch.tensor(prior.image_shape)}
-                tensors |= {f"factor.{label}": factor for label, factor in enumerate(prior.factors)}
-                write_tensors(path, tensors, {"format": FORMAT})
+                prior = fit_prior(images, variance)
+                write_tensors(path, prior.to_tensors(), {"format": FORMAT, "image_shape": list(prior.image_shape)})
     except DataError:
         raise
     except RjemError:  # the cache cannot be locked or written
-        prior = prior or fit_prior(images)
+        prior = prior or fit_prior(images, variance)
     return prior

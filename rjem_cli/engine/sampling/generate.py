@@ -77,7 +77,7 @@ class SampleSetup:
     def load_start(self) -> "SampleJob":
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
         config, request, model = self.config, self.request, self.model
-        start = load_start(config, model.checkpoint, model.runtime)
+        start = load_start(config, request.plan, model.checkpoint, model.runtime)
         if start.user_pixels is not None and config.classes == "all":  # chain i keeps the class of image i
             classes = predict_classes(model.logits_fn, start.user_pixels, model.device)
             request = replace(request, classes=classes)
@@ -173,7 +173,7 @@ def draw_sample_grid(
 
     labels = torch.arange(min(len(prior.mean_KD), GRID_CLASSES)).repeat_interleave(per_class)
     seeds = (seed + torch.arange(len(labels))).to(device)
-    starts = prior_start(prior)(labels, seeds)
+    starts = prior_start(prior, plans[0].prior_temperature)(labels, seeds)
     grids = [("prior", contact_sheet(to_pixels(starts), per_class))]
     for plan in plans:
         samples = build_sampler(plan, Sampler(()), count_pass)(labels, seeds, starts)

@@ -54,11 +54,13 @@ class Sampler:
 # --- starts: stages that take no images; row i depends on labels_B[i] and seeds_B[i] only ---
 
 
-def prior_start(prior: ClassGaussianPrior) -> Sampler:
-    """Samples from the Gaussian of each class (JEM++'s informative initialisation)."""
+def prior_start(prior: ClassGaussianPrior, temperature: float = 1.0) -> Sampler:
+    """Samples from the Gaussian of each class (JEM++'s informative initialisation); `temperature` scales how far they
+    are from its mean."""
 
     def start(x: Tensor | None, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        return prior.sample(labels_B, standard_normal(seeds_B, (prior.normals_per_sample,), PRIOR_STREAM))
+        normals = standard_normal(seeds_B, (prior.normals_per_sample,), PRIOR_STREAM)
+        return prior.sample(labels_B, normals, temperature)
 
     return Sampler((start,))
 
@@ -146,8 +148,8 @@ def langevin(
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The stages after the start. Radii are in model units. Chains that are not `conditional` follow E(x) and have no
-    class."""
+    """The stages, of which the start is only described by its `prior_temperature`. Radii are in model units. Chains
+    that are not `conditional` follow E(x) and have no class."""
 
     mode: str
     conditional: bool
@@ -157,6 +159,7 @@ class SamplePlan:
     contrast: float
     sgld_steps: int
     sgld: SgldParameters
+    prior_temperature: float = 1.0
 
     @classmethod
     def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> "SamplePlan":
@@ -170,6 +173,7 @@ class SamplePlan:
             contrast=config.contrast,
             sgld_steps=config.sample_steps if conditional else config.unconditional_steps,
             sgld=SgldParameters.from_config(config),
+            prior_temperature=config.prior_temperature,
         )
 
     @property

@@ -6,18 +6,26 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.common import STARTS
+from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.collection import read_images
 from rjem_cli.engine.data.images import ImageSet, pixels_digest, to_model, to_pixels
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, state_path
-from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior, read_cached_prior
+from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
-from rjem_cli.engine.sampling.pipeline import Sampler, image_start, noise_start, prior_start, random_image_start
+from rjem_cli.engine.sampling.pipeline import (
+    SamplePlan,
+    Sampler,
+    image_start,
+    noise_start,
+    prior_start,
+    random_image_start,
+)
 from rjem_cli.engine.sampling.request import SampleConfig
-from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
-from rjem_cli.paths import expand, priors_dir
+from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
+from rjem_cli.paths import expand
 
 PREDICT_BATCH = 250
 
@@ -32,7 +40,7 @@ class Start:
     user_pixels: Tensor | None = None
 
 
-def load_start(options: SampleConfig, checkpoint: Checkpoint, runtime: Runtime) -> Start:
+def load_start(options: SampleConfig, plan: SamplePlan, checkpoint: Checkpoint, runtime: Runtime) -> Start:
     """`--init` is a name in STARTS or a path. Raises AbsentError or DataError for images that are missing or do not
     fit, ConfigError for an unknown name."""
     info, init, data = checkpoint.info, options.init, options.data
@@ -42,7 +50,8 @@ def load_start(options: SampleConfig, checkpoint: Checkpoint, runtime: Runtime) 
 
     match init:
         case "prior":
-            return Start(prior_start(find_prior(info, data).to(runtime.device)))
+            prior = find_prior(checkpoint, data).to(runtime.device)
+            return Start(prior_start(prior, plan.prior_temperature))
         case "noise":
             return Start(noise_start(info.image_shape))
         case "data":
@@ -79,19 +88,14 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
     return to_pixels(buffer)
 
 
-def find_prior(info: CheckpointInfo, data: str | None = None) -> ClassGaussianPrior:
-    """The prior of a checkpoint's training images, cached or fitted again. Raises AbsentError if the images are
-    missing, DataError for a cached prior of other images."""
-    prior = read_cached_prior(info.data_digest)
-    if prior is None:
-        try:
-            return load_prior(load_training_images(info, data), info.data_digest)
-        except AbsentError as error:
-            file = priors_dir() / f"{info.data_digest}.safetensors"
-            raise AbsentError(f"{error}, or copy {file} from the machine it was trained on") from None
-    if prior.image_shape != info.image_shape or len(prior.factors) != len(info.class_names):
-        raise DataError(f"the cached prior for {info.data_name} in {priors_dir()} is of other images; remove it")
-    return prior
+def find_prior(checkpoint: Checkpoint, data: str | None = None) -> ClassGaussianPrior:
+    """The prior in the checkpoint; for a custom network that of its training images. Raises AbsentError if there is
+    none."""
+    if checkpoint.prior is not None:
+        return checkpoint.prior
+    if checkpoint.is_custom:
+        return load_prior(load_training_images(checkpoint.info, data), TrainConfig.prior_variance)
+    raise AbsentError(f"{checkpoint.path} has no prior, because it was trained to classify only; use another --init")
 
 
 def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:

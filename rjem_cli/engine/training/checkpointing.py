@@ -11,6 +11,7 @@ from rjem_cli.config.fields import flag_name
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
@@ -28,15 +29,17 @@ FIXED_OPTIONS = (
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 
-def write_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo, state: dict[str, Tensor]) -> None:
+def write_checkpoint(
+    path: Path, model: nn.Module, info: CheckpointInfo, prior: ClassGaussianPrior | None, state: dict[str, Tensor]
+) -> None:
     """Write a checkpoint and its state. The state comes first, and the checkpoint holds its sha256, so a checkpoint
     always has its state. Raises RjemError; earlier checkpoints stay as they are."""
-    tensors = [*state.values(), *model.state_dict().values()]
+    tensors = [*state.values(), *model.state_dict().values(), *(prior.to_tensors() if prior else {}).values()]
     size = sum(tensor.nbytes for tensor in tensors) + HEADER_BYTES
     check_space(make_dir(path.parent), size, f"checkpoint {path.name}")
     try:
         state_sha256 = write_tensors(state_path(path), state, {"format": STATE_FORMAT})
-        save_checkpoint(path, model, replace(info, state_sha256=state_sha256))
+        save_checkpoint(path, model, replace(info, state_sha256=state_sha256), prior)
     except RjemError:
         if not path.exists():  # make room for the next attempt
             with contextlib.suppress(OSError):

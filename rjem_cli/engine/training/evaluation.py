@@ -58,6 +58,7 @@ def val_accuracy(trainer: Trainer) -> float | None:
 
 def draw_samples(trainer: Trainer, path: Path, modes: tuple[str, ...], callbacks: TrainingCallbacks) -> None:
     """Write a figure with samples in these modes. Raises Stopped, and RjemError if it cannot be written."""
+    assert trainer.prior is not None, "samples need a prior"
     figure = draw_sample_grid(
         trainer.runtime.frozen(trainer.sampling_model()),
         trainer.prior,

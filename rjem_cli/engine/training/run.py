@@ -14,6 +14,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
 from rjem_cli.engine.models.checkpoint import CONFIG_FILE, all_finite, read_info, strip_paths
+from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
 from rjem_cli.engine.training.evaluation import compute_energies, draw_samples, summarize, val_accuracy
@@ -56,8 +57,13 @@ def run_training(
     Raises DivergedError, ConfigError or DataError (options or a state that do not fit), and RjemError (something cannot
     be written).
     """
+
+    def fit_prior() -> ClassGaussianPrior:
+        return load_prior(splits.train, config.prior_variance)
+
     with locked(run_dir, wait=False) if distributed.is_main else contextlib.nullcontext():
-        run = Run(Trainer(config, splits, runtime, run_dir, distributed), callbacks or TrainingCallbacks())
+        trainer = Trainer(config, splits, runtime, run_dir, fit_prior, distributed)
+        run = Run(trainer, callbacks or TrainingCallbacks())
         run.start(resume)
         try:
             checkpoint = run.train()
@@ -260,7 +266,8 @@ class Run:
             val_accuracy = lines[-1].get("val_accuracy") if lines else None
             info = replace(trainer.info, step=trainer.step, images_seen=trainer.images_seen, val_accuracy=val_accuracy)
             try:
-                checkpointing.write_checkpoint(checkpoint_path(self.run_dir, trainer.step), model, info, state)
+                path = checkpoint_path(self.run_dir, trainer.step)
+                checkpointing.write_checkpoint(path, model, info, trainer.prior, state)
                 self.remove_others()
             except RjemError as failure:
                 error = failure

@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from rjem_cli.engine.distributed import SINGLE, Distributed
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.energy import energy
-from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
+from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
@@ -71,20 +70,19 @@ class Trainer:
         splits: Splits,
         runtime: Runtime,
         run_dir: Path,
+        fit_prior: Callable[[], ClassGaussianPrior] | None,
         distributed: Distributed = SINGLE,
-        fit_prior: Callable[[], ClassGaussianPrior] | None = None,
     ):
-        """`fit_prior` replaces the prior of the training images. Raises ConfigError for options that do not fit the
-        images or the number of processes."""
+        """`fit_prior` returns what chains start from; None for a plain classifier that draws no samples. Raises
+        ConfigError for options that do not fit the images or the number of processes."""
         self.config, self.runtime, self.run_dir, self.distributed = config, runtime, run_dir, distributed
-        self.splits, self.fit_prior = splits, fit_prior
+        self.splits = splits
         self.info = CheckpointInfo.from_splits(config, splits)
         self.images = splits.train.to(runtime.storage_device(splits.train.pixels.nbytes))
         self.batch_size = min(config.batch_size, len(self.images))
         self.check_options()
-        self.monitor_images = evenly_spaced(self.images, self.batch_size).to(
-            runtime.device
-        )  # for energies, gradient norms
+        self.prior = None if fit_prior is None else fit_prior().to(runtime.device)
+        self.monitor_images = evenly_spaced(self.images, self.batch_size).to(runtime.device)
         self.steps = optimizer.total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
@@ -111,15 +109,9 @@ class Trainer:
         if processes > 1 and config.norm_layer == "batch" and self.runtime.device.type != "cuda":
             raise ConfigError("--norm-layer batch with several processes needs CUDA; use group or none, or one process")
 
-    @cached_property
-    def prior(self) -> ClassGaussianPrior:
-        """Fitted when first needed: a plain classifier that draws no samples needs none."""
-        if self.fit_prior is not None:
-            return self.fit_prior()
-        return load_prior(self.splits.train, self.info.data_digest).to(self.runtime.device)
-
     def new_buffer(self) -> ReplayBuffer:
         config = self.config
+        assert self.prior is not None, "the p(x) term needs a prior"
         return ReplayBuffer.from_prior(self.prior, config.buffer_size, config.reinit_prob, self.generator("buffer"))
 
     def build_training_forward(self) -> nn.Module:

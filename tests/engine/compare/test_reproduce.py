@@ -11,6 +11,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.compare.measure import count_steps
 from rjem_cli.engine.compare.reproduce import build_trainings, passes_per_image
 from rjem_cli.engine.data.load import load_digit_splits
+from rjem_cli.engine.models.prior import fit_prior
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import Trainer
 
@@ -21,7 +22,8 @@ def test_passes_are_those_of_a_training_step(tmp_path, changes):
     tiny = {"depth": 10, "width": 1, "batch_size": 8, "pgd_steps": 3, "sgld_steps": 2, "buffer_size": 16, "steps": 2}
     config = TrainConfig(**{**tiny, **changes})
     runtime = start_runtime(RuntimeOptions(device="cpu"))
-    trainer = Trainer(config, load_digit_splits(0.1, shifted=False), runtime, tmp_path)
+    splits = load_digit_splits(0.1, shifted=False)
+    trainer = Trainer(config, splits, runtime, tmp_path, lambda: fit_prior(splits.train))
     batches = []
 
     def count(module, inputs, output):
