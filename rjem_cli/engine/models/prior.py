@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import ImageSet, to_model
 from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import DataError, RjemError
@@ -20,6 +21,7 @@ from rjem_cli.paths import priors_dir
 
 FORMAT = "rjem-prior-2"
 PREFIX = "prior."  # of the tensors in a checkpoint
+SLOW_DIMENSIONS = 1000  # components of an image, from which a fit takes more than a few seconds
 JITTER = 1e-4  # added to the diagonal of the covariance, as in JEM++
 
 
@@ -130,15 +132,17 @@ def read_cached_prior(path: Path) -> ClassGaussianPrior | None:
         return None
 
 
-def load_prior(images: ImageSet, variance: float) -> ClassGaussianPrior:
-    """The prior of these images, fitted once and cached by their content and `variance`. Raises DataError as
-    `fit_prior` does; a cache that cannot be written is not an error."""
+def load_prior(images: ImageSet, variance: float, log: Log = noop) -> ClassGaussianPrior:
+    """The prior of these images, fitted once and cached by their content and `variance`. Logs a fit that takes long.
+    Raises DataError as `fit_prior` does; a cache that cannot be written is not an error."""
     path = priors_dir() / f"{json_digest([FORMAT, images.digest(), variance])}.safetensors"
     prior = None
     try:
         with locked(path):
             prior = read_cached_prior(path)
             if prior is None:
+                if math.prod(images.image_shape) >= SLOW_DIMENSIONS:
+                    log(f"fitting the prior to {len(images)} images, once; this can take a minute")
                 prior = fit_prior(images, variance)
                 write_tensors(path, prior.to_tensors(), {"format": FORMAT, "image_shape": list(prior.image_shape)})
     except DataError:

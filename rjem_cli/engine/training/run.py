@@ -58,12 +58,14 @@ def run_training(
     be written).
     """
 
+    callbacks = callbacks or TrainingCallbacks()
+
     def fit_prior() -> ClassGaussianPrior:
-        return load_prior(splits.train, config.prior_variance)
+        return load_prior(splits.train, config.prior_variance, callbacks.log)
 
     with locked(run_dir, wait=False) if distributed.is_main else contextlib.nullcontext():
         trainer = Trainer(config, splits, runtime, run_dir, fit_prior, distributed)
-        run = Run(trainer, callbacks or TrainingCallbacks())
+        run = Run(trainer, callbacks)
         run.start(resume)
         try:
             checkpoint = run.train()
