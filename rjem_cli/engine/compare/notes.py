@@ -35,7 +35,10 @@ TABLE1 = (
     Entry("Robust JEM-Energy", "rjem", "energy"),
     Entry("Robust JEM", "rjem", "combined"),
 )
-STAND_INS = {"isc_mean": ("isc_mean", "is_judge"), "fid": ("fid", "fd_judge", "fd_dinov2")}  # the first one measured
+STAND_INS = {
+    "isc_mean": ("isc_mean", "is_judge", "is_efficientnet"),
+    "fid": ("fid", "fd_judge", "fd_efficientnet", "fd_dinov2"),
+}  # the first one measured
 HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "not resolved", "unknown"
 ONCE = "on one measurement"
 QUOTED = "[quoted] as printed in Table 1 of Korst & Asadulaev 2022 for CIFAR-10; not measured here, so not ranked"

@@ -1,4 +1,5 @@
-"""Networks that turn images into features: InceptionV3, DINOv2, and classifiers that rjem trained (judges)."""
+"""Networks that turn images into features: InceptionV3, EfficientNet-Lite0, DINOv2, and classifiers that rjem trained
+(judges)."""
 
 import contextlib
 import hashlib
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from rjem_cli.engine.data.downloads import RemoteFile, sha256_hex
 from rjem_cli.engine.data.images import to_model
+from rjem_cli.engine.metrics import efficientnet
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.wide_resnet import feature_count
@@ -124,6 +126,26 @@ def build_inception(state: dict[str, Tensor], name: str) -> nn.Module:
             f"{name} does not fit torch-fidelity's InceptionV3 ({summarize(error)}); use its weights"
         ) from None
     return network
+
+
+def load_efficientnet(device: torch.device) -> Extractor:
+    """EfficientNet-Lite0: 1,280 features, 1,000 logits. Raises AbsentError if its package is not installed, DataError
+    for a package with other weights."""
+    content = efficientnet.read_weights()
+    if sha256_hex(content) != efficientnet.WEIGHTS_SHA256:
+        raise DataError(f"the weights in {efficientnet.PACKAGE} are not the published ones; install the package again")
+    network = efficientnet.build_efficientnet(parse_weights(content, efficientnet.PACKAGE), device)
+
+    def compute(pixels: Tensor) -> Features:
+        return Features(*network(pixels))
+
+    identity = {
+        "network": "efficientnet-lite0",
+        "weights_sha256": efficientnet.WEIGHTS_SHA256,
+        "resize": efficientnet.RESIZE,
+    }
+    notes = ("features of EfficientNet-Lite0, not of Inception: compare only scores that used them",)
+    return Extractor("_efficientnet", 3, efficientnet.FEATURES, identity, compute, notes=notes)
 
 
 def load_dinov2(device: torch.device) -> Extractor:

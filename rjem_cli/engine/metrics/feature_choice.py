@@ -1,4 +1,5 @@
-"""Which network computes the features, and why: Inception where it makes sense and is available, else a judge."""
+"""Which network computes the features, and why: Inception where it makes sense and is available, else
+EfficientNet-Lite0 or a judge."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +10,7 @@ from rjem_cli.engine.accuracy import accuracy
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.downloads import fetch_file, is_present
-from rjem_cli.engine.metrics import extractors
+from rjem_cli.engine.metrics import efficientnet, extractors
 from rjem_cli.engine.metrics.extractors import Extractor, classifier_extractor
 from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, read_test_accuracy, train_judge
 from rjem_cli.engine.metrics.reference import Reference
@@ -71,10 +72,19 @@ def choose_features(name: str, reference: Reference) -> FeatureChoice:
         kind = "grey" if channels == 1 else "colour"
         reason = f"auto: Inception was trained on photographs, not on {width}x{height} {kind} images"
         return describe_features("judge", reason, reference)
-    if offline() and not has_inception() and images.labels is not None:
+    if offline() and not has_inception():
         reason = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"
-        return describe_features("judge", reason, reference)
+        if (replacement := find_replacement(reference)) is not None:
+            return describe_features(replacement, reason, reference)
     return describe_features("inception", "auto: colour images", reference)
+
+
+def find_replacement(reference: Reference) -> str | None:
+    """What replaces Inception where its weights cannot be had: EfficientNet-Lite0, else a judge; None if neither
+    can."""
+    if efficientnet.is_installed():
+        return "efficientnet-lite0"
+    return "judge" if reference.images is not None and reference.images.labels is not None else None
 
 
 def describe_features(kind: str, reason: str, reference: Reference) -> FeatureChoice:
@@ -87,6 +97,8 @@ def describe_features(kind: str, reason: str, reference: Reference) -> FeatureCh
         return FeatureChoice(kind, reason, "_judge", JUDGE_FEATURES, reference.images.image_shape)
     if kind == "dinov2":
         return FeatureChoice(kind, reason, "_dinov2", extractors.DINOV2_FEATURES)
+    if kind == "efficientnet-lite0":
+        return FeatureChoice(kind, reason, "_efficientnet", efficientnet.FEATURES)
     if is_checkpoint(kind):
         info = read_info(expand(kind))
         return FeatureChoice(kind, reason, "_judge", feature_count(info.config), info.image_shape)
@@ -128,6 +140,8 @@ def load_extractor(
         weights = extractors.INCEPTION
         content = fetch_file(weights, weights_dir(), on_progress)
         return extractors.load_inception(content, weights.file_name, device)
+    if choice.kind == "efficientnet-lite0":
+        return extractors.load_efficientnet(device)
     if choice.kind == "dinov2":
         return extractors.load_dinov2(device)
     if choice.kind == "judge":

@@ -20,7 +20,13 @@ from rjem_cli.engine.figures import class_bars
 from rjem_cli.engine.metrics import judge, registry, results
 from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, INCEPTION, Extractor, Features
-from rjem_cli.engine.metrics.feature_choice import check_features, choose_features, describe_features, load_extractor
+from rjem_cli.engine.metrics.feature_choice import (
+    check_features,
+    choose_features,
+    describe_features,
+    find_replacement,
+    load_extractor,
+)
 from rjem_cli.engine.metrics.features import Chunk, compute_features, count_missing, load_features, split_chunks
 from rjem_cli.engine.metrics.reference import Reference, default_reference, read_reference, recorded_size
 from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan, score_name
@@ -165,11 +171,11 @@ def estimate_seconds(plan: EvalPlan) -> float | None:
 
 def prepare_evaluation(plan: EvalPlan, log: Log = noop, on_progress: OnProgress = noop) -> EvalJob:
     """Download, load or train the network for features; `on_progress` may raise to stop. Raises AbsentError if weights
-    are not available and a judge cannot replace them, DataError for unusable weights."""
+    are not available and nothing can replace them, DataError for unusable weights."""
     try:
         extractor = load_extractor(plan.inputs.choice, plan.inputs.reference, plan.inputs.runtime, on_progress)
     except AbsentError as error:
-        plan = plan_with_judge(plan, error)
+        plan = plan_replacement(plan, error)
         log(f"features by {plan.inputs.choice.kind} ({plan.inputs.choice.reason})")
         extractor = load_extractor(plan.inputs.choice, plan.inputs.reference, plan.inputs.runtime, on_progress)
     samples, real = plan.inputs.samples, plan.inputs.reference.images
@@ -179,8 +185,8 @@ def prepare_evaluation(plan: EvalPlan, log: Log = noop, on_progress: OnProgress 
     return EvalJob(plan, extractor, chunks, real_chunks, BatchSizer(batch_size, log))
 
 
-def plan_with_judge(plan: EvalPlan, error: AbsentError) -> EvalPlan:
-    """The same plan with a judge, if --features is auto and a judge allows everything that was asked for. Raises
+def plan_replacement(plan: EvalPlan, error: AbsentError) -> EvalPlan:
+    """The same plan with other features, if --features is auto and they allow everything that was asked for. Raises
     AbsentError with the remedy otherwise."""
     inputs = plan.inputs
     if inputs.choice.kind != "inception":
@@ -189,10 +195,10 @@ def plan_with_judge(plan: EvalPlan, error: AbsentError) -> EvalPlan:
     if inputs.config.features != "auto":
         raise AbsentError(f"{error}; {remedy}, or use --features judge") from None
     try:
-        choice = describe_features("judge", f"auto: {error}", inputs.reference)
+        choice = describe_features(find_replacement(inputs.reference) or "judge", f"auto: {error}", inputs.reference)
         return registry.make_plan(replace(inputs, choice=choice), plan.requirements)
     except RjemError as reason:
-        raise AbsentError(f"{error}, and a judge cannot replace it ({reason}); {remedy}") from None
+        raise AbsentError(f"{error}, and nothing can replace it ({reason}); {remedy}") from None
 
 
 def evaluate_samples(job: EvalJob, on_progress: OnProgress = noop) -> SampleScores:
