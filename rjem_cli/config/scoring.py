@@ -139,6 +139,7 @@ SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}  # the
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(SampleScoreOptions, EvalDataOptions, common.DeviceOptions):
+    features: str = option("auto", "As in rjem eval; several separated by commas give several groups of columns")
     published: bool = option(False, "Add the six rows of the paper's Table 1, marked as quoted")
     format: str = option("table", "Format of the table; table is TSV in a pipe", choices=FORMATS)
     reproduce: str | None = option(
@@ -179,6 +180,10 @@ class CompareConfig(SampleScoreOptions, EvalDataOptions, common.DeviceOptions):
         """The format of the table that is written."""
         by_suffix = SUFFIXES.get(PurePath(self.output).suffix.lower(), "table") if self.output else "table"
         return by_suffix if self.format == "table" else self.format
+
+    @property
+    def feature_kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind.strip() for kind in self.features.split(",")))
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -72,6 +72,20 @@ def test_runs_and_samples_are_rows_and_measurements_are_cached(rjem, own_home, t
     assert compared(rjem, *arguments) == found
 
 
+def test_several_features_give_several_groups_of_columns(rjem, own_home, trained):
+    rjem("generate", "tiny", "-n", 12, "-o", own_home / "made.npz")
+    rjem("generate", "tiny", "-n", 12, "--seed", 12, "-o", own_home / "real.npz")
+    reference = ("--reference", own_home / "real.npz", "--metrics", "fid,kid", "--allow-few")
+    judge = next((own_home / "cache/judges").glob("*/checkpoints/*[0-9].safetensors"))
+    found = compared(rjem, own_home / "made.npz", *reference, "--features", f"{judge},efficientnet-lite0")
+    (row,) = found["rows"]
+    assert {"fd_judge", "kd_judge_mean", "fd_efficientnet", "kd_efficientnet_mean"} <= row["scores"].keys()
+    assert row["protocols"]["fd_judge"]["features"] != row["protocols"]["fd_efficientnet"]["features"]
+    assert sum("by features of" in note for note in found["notes"]) == 2
+    alone = compared(rjem, own_home / "made.npz", *reference, "--features", "efficientnet-lite0")["rows"][0]["scores"]
+    assert alone["fd_efficientnet"] == row["scores"]["fd_efficientnet"] and "fd_judge" not in alone
+
+
 def test_an_option_for_samples_does_not_test_checkpoints_again_nor_the_reverse(rjem, own_home, trained, monkeypatch):
     calls = []
 

@@ -7,7 +7,7 @@ from rjem_cli.config.common import STREAM
 from rjem_cli.config.scoring import CompareConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks
 from rjem_cli.engine.compare.html_report import html_report
-from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, read_samples, score_samples
+from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, plan_samples, score_samples
 from rjem_cli.engine.compare.notes import check_orderings
 from rjem_cli.engine.compare.reproduce import Training, reproduce_table1
 from rjem_cli.engine.compare.rows import Comparison, read_published_rows
@@ -26,14 +26,14 @@ def run_comparison(
     """The rows of the reproduced Table 1 (if there are `trainings`), of each subject, and of the paper. Raises as `rjem
     train`, `rjem generate` and `rjem eval` do."""
     check_scoring(config)
-    inputs = {name: read_samples(config, name, callbacks) for name, path in subjects.items() if path is None}
+    plans = {name: plan_samples(config, name, callbacks) for name, path in subjects.items() if path is None}
     reproduced = reproduce_table1(config, trainings, callbacks) if trainings else []
     rows = list(reproduced)
     for name, path in subjects.items():
         if path:
             rows += measure_checkpoint(config, name, path, callbacks)
         else:
-            rows.append(score_samples(name, inputs[name], callbacks))
+            rows.append(score_samples(name, plans[name], callbacks))
     rows += read_published_rows() if config.published else []
     return Comparison(rows, tuple(check_orderings(reproduced)) if reproduced else ())
 
@@ -54,11 +54,13 @@ def describe_plan(config: CompareConfig, subjects: Subjects, callbacks: CompareC
 
 
 def describe_samples(config: CompareConfig, name: str, callbacks: CompareCallbacks) -> str:
-    plan = read_samples(config, name, callbacks)
-    inputs, training = plan.inputs, describe_judge_training(plan.inputs)
-    judge = f"; trains and caches a judge first: {training}" if training else ""
-    features = f"features by {inputs.choice.kind} ({inputs.choice.reason}){judge}"
-    return f"{len(inputs.samples)} samples against {inputs.reference.name}; {', '.join(plan.metrics)}; {features}"
+    plans, parts = plan_samples(config, name, callbacks), []
+    for plan in plans:
+        choice, training = plan.inputs.choice, describe_judge_training(plan.inputs)
+        judge = f"; trains and caches a judge first: {training}" if training else ""
+        parts.append(f"{', '.join(plan.metrics)}; features by {choice.kind} ({choice.reason}){judge}")
+    inputs = plans[0].inputs
+    return f"{len(inputs.samples)} samples against {inputs.reference.name}; {'; '.join(parts)}"
 
 
 def describe_checkpoint(config: CompareConfig, path: Path) -> str:

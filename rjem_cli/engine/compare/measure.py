@@ -1,6 +1,7 @@
 """Rows of checkpoints and of samples from any source. Measurements are cached."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,16 @@ MOST_STEPS = 10**9  # of a sample
 NORMAL_95 = 1.96  # half the width of a 95 % interval, in standard deviations
 
 
-def eval_config(config: CompareConfig) -> EvalConfig:
+def eval_config(config: CompareConfig, features: str = "auto") -> EvalConfig:
     """The options that compare shares with `rjem eval`. Nothing is computed that no column shows."""
     values = {name: getattr(config, name) for name in option_names(SampleScoreOptions, EvalDataOptions)}
-    values |= {"eps": config.eps or (EPS,), "norm": config.norm or NORM, "ood": "none", "samples": 0}
+    values |= {
+        "eps": config.eps or (EPS,),
+        "norm": config.norm or NORM,
+        "ood": "none",
+        "samples": 0,
+        "features": features,
+    }
     return EvalConfig(**values)
 
 
@@ -48,20 +55,38 @@ def deciding_options(config: EvalConfig, group: type[Config], without: tuple[str
 
 def check_scoring(config: CompareConfig) -> None:
     """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
-    sample_scores.check_options(eval_config(config))
+    for kind in config.feature_kinds:
+        sample_scores.check_options(eval_config(config, kind))
     if config.reference is not None:
         read_reference(config.reference, config.protocol, image_size=config.image_size)
 
 
-def read_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> EvalPlan:
-    """Samples from any source, and which metrics they get. Raises as `rjem eval` does."""
+def plan_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> list[EvalPlan]:
+    """Samples from any source, and which metrics they get, for each kind of features. Raises as `rjem eval` does."""
     samples = sample_scores.read_samples([location], callbacks.open_stdin, config.image_size)
-    plan = sample_scores.plan_evaluation(eval_config(config), samples)
-    return plan.only(TABLE_METRICS) if config.metrics == "all" else plan
+    plans = [sample_scores.plan_evaluation(eval_config(config, kind), samples) for kind in config.feature_kinds]
+    return [plan.only(TABLE_METRICS) if config.metrics == "all" else plan for plan in plans]
 
 
-def score_samples(name: str, plan: EvalPlan, callbacks: CompareCallbacks) -> Row:
-    """The row of samples. Raises as `rjem eval` does."""
+def score_samples(name: str, plans: Sequence[EvalPlan], callbacks: CompareCallbacks) -> Row:
+    """The row of samples, with the scores of all plans. Raises as `rjem eval` does."""
+    row, *others = [score_plan(name, plan, callbacks) for plan in plans]
+    for other in others:
+        kind = other.origins[0].protocol["samples"]["features"]["network"]
+        protocol = row.origins[0].protocol | {f"samples, {kind}": other.origins[0].protocol["samples"]}
+        row = replace(
+            row,
+            scores=row.scores | other.scores,
+            protocols=row.protocols | other.protocols,
+            notes=tuple(dict.fromkeys((*row.notes, *other.notes))),
+            spreads=row.spreads | other.spreads,
+            origins=(replace(row.origins[0], protocol=protocol),),
+        )
+    return row
+
+
+def score_plan(name: str, plan: EvalPlan, callbacks: CompareCallbacks) -> Row:
+    """The row of samples with one kind of features."""
     job = sample_scores.prepare_evaluation(plan, callbacks.warn, callbacks.on_progress)
     inputs, reference = job.plan.inputs, job.plan.inputs.reference
 
@@ -127,7 +152,7 @@ def measure_checkpoint(config: CompareConfig, name: str, path: Path, callbacks: 
     for mode in config.modes:
         callbacks.log(f"{name}: {config.sample_count} samples, mode {mode}")
         samples = sample_checkpoint(config, checkpoint, mode, callbacks)
-        scored = score_samples(f"{name} ({mode})", read_samples(config, str(samples.file), callbacks), callbacks)
+        scored = score_samples(f"{name} ({mode})", plan_samples(config, str(samples.file), callbacks), callbacks)
         origin = replace(
             tested.origins[0],
             mode=mode,

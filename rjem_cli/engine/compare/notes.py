@@ -38,7 +38,7 @@ TABLE1 = (
 STAND_INS = {
     "isc_mean": ("isc_mean", "is_judge", "is_efficientnet"),
     "fid": ("fid", "fd_judge", "fd_efficientnet", "fd_dinov2"),
-}  # the first one measured
+}  # all that are measured
 HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "not resolved", "unknown"
 ONCE = "on one measurement"
 QUOTED = "[quoted] as printed in Table 1 of Korst & Asadulaev 2022 for CIFAR-10; not measured here, so not ranked"
@@ -50,9 +50,10 @@ def check_orderings(rows: list[Row]) -> Iterator[Ordering]:
     published = {row.name: row for row in read_published_rows()}
     measured = {row.name: row for row in rows}
     for paper_column, stand_ins in STAND_INS.items():
-        column = next((name for name in stand_ins if any(name in row.scores for row in rows)), paper_column)
+        columns = [name for name in stand_ins if any(name in row.scores for row in rows)] or [paper_column]
         sign = "<" if COLUMNS[paper_column].better == "lower" else ">"
-        for pair in itertools.combinations((entry.name for entry in TABLE1), 2):
+        pairs = itertools.combinations((entry.name for entry in TABLE1), 2)
+        for column, pair in itertools.product(columns, pairs):
             better, worse = sorted(pair, key=lambda name: published[name].scores[paper_column], reverse=sign == ">")
             claim = f"{COLUMNS[column].label}: {better} {sign} {worse}"
             yield Ordering(claim, *check_ordering(measured[better], measured[worse], column, sign))
@@ -118,7 +119,9 @@ def merge_notes(notes: list[tuple[str, str]], rows: list[Row]) -> list[str]:
 def protocol_notes(rows: list[Row]) -> list[str]:
     """How samples were scored, and how checkpoints were tested."""
     protocols = [(row.name, origin.protocol) for row in rows for origin in row.origins]
-    samples = [(name, describe_scoring(parts["samples"])) for name, parts in protocols if "samples" in parts]
+    samples = [
+        (name, describe_scoring(parts[key])) for name, parts in protocols for key in parts if key.startswith("samples")
+    ]
     tests = [(name, describe_test(parts["checkpoint"])) for name, parts in protocols if "checkpoint" in parts]
     return [*merge_notes(samples, rows), *merge_notes(tests, rows)]
 
