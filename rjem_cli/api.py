@@ -8,7 +8,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.config.sampling import GenerateConfig
-from rjem_cli.config.scoring import AttackConfig, EvalConfig
+from rjem_cli.config.scoring import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions
 from rjem_cli.engine.attacks.robustness import AttackPlan, attack_images
 from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.data.archives import resize_pixels
 from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.data.images import parse_class, to_pixels
 from rjem_cli.engine.inference import Model
@@ -28,13 +29,17 @@ from rjem_cli.engine.metrics.samples import read_samples, score_samples
 from rjem_cli.engine.models.eval_images import resolve_radii
 from rjem_cli.engine.runtime import scoring_runtime
 from rjem_cli.engine.sampling.generate import SampleSetup
-from rjem_cli.errors import AbsentError, ConfigError, DataError
+from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import find_checkpoint
 
 __all__ = ["AttackResult", "Model", "Scores", "attack", "load", "sample", "score"]
 
+SCORE_GROUPS = (SampleScoreOptions, CheckpointScoreOptions)
 Class = str | int  # a class name, or its number
 FLAG_NAMES = {"class": "classes"}  # flags whose argument has another name
+ATTACK_OPTIONS = {"norm", "method", "steps", "restarts", "step_size", "loss", "start", "iterate", "seed", "batch_size"}
+FILE_OPTIONS = {"save", "overwrite", "results", "require", "output", "shard", "batch_size"}
+MODEL_OPTIONS = {"device", "precision", "compile", "model", "dataset"}  # what a loaded model already has
 
 
 class AttackResult(NamedTuple):
@@ -95,6 +100,7 @@ def sample(
     an invalid option, AbsentError if the chains' start is missing, RjemError for samples that are not finite.
     """
     with argument_errors():
+        check_options("sample", options, without=MODEL_OPTIONS | FILE_OPTIONS | {"count"})
         listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
         config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
         return SampleSetup.build(config, model).fit_memory().load_start().sample()
@@ -110,14 +116,16 @@ def attack(
     targeted=True, if y are the classes to push towards. Raises ConfigError for an invalid option or shape.
     """
     with argument_errors():
-        targeted = bool(options.pop("targeted", False))
+        if (targeted := options.pop("targeted", False)) not in (True, False):
+            raise ConfigError(f"targeted is {targeted!r:.80}; give True or False")
+        check_options("attack", options, only=ATTACK_OPTIONS)
         config = AttackConfig.from_dict({**options, **({} if eps is None else {"eps": (eps,)})})
         norm, (radius,) = resolve_radii(config, model.info)
-        plan = AttackPlan.from_config(config, norm, targeted)
+        plan = AttackPlan.from_config(config, norm, bool(targeted))
         labels = parse_labels(model, y)
         check_images(model, x, labels)
         seeds, batches = config.seed + torch.arange(len(x)), BatchSizer(config.batch_size)
-        return AttackResult(*attack_images(model, plan, radius, x, labels, seeds, model.device, batches))
+        return AttackResult(*attack_images(model, plan, radius, x.float(), labels, seeds, model.device, batches))
 
 
 def score(subject: Tensor | str | Path | Model, reference: str | None = None, **options: Any) -> Scores:
@@ -127,7 +135,11 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
     features="judge", metrics="fid,kid", or eps="8/255" for a model. Raises ConfigError, AbsentError or DataError.
     """
     with argument_errors():
-        config = EvalConfig.from_dict({**options, **({} if reference is None else {"reference": reference})})
+        options |= {} if reference is None else {"reference": reference}
+        of_samples, of_models = ({option.name for option in fields(group)} for group in SCORE_GROUPS)
+        others = of_samples if isinstance(subject, Model) else of_models - {"image_size"}
+        check_options("score", options, without=others | FILE_OPTIONS - {"batch_size"} | {"model"})
+        config = EvalConfig.from_dict(options)
         if isinstance(subject, Model):
             runtime = scoring_runtime(str(subject.device) if config.device == "auto" else config.device)
             return Scores(*score_classifier(config, Model.from_checkpoint(subject.checkpoint, runtime)))
@@ -135,32 +147,61 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
 
 
 def read_images(subject: Tensor | str | Path, image_size: int | None) -> ImageCollection:
-    """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other shapes."""
-    if not isinstance(subject, Tensor):
+    """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other values."""
+    if isinstance(subject, str | Path):
         return read_samples([str(subject)], lambda: sys.stdin.buffer, image_size)
-    if subject.dim() != 4 or subject.shape[1] not in (1, 3):
-        raise ConfigError(f"samples have shape {tuple(subject.shape)}; give (N, C, H, W) with C = 1 or 3")
-    return ImageCollection("samples", (subject if subject.dtype == torch.uint8 else to_pixels(subject)).cpu())
+    if not isinstance(subject, Tensor) or subject.dim() != 4 or subject.shape[1] not in (1, 3):
+        raise ConfigError(f"samples are {describe(subject)}; give a tensor (N, C, H, W) with C = 1 or 3")
+    if subject.dtype != torch.uint8:
+        check_range("samples", subject)
+        subject = to_pixels(subject)
+    return ImageCollection("samples", resize_pixels(subject.cpu(), image_size))
+
+
+def describe(value: object) -> str:
+    """`float32 (4, 3, 8, 8)`, or the name of the type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def check_range(name: str, x: Tensor) -> None:
+    """Raises ConfigError unless x is float in [-1, 1]."""
+    if not x.is_floating_point():
+        raise ConfigError(f"{name} is {describe(x)}; give float in [-1, 1]")
+    if len(x) and not x.abs().amax() <= 1:
+        raise ConfigError(f"{name} has values up to {float(x.abs().amax()):.4g}; give images in [-1, 1]")
+
+
+def check_options(
+    function: str, options: Mapping[str, Any], only: set[str] | None = None, without: set[str] | None = None
+) -> None:
+    """Raises ConfigError for an option of the command that means nothing here."""
+    for name in options:
+        if (only is not None and name not in only) or name in (without or ()):
+            hint = f"; {did_you_mean(name, sorted(only))}" if only else ""
+            raise ConfigError(f"rjem.{function} has no option {name}{hint}")
 
 
 def parse_labels(model: Model, y: Tensor | Sequence[Class]) -> Tensor:
     """Class numbers (B,), int64. Raises ConfigError for an unknown class."""
-    if isinstance(y, Tensor):
+    if isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool):
         return y.long().cpu()
+    if isinstance(y, Tensor | str) or not isinstance(y, Sequence):
+        raise ConfigError(f"y is {describe(y)}; give class numbers (B,) as integers, or a list of names")
     return torch.tensor([parse_class(str(label), model.class_names, "y") for label in y], dtype=torch.long)
 
 
 def check_images(model: Model, x: Tensor, labels: Tensor) -> None:
     """Raises ConfigError for images or labels that do not fit the model."""
-    if tuple(x.shape[1:]) != model.image_shape or not x.is_floating_point():
+    if not isinstance(x, Tensor) or tuple(x.shape[1:]) != model.image_shape or not x.is_floating_point():
         shape = ", ".join(map(str, model.image_shape))
-        raise ConfigError(f"x is {x.dtype} {tuple(x.shape)}; give float images (B, {shape})")
+        raise ConfigError(f"x is {describe(x)}; give float images (B, {shape})")
     if labels.shape != x.shape[:1]:
         raise ConfigError(f"y has shape {tuple(labels.shape)} for {len(x)} images; give one class per image")
+    check_range("x", x)
     if not len(x):
         return
-    if not x.abs().amax() <= 1:
-        raise ConfigError(f"x has values up to {float(x.abs().amax()):.4g}; give images in [-1, 1]")
     low, high, count = int(labels.min()), int(labels.max()), len(model.class_names)
     if low < 0 or high >= count:
         raise ConfigError(f"y has classes from {low} to {high}; the model has {count}")

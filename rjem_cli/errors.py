@@ -27,7 +27,7 @@ class OptionError(ConfigError):
         text = (
             "null" if self.value is None else f"{self.value:g}" if isinstance(self.value, float) else repr(self.value)
         )
-        return f"{self.flag} {self.text or text}{self.problem}"
+        return f"{self.flag} {(self.text or text).splitlines()[0][:200]}{self.problem}"
 
 
 class AbsentError(RjemError):

@@ -26,6 +26,9 @@ def existing_data(name: str) -> Path:
     """The path of a user's images. Raises AbsentError if nothing is there."""
     path = expand(name)
     if not path.exists():
+        whole, part = parse_part(name)
+        if part and expand(whole).exists():
+            raise AbsentError(f"{name} does not exist; give {whole}, which is split by its folders, or --split {part}")
         raise AbsentError(f"{name} does not exist; give a folder of class folders, a .zip, a .tar or a .tar.xz")
     return path
 
@@ -217,18 +220,20 @@ def find_checkpoint(name: str | None) -> Path:
 
 
 def parse_part(text: str) -> tuple[str, str]:
-    """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). Raises ConfigError if a built-in data set
-    has no such part."""
+    """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). A file of the whole name has no part.
+    Raises ConfigError if a built-in data set has no such part."""
     name, _, part = text.rpartition(":")
     if name in DATASETS and part not in PARTS:
         raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
-    return (name, part) if name and part in PARTS else (text, "")
+    if name in DATASETS:
+        return name, part
+    return (name, part) if name and part in PARTS and not expand(text).exists() else (text, "")
 
 
 def is_part(text: str) -> bool:
     """Whether it names a built-in data set, or a part of a user's."""
     name, part = parse_part(text)
-    return name in DATASETS or (part != "" and not expand(text).exists() and expand(name).exists())
+    return name in DATASETS or (part != "" and expand(name).exists())
 
 
 def find_checkpoint_or_images(name: str) -> Path | None:

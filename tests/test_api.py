@@ -93,13 +93,48 @@ def test_energies_agree_with_logits(model):
         (lambda model: rjem_cli.attack(model, torch.full((1, 1, 8, 8), 2.0), [1]), "give images in [-1, 1]"),
         (lambda model: rjem_cli.attack(model, torch.zeros(1, 1, 8, 8), torch.tensor([10])), "the model has 10"),
         (lambda model: rjem_cli.attack(model, torch.zeros(1, 1, 8, 8), [1], eps=8), "eps 8"),
-        (lambda model: rjem_cli.score(torch.zeros(3, 8, 8)), "give (N, C, H, W)"),
+        (lambda model: rjem_cli.score(torch.zeros(3, 8, 8)), "give a tensor (N, C, H, W)"),
     ],
 )
 def test_errors_name_arguments(model, call, message):
     with pytest.raises(ConfigError) as caught:
         call(model)
     assert message in str(caught.value) and "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, x, y: rjem_cli.attack(model, x, y, limit=1), "rjem.attack has no option limit"),
+        (lambda model, x, y: rjem_cli.attack(model, x, y, targeted="random"), "targeted is 'random'"),
+        (lambda model, x, y: rjem_cli.attack(model, x, y.float()), r"y is float32 \(4,\)"),
+        (lambda model, x, y: rjem_cli.attack(model, x, None), "y is a NoneType"),
+        (lambda model, x, y: rjem_cli.attack(model, x.numpy(), y), "x is a ndarray"),
+        (lambda model, x, y: rjem_cli.sample(model, n=2, device="cpu"), "rjem.sample has no option device"),
+        (lambda model, x, y: rjem_cli.sample(model, n=2, count=3), "rjem.sample has no option count"),
+        (lambda model, x, y: rjem_cli.sample(model, n=2, image_size=8), "image_size resizes your images"),
+        (lambda model, x, y: rjem_cli.score(model, metrics="fid"), "rjem.score has no option metrics"),
+        (lambda model, x, y: rjem_cli.score(x, bins=3), "rjem.score has no option bins"),
+        (lambda model, x, y: rjem_cli.score(255 * (x + 1)), "samples has values up to"),
+        (lambda model, x, y: rjem_cli.score(x * torch.nan), "samples has values up to nan"),
+        (lambda model, x, y: rjem_cli.score(x.long()), "samples is int64"),
+        (lambda model, x, y: rjem_cli.score(x.numpy()), "samples are a ndarray"),
+        (lambda model, x, y: rjem_cli.sample(model, init=x), "init tensor"),
+        (lambda model, x, y: model(x[:, :, :4]), r"x has shape \(4, 1, 4, 8\); the model takes \(B, 1, 8, 8\)"),
+        (lambda model, x, y: model.energy(x, y[:1]), r"y is torch.int64 \(1,\) for 4 images"),
+    ],
+)
+def test_what_an_argument_cannot_mean_is_refused_and_never_ignored(model, call, message):
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    with pytest.raises(ConfigError, match=message) as error:
+        call(model, x, y)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_other_float_types_are_attacked(model, dtype):
+    x = torch.rand(4, 1, 8, 8).to(dtype)
+    assert rjem_cli.attack(model, x, [0, 1, 2, 3], eps=0.1, steps=1).x.dtype == torch.float32
 
 
 def test_an_unknown_run_is_absent(trained):

@@ -8,7 +8,7 @@ from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError, OptionError
 
 LARGEST_BATCH = 10**6
-LARGEST_SIDE = 4096  # of an image, pixels
+LARGEST_SIDE = 1024  # of a resized image, pixels
 LARGEST_RADIUS = 10**6  # of an L2 ball, model units
 LARGEST_LINF = 2.0  # model units: the width of the box [-1, 1]
 DEFAULT_PRESETS = {  # of rjem train for each built-in data set

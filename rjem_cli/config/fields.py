@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -72,7 +73,7 @@ def parse_int(value: Any) -> int:
 
 
 def parse_text(value: Any) -> str:
-    if not isinstance(value, (str, int, float)) or value == "" or "\0" in str(value):
+    if not isinstance(value, (str, int, float, os.PathLike)) or value == "" or "\0" in str(value):
         raise ValueError
     return str(value)
 

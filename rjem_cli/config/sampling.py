@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, NetworkOptions, RuntimeOptions, radius
+from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, STARTS, NetworkOptions, RuntimeOptions, radius
 from rjem_cli.config.fields import option
 from rjem_cli.errors import ConfigError
 
@@ -18,7 +18,10 @@ class ChainOptions(NetworkOptions):
         "chains), or PATH of your images",
     )
     prior_temperature: float | None = option(
-        None, "Factor of the prior's deviations from the class mean; below 1: more typical, less varied starts", ge=0
+        None,
+        "Factor of the prior's deviations from the class mean; below 1: more typical, less varied starts",
+        ge=0,
+        le=100,
     )
     sgld_steps: int | None = option(None, "Outer SGLD steps, one network pass each", ge=0)
     sgld_step_size: float | None = option(None, "Inner step size; one outer step moves inner_steps times this", gt=0)
@@ -35,6 +38,8 @@ class ChainOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.image_size is not None and self.init in STARTS and self.model is None:
+            raise ConfigError(f"--image-size resizes your images; it needs --init PATH, not {self.init}")
         if self.prior_temperature is not None and self.init != "prior":
             raise ConfigError(f"--prior-temperature needs --init prior, not {self.init}")
         if self.langevin_noise and self.noise_std is not None:

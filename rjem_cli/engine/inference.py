@@ -12,6 +12,7 @@ from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.runtime import Runtime, start_runtime
+from rjem_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,18 @@ class Model:
         return self.runtime.device
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [-1, 1]. Gradients flow to x, never to parameters."""
+        """Logits (B, K) of images (B, C, H, W) in [-1, 1]. Gradients flow to x, never to parameters. Raises ConfigError
+        for images of another shape."""
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise ConfigError(
+                f"x has shape {tuple(x.shape)}; the model takes (B, {', '.join(map(str, self.image_shape))})"
+            )
         return self.logits_fn(x.to(self.device))
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """E(x) (B,), or E(x, y) for labels y (B,); low means likely (Grathwohl et al. 2020)."""
+        """E(x) (B,), or E(x, y) for labels y (B,), int64; low means likely (Grathwohl et al. 2020). Raises ConfigError
+        for images or labels of another shape."""
         logits_BK = self(x)
+        if y is not None and (y.shape != x.shape[:1] or y.dtype != torch.long):
+            raise ConfigError(f"y is {y.dtype} {tuple(y.shape)} for {len(x)} images; give one int64 class per image")
         return energy(logits_BK) if y is None else joint_energy(logits_BK, y.to(self.device))

@@ -70,3 +70,28 @@ def test_a_resumed_run_keeps_its_size(rjem, run):
 def test_an_impossible_size_is_refused(rjem, photos, size):
     outcome = rjem("train", "--data", photos, "--image-size", size, *TINY)
     assert outcome.code == 2 and f"--image-size {size}" in outcome.err.replace("'", "")
+
+
+def test_a_folder_whose_name_ends_like_a_part_is_that_folder(rjem, own_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("a", 6), ("a:test", 4)):
+        for index in range(count):
+            (tmp_path / name / f"class{index % 2}").mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 20 * index).save(tmp_path / name / f"class{index % 2}/{index}.png")
+    flags = ("--metrics", "kid", "--features", "efficientnet-lite0", "--json")
+    protocol = json.loads(rjem("eval", "a:test", "--reference", "a:test", *flags).out)["protocol"]
+    assert (protocol["samples"]["count"], protocol["reference"]["count"]) == (4, 4)
+    outcome = rjem("train", "--data", "a:train", *TINY)
+    assert outcome.code == 3 and "a, which is split by its folders, or --split train" in outcome.err
+
+
+def test_images_that_would_not_fit_into_memory_are_refused_before_they_are_made(rjem, monkeypatch):
+    monkeypatch.setattr("rjem_cli.engine.data.archives.physical_memory", lambda: 10_000_000)
+    outcome = rjem("train", "--dataset", "digits", "--image-size", 512, *TINY)
+    assert outcome.code == 1 and "do not fit into memory; lower --image-size 512" in outcome.err
+
+
+def test_out_of_distribution_images_are_resized_as_the_checkpoints_own(rjem, run, photos):
+    outcome = rjem("eval", run, "--ood", photos, "--samples", 0, "--steps", 1, "--limit", 4, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "auroc_photos_log_p" in json.loads(outcome.out)

@@ -32,9 +32,9 @@ def test_curves_are_drawn_of_a_finished_and_of_a_stopped_run(rjem, own_home):
 
 def test_without_the_package_tensorboard_the_run_is_refused_with_the_remedy(rjem, own_home, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    outcome = rjem("train", "--run", "monitor_images", "--tensorboard", *TINY_FLAGS)
+    outcome = rjem("train", "--run", "watched", "--tensorboard", *TINY_FLAGS)
     assert outcome.code == 3 and "pip install tensorboard" in outcome.error_line()
-    assert not (own_home / "runs" / "monitor_images" / "config.yaml").exists()
+    assert not (own_home / "runs" / "watched" / "config.yaml").exists()
 
 
 def test_a_run_with_events_resumes_without_the_package(rjem, own_home, monkeypatch):
@@ -48,9 +48,9 @@ def test_a_run_with_events_resumes_without_the_package(rjem, own_home, monkeypat
 def test_event_files_hold_scalars_histograms_and_images(rjem, own_home):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     flags = ("--tensorboard", "--sample-every", 2)
-    assert rjem("train", "--run", "monitor_images", *TINY_FLAGS, *flags).code == 0
-    assert rjem("train", "--resume", "monitor_images", "--steps", 6).code == 0  # keeps logging
-    found = accumulators.EventAccumulator(str(own_home / "runs" / "monitor_images" / "tensorboard"))
+    assert rjem("train", "--run", "watched", *TINY_FLAGS, *flags).code == 0
+    assert rjem("train", "--resume", "watched", "--steps", 6).code == 0  # keeps logging
+    found = accumulators.EventAccumulator(str(own_home / "runs" / "watched" / "tensorboard"))
     found.Reload()
     assert [event.step for event in found.Scalars("training/energy_data")] == [1, 2, 3, 4, 5, 6]
     assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])

@@ -59,7 +59,7 @@ def memory_of(field: str) -> int:
 
 
 @contextlib.contextmanager
-def monitor_images(folder: Path):
+def watched(folder: Path):
     """Fails where anything beside `folder`'s own content comes up in its neighbourhood, or memory runs away."""
     before, used = set(folder.parent.rglob("*")), memory_of("VmRSS")
     with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def test_any_yaml_is_a_config_or_one_line(tmp_path_factory, values, noise):
     folder.mkdir()
     for content in (yaml.safe_dump(values, allow_unicode=True).encode(errors="replace"), noise):
         (folder / "x.yaml").write_bytes(content)
-        with monitor_images(folder):
+        with watched(folder):
             known(lambda: resolve(TrainConfig, [file_source(str(folder / "x.yaml"))]))
 
 
@@ -125,7 +125,7 @@ def test_hostile_yaml(tmp_path, monkeypatch, text):
     folder.mkdir()
     monkeypatch.chdir(folder)
     Path("x.yaml").write_text(text)
-    with monitor_images(folder), pytest.raises(RjemError):
+    with watched(folder), pytest.raises(RjemError):
         resolve(TrainConfig, [file_source("x.yaml")])
 
 
@@ -144,7 +144,7 @@ def test_any_bytes_are_a_checkpoint_or_one_line(checkpoint, data):
             "noise": some,
         }[kind]
     )
-    with monitor_images(path.parent):
+    with watched(path.parent):
         known(read_info, path)
         known(load_checkpoint, path, torch.device("cpu"))
 
@@ -164,7 +164,7 @@ def test_any_description_is_a_checkpoint_or_one_line(checkpoint, data):
         if not isinstance(description.get("info"), dict) or not isinstance(description["info"].get("config"), dict):
             break
     path.write_bytes(encode(tensors, description)[0])
-    with monitor_images(path.parent):
+    with watched(path.parent):
         known(load_checkpoint, path, torch.device("cpu"))
 
 
@@ -201,7 +201,7 @@ def test_any_archive_is_images_or_one_line(tmp_path_factory, members, mode, cut)
                     archive.addfile(info, io.BytesIO(part))
     path = folder / ("x.zip" if mode == "zip" else "x.tar")
     path.write_bytes(content.getvalue()[:cut])
-    with monitor_images(folder):
+    with watched(folder):
         known(read_class_folders, str(path))
         known(read_collection, str(path))
 
@@ -254,7 +254,7 @@ def bomb_of_a_lie(folder: Path) -> Path:
 def test_bombs_are_refused(tmp_path, bomb):
     (tmp_path / "in").mkdir()
     path = bomb(tmp_path)
-    with monitor_images(tmp_path / "in"):
+    with watched(tmp_path / "in"):
         for read in (read_class_folders, read_collection):
             with pytest.raises(RjemError):
                 read(str(path))

@@ -1,7 +1,7 @@
 """Rows of checkpoints and of samples from any source. Measurements are cached."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rjem_cli.engine.metrics import samples as sample_scores
 from rjem_cli.engine.metrics.reference import read_reference
 from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan
 from rjem_cli.engine.metrics.samples import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
-from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
+from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, read_info
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.engine.training.optimizer import total_steps
 from rjem_cli.files import json_digest
@@ -53,12 +53,13 @@ def deciding_options(config: EvalConfig, group: type[Config], without: tuple[str
     return {name: getattr(config, name) for name in sorted(option_names(group) - set(without))}
 
 
-def check_scoring(config: CompareConfig) -> None:
+def check_scoring(config: CompareConfig, checkpoints: Iterable[Path]) -> None:
     """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
+    sizes = [size for path in checkpoints if (size := read_info(path).config.image_size)]
     for kind in config.feature_kinds:
         sample_scores.check_options(eval_config(config, kind))
     if config.reference is not None:
-        read_reference(config.reference, config.protocol, image_size=config.image_size)
+        read_reference(config.reference, config.protocol, image_size=config.image_size or next(iter(sizes), None))
 
 
 def plan_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> list[EvalPlan]:

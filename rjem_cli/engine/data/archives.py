@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections import deque
@@ -36,6 +37,10 @@ MAX_MEMORY_SHARE = 0.4  # for decoded images, which are then copied into one arr
 THREADS = 8  # Pillow decodes without Python's lock
 LONG_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 LONG_HEADERS = LONG_NAME_TYPES | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+
+# Pillow's hints to a programmer. Images that are too large are refused here, and transparency is dropped.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
 
 Member = tuple[str, bytes]  # name and content
 NameFilter = Callable[[PurePosixPath], bool]
@@ -177,7 +182,7 @@ def decode_images(
             size, expected = (f"{a.shape[1]}x{a.shape[0]}" for a in (array, arrays[0]))
             raise DataError(
                 f"{location}: {name} is {size}, the images before it are {expected}; give images of one size, or add "
-                f"--image-size {min(32, *array.shape[:2])} to resize them"
+                f"--image-size {max(4, min(32, *(min(each.shape[:2]) for each in arrays)))} to resize them"
             )
     if any(array.ndim == 3 for array in arrays):
         arrays = [array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2) for array in arrays]
@@ -191,7 +196,7 @@ def decode_in_order(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, pixels) in the order of the members, decoded in threads. Only a few wait at a time, since an archive may
     be larger than memory, and an error in an early image is raised before the later ones are read. Raises DataError."""
-    threads, size, memory = min(THREADS, os.cpu_count() or 1), 0, physical_memory()
+    threads, size = min(THREADS, os.cpu_count() or 1), 0
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -203,11 +208,17 @@ def decode_in_order(
                     name, future = waiting.popleft()
                     array = future.result()
                     size += array.nbytes
-                    if memory is not None and size > MAX_MEMORY_SHARE * memory:
-                        raise DataError(f"the images of {location} do not fit into memory; give fewer")
+                    check_memory(size, f"the images of {location}", "give fewer, or a smaller --image-size")
                     yield name, array
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def check_memory(byte_count: int, what: str, remedy: str) -> None:
+    """Raises DataError for decoded images that would take too much of this machine's memory."""
+    memory = physical_memory()
+    if memory is not None and byte_count > MAX_MEMORY_SHARE * memory:
+        raise DataError(f"{what} do not fit into memory; {remedy}")
 
 
 def decode_image(content: bytes, name: str, image_size: int | None = None) -> np.ndarray:
@@ -240,6 +251,7 @@ def resize_pixels(pixels: Tensor, size: int | None) -> Tensor:
     """`resize_image` for uint8 (N, C, H, W); None changes nothing."""
     if size is None or tuple(pixels.shape[2:]) == (size, size):
         return pixels
+    check_memory(len(pixels) * pixels.shape[1] * size**2, f"{len(pixels)} images", f"lower --image-size {size}")
     resized = pixels.new_empty(*pixels.shape[:2], size, size)
 
     def fill(index: int) -> None:

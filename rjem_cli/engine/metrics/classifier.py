@@ -133,7 +133,7 @@ def load_ood_sets(config: EvalConfig, info: CheckpointInfo, test: EvalImages) ->
     """By name. Raises ConfigError for two sets of one name, or a name that another row has."""
     sets: dict[str, Tensor] = {}
     for kind in parse_ood_kinds(config, info):
-        name, pixels = load_ood_images(kind, test, config)
+        name, pixels = load_ood_images(kind, test, config.seed, config.image_size or info.config.image_size)
         if name in sets or name in (TEST, SAMPLES) or (name in SYNTHETIC_SETS and kind != name):
             raise ConfigError(f"--ood {kind}: another set is named {name}; rename the folder")
         sets[name] = pixels
@@ -157,14 +157,14 @@ def parse_ood_kinds(config: EvalConfig, info: CheckpointInfo) -> list[str]:
     return kinds
 
 
-def load_ood_images(kind: str, test: EvalImages, config: EvalConfig) -> tuple[str, Tensor]:
+def load_ood_images(kind: str, test: EvalImages, seed: int, image_size: int | None) -> tuple[str, Tensor]:
     """(name, at most as many images as test images, in the model's shape)."""
     if kind in SYNTHETIC_SETS:
-        return kind, synthetic_set(kind, test.images, config.seed)
+        return kind, synthetic_set(kind, test.images, seed)
     if kind in DATASETS:
-        name, pixels = kind, load_part(DataOptions(dataset=kind), "test")[1].pixels
+        name, pixels = kind, load_part(DataOptions(dataset=kind, image_size=image_size), "test")[1].pixels
     else:
-        name, pixels = Path(kind).name.split(".")[0], read_collection(kind, config.image_size).pixels
+        name, pixels = Path(kind).name.split(".")[0], read_collection(kind, image_size).pixels
     return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)
 
 

@@ -85,6 +85,8 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
             raise AbsentError(f"--reference {text}: no such file or folder")
         raise ConfigError(f"--reference {text!r} is not a data set or a file; {did_you_mean(name, DATASETS)}")
     statistics = read_statistics(path) if path.suffix.lower() == ".npz" else None
+    if statistics is not None and part in ("train", "test"):
+        raise ConfigError(f"--reference {text}: statistics have no parts; give {name}")
     if statistics is not None and protocol == "jempp":
         raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):

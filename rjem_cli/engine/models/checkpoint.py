@@ -182,9 +182,9 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
         model = build_from_weights(info, weights)
         prior = read_prior(info, tensors) if len(weights) < len(tensors) else None
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise invalid_description(path, error) from None
-    if not all_finite(tensors.values()):
+    if not all_finite(weights.values()):
         raise DataError(f"{path} has weights that are not finite; use another checkpoint")
     with explained("read", path), path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -192,7 +192,7 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
 
 
 def read_prior(info: CheckpointInfo, tensors: dict[str, Tensor]) -> ClassGaussianPrior:
-    """Raises KeyError or ValueError for a prior of other images or classes."""
+    """Raises ValueError for a prior of other images or classes."""
     prior = ClassGaussianPrior.from_tensors(tensors, info.image_shape)
     if len(prior.factors) != len(info.class_names):
         raise ValueError(f"the prior has {len(prior.factors)} classes")
@@ -232,9 +232,7 @@ def parse_info(path: Path, description: Description) -> CheckpointInfo:
 def invalid_description(path: Path, error: Exception, version: str = __version__) -> DataError:
     """For a file that rjem `version` wrote."""
     other = "" if version == __version__ else f", or rjem {version[:20]}, which wrote it"
-    return DataError(
-        f"cannot load {path}: its description is invalid ({summarize(error)}); use another checkpoint{other}"
-    )
+    return DataError(f"cannot load {path}: its content is invalid ({summarize(error)}); use another checkpoint{other}")
 
 
 def state_path(checkpoint: Path) -> Path:

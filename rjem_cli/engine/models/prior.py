@@ -61,13 +61,22 @@ class ClassGaussianPrior:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], image_shape: tuple[int, int, int]) -> "ClassGaussianPrior":
-        """The inverse of `to_tensors`. Raises KeyError or ValueError for tensors of another kind."""
-        mean_KD, dimensions = tensors[f"{PREFIX}mean"], math.prod(image_shape)
-        factors = tuple(tensors[f"{PREFIX}factor.{label}"].float() for label in range(len(mean_KD)))
-        shapes = [factor.shape for factor in factors]
-        if mean_KD.shape[1:] != (dimensions,) or any(len(shape) != 2 or shape[0] != dimensions for shape in shapes):
+        """The inverse of `to_tensors`. Raises ValueError for tensors that it does not return."""
+        parts = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        count, dimensions = len(parts) - 1, math.prod(image_shape)
+        names = [f"{PREFIX}factor.{label}" for label in range(count)]
+        if parts.keys() != {f"{PREFIX}mean", *names}:
+            raise ValueError(f"the prior has tensors {', '.join(sorted(parts))[:80]}")
+        mean_KD, factors = parts[f"{PREFIX}mean"], [parts[name] for name in names]
+        if mean_KD.shape != (count, dimensions) or any(
+            factor.dim() != 2 or len(factor) != dimensions or not factor.shape[1] for factor in factors
+        ):
             raise ValueError(f"the prior is not of images {image_shape}")
-        return cls(mean_KD.float(), factors, image_shape)
+        if any(part.dtype not in (torch.float16, torch.float32) for part in parts.values()):
+            raise ValueError("the prior is not in float16 or float32")
+        if not all(part.isfinite().all() for part in parts.values()):
+            raise ValueError("the prior is not finite")
+        return cls(mean_KD.float(), tuple(factor.float() for factor in factors), image_shape)
 
 
 def reproducible_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -89,7 +98,8 @@ def fit_prior(images: ImageSet, variance: float = 1.0) -> ClassGaussianPrior:
         members = to_model(images.pixels[images.labels == label]).flatten(1).double()
         if len(members) < 2:
             raise DataError(
-                f"the prior needs two images per class; class {class_name!r} has {len(members)} for training"
+                f"the prior needs two images per class; class {class_name!r} has {len(members)} for training; add "
+                "images, remove its folder, or lower --val-fraction"
             )
         mean = members.mean(dim=0)
         means.append(mean.float())

@@ -95,7 +95,7 @@ def find_prior(checkpoint: Checkpoint, data: str | None = None) -> ClassGaussian
         return checkpoint.prior
     if checkpoint.is_custom:
         return load_prior(load_training_images(checkpoint.info, data), TrainConfig.prior_variance)
-    raise AbsentError(f"{checkpoint.path} has no prior, because it was trained to classify only; use another --init")
+    raise AbsentError(f"{checkpoint.path} has no prior (a judge has none); use another --init")
 
 
 def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:

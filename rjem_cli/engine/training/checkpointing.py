@@ -105,7 +105,8 @@ def check_options(name: str, before: CheckpointInfo, config: TrainConfig) -> Non
         old, new = getattr(before.config, option), getattr(config, option)
         if old != new:
             flag = flag_name(option)
-            raise OptionError(flag, new, f"{trained} {flag} {old}; resume with that")
+            before_text = f"out {flag}; leave it out" if old is None else f" {flag} {old}; resume with that"
+            raise OptionError(flag, new, f"{trained}{before_text}")
 
 
 def remove_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool, every: int) -> None:

@@ -156,7 +156,7 @@ def test_images_of_any_size_are_cropped_to_their_central_square_and_resized(tmp_
 
 def test_without_a_size_the_error_for_mixed_sizes_names_the_option(tmp_path):
     files = {"cat/a.png": png(1), "cat/b.png": png(1, (8, 9))}
-    with pytest.raises(DataError, match=r"b\.png is 8x9, .*add --image-size 8"):
+    with pytest.raises(DataError, match=r"b\.png is 8x9, .*add --image-size 5"):
         read_class_folders(str(write(files, tmp_path / "set")))
 
 

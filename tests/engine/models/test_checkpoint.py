@@ -14,7 +14,8 @@ from rjem_cli import files
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
-from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode
+from rjem_cli.engine.models.prior import ClassGaussianPrior
+from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError
 
@@ -159,7 +160,7 @@ def test_an_npz_is_named(tmp_path):
 def test_weights_that_do_not_match_their_description_are_refused(saved, text):
     """Even if their sha256 is right, and before they take memory that the file does not have."""
     saved.write_bytes(encode(safetensors.torch.load_file(saved), json.loads(text))[0])
-    with pytest.raises(DataError, match="its description is invalid"):
+    with pytest.raises(DataError, match="its content is invalid"):
         load_checkpoint(saved, CPU)
 
 
@@ -195,3 +196,32 @@ def test_a_file_that_reads_back_differently_never_replaces_the_old_one(saved, mo
     with pytest.raises(RjemError, match="does not read back"):
         save_checkpoint(saved, build_model(CONFIG, 1, 3), replace(INFO, step=13))
     assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("prior.factor.1"),
+        lambda tensors: tensors.pop("prior.mean"),
+        lambda tensors: tensors.update({"prior.factor.9": torch.ones(64, 2)}),
+        lambda tensors: tensors.update({"prior.extra": torch.zeros(2)}),
+        lambda tensors: tensors.update({"prior.mean": tensors["prior.mean"][0]}),
+        lambda tensors: tensors.update({"prior.mean": tensors["prior.mean"].double()}),
+        lambda tensors: tensors.update({"prior.mean": tensors["prior.mean"] * torch.nan}),
+        lambda tensors: tensors.update({"prior.factor.0": tensors["prior.factor.0"][:-1]}),
+        lambda tensors: tensors.update({"prior.factor.0": tensors["prior.factor.0"][:, :0]}),
+        lambda tensors: tensors.update({"prior.factor.0": tensors["prior.factor.0"].to(torch.float8_e4m3fn)}),
+        lambda tensors: tensors.update({f"prior.factor.{label}": torch.ones(64, 0) for label in range(3)}),
+    ],
+)
+def test_a_forged_prior_is_one_line(tmp_path, change):
+    factors = tuple(torch.ones(64, 2) for _ in range(3))
+    prior = ClassGaussianPrior(torch.zeros(3, 64), factors, (1, 8, 8))
+    path = tmp_path / "step-00000012.safetensors"
+    save_checkpoint(path, build_model(CONFIG, 1, 3), INFO, prior)
+    assert load_checkpoint(path, torch.device("cpu")).prior is not None
+    tensors, description = read_tensors(path)
+    change(tensors)
+    write_tensors(path, tensors, description)
+    with pytest.raises(DataError, match=r"its content is invalid \(the prior"):
+        load_checkpoint(path, torch.device("cpu"))
