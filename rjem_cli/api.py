@@ -100,7 +100,7 @@ def sample(
     an invalid option, AbsentError if the chains' start is missing, RjemError for samples that are not finite.
     """
     with argument_errors():
-        check_options("sample", options, without=MODEL_OPTIONS | FILE_OPTIONS | {"count"})
+        check_option_names("sample", options, without=MODEL_OPTIONS | FILE_OPTIONS | {"count"})
         listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
         config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
         return SampleSetup.build(config, model).fit_memory().load_start().sample()
@@ -118,7 +118,7 @@ def attack(
     with argument_errors():
         if (targeted := options.pop("targeted", False)) not in (True, False):
             raise ConfigError(f"targeted is {targeted!r:.80}; give True or False")
-        check_options("attack", options, only=ATTACK_OPTIONS)
+        check_option_names("attack", options, only=ATTACK_OPTIONS)
         config = AttackConfig.from_dict({**options, **({} if eps is None else {"eps": (eps,)})})
         norm, (radius,) = resolve_radii(config, model.info)
         plan = AttackPlan.from_config(config, norm, bool(targeted))
@@ -138,15 +138,15 @@ def score(subject: Tensor | str | Path | Model, reference: str | None = None, **
         options |= {} if reference is None else {"reference": reference}
         of_samples, of_models = ({option.name for option in fields(group)} for group in SCORE_GROUPS)
         others = of_samples if isinstance(subject, Model) else of_models - {"image_size"}
-        check_options("score", options, without=others | FILE_OPTIONS - {"batch_size"} | {"model"})
+        check_option_names("score", options, without=others | FILE_OPTIONS - {"batch_size"} | {"model"})
         config = EvalConfig.from_dict(options)
         if isinstance(subject, Model):
             runtime = scoring_runtime(str(subject.device) if config.device == "auto" else config.device)
             return Scores(*score_classifier(config, Model.from_checkpoint(subject.checkpoint, runtime)))
-        return Scores(*score_samples(config, read_images(subject, config.image_size)))
+        return Scores(*score_samples(config, collect_samples(subject, config.image_size)))
 
 
-def read_images(subject: Tensor | str | Path, image_size: int | None) -> ImageCollection:
+def collect_samples(subject: Tensor | str | Path, image_size: int | None) -> ImageCollection:
     """Samples as `rjem eval` reads them, or a tensor in [-1, 1] or uint8. Raises ConfigError for other values."""
     if isinstance(subject, str | Path):
         return read_samples([str(subject)], lambda: sys.stdin.buffer, image_size)
@@ -173,7 +173,7 @@ def check_range(name: str, x: Tensor) -> None:
         raise ConfigError(f"{name} has values up to {float(x.abs().amax()):.4g}; give images in [-1, 1]")
 
 
-def check_options(
+def check_option_names(
     function: str, options: Mapping[str, Any], only: set[str] | None = None, without: set[str] | None = None
 ) -> None:
     """Raises ConfigError for an option of the command that means nothing here."""

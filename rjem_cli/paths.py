@@ -28,7 +28,7 @@ def existing_data(name: str) -> Path:
     if not path.exists():
         whole, part = parse_part(name)
         if part and expand(whole).exists():
-            raise AbsentError(f"{name} does not exist; give {whole}, which is split by its folders, or --split {part}")
+            raise AbsentError(f"{name} does not exist; give {whole}, and in rjem attack or eval --split {part}")
         raise AbsentError(f"{name} does not exist; give a folder of class folders, a .zip, a .tar or a .tar.xz")
     return path
 
@@ -230,7 +230,7 @@ def parse_part(text: str) -> tuple[str, str]:
     return (name, part) if name and part in PARTS and not expand(text).exists() else (text, "")
 
 
-def is_part(text: str) -> bool:
+def is_dataset_or_part(text: str) -> bool:
     """Whether it names a built-in data set, or a part of a user's."""
     name, part = parse_part(text)
     return name in DATASETS or (part != "" and expand(name).exists())
@@ -243,7 +243,7 @@ def find_checkpoint_or_images(name: str) -> Path | None:
         raise ConfigError("the name of the images is empty; give a folder, a file, a run or -")
     path, run_dir = expand(name), runs_dir() / name
     is_run = "/" not in name and bool(checkpoints_in(run_dir))
-    if name == STREAM or (":" in name and is_part(name)):
+    if name == STREAM or (":" in name and is_dataset_or_part(name)):
         return None
     if name in DATASETS and not is_run:
         if path.exists():

@@ -54,8 +54,8 @@ class TrainCommand(SectionedCommand):
 
 
 def values_in_use(given: dict[str, Any]) -> dict[str, Any]:
-    """The values of a new run with the given options. If one of them is invalid, which the call without --help reports,
-    those of the default preset. A replaced option has no value."""
+    """The values of a new run with the given options. If one is invalid, which the call without --help reports, the
+    values of the default preset. A replaced option has no value."""
     names = [option.name for option in options(TrainConfig)]
     flags = {name: given[name] for name in names if given.get(name) is not None}
     try:

@@ -129,7 +129,7 @@ class CommandCall(Generic[ConfigT]):
         return None
 
     def reject(self, group: type[Config], reason: str, allowed: tuple[str, ...] = ()) -> None:
-        """Raises ConfigError, `--flag reason`, if a flag of the group was given that is not one of the `allowed`."""
+        """Raises ConfigError, `--flag reason`, for a given flag of the group that is not `allowed`."""
         for option in options(group):
             if option.name in self.flags and option.name not in allowed:
                 raise ConfigError(f"{option.flag} {reason}")

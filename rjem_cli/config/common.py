@@ -74,7 +74,9 @@ class NetworkOptions(Config):
         None, "Built-in data set (default: the checkpoint's)", choices=DATASETS, replaces="data"
     )
     data: str | None = option(None, "Your images, or the training images in a new place", replaces="dataset")
-    image_size: int | None = image_size("Resize images as rjem train --image-size does (default: as trained, else not)")
+    image_size: int | None = image_size(
+        "Crop and resize images as in rjem train (default: the checkpoint's --image-size, if any)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

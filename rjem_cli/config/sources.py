@@ -21,7 +21,7 @@ from rjem_cli.errors import AbsentError, ConfigError, OptionError, did_you_mean
 from rjem_cli.paths import expand
 
 NULL = "tag:yaml.org,2002:null"
-LARGEST = 2**16  # bytes, some twenty times the size of a full config
+MAX_CONFIG_BYTES = 2**16  # bytes, some twenty times the size of a full config
 ENVIRONMENT_PREFIX = "RJEM_"
 OTHER_VARIABLES = {"RJEM_HOME", "RJEM_CACHE", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins
@@ -40,21 +40,21 @@ PlainLoader.yaml_implicit_resolvers = {
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Raises AbsentError for no file, ConfigError for one without keys and values."""
+    """Read a YAML file of keys and values. Raises AbsentError if it is missing, ConfigError if it is invalid."""
     try:
         with path.open("rb") as file:  # also a pipe, `-c <(...)`
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_CONFIG_BYTES + 1)
         text = content.decode()
     except FileNotFoundError:
         raise AbsentError(f"config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read as text ({error})") from None
-    if len(content) > LARGEST:
-        raise ConfigError(f"config file {path} has more than {LARGEST} bytes; give one with keys and values")
-    return mapping(text, str(path))
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"config file {path} has more than {MAX_CONFIG_BYTES} bytes; give one with keys and values")
+    return parse_mapping(text, str(path))
 
 
-def mapping(text: str, source: str) -> dict[str, Any]:
+def parse_mapping(text: str, source: str) -> dict[str, Any]:
     """Parse keys and values. Raises ConfigError, with the source's name, for anything else."""
     try:
         check_plain(yaml.compose(text, PlainLoader), source)
@@ -217,7 +217,7 @@ def preset_source(name: str) -> ConfigSource:
     if name not in preset_names():
         raise OptionError("--preset", name, f" is unknown; {did_you_mean(name, preset_names())}")
     text = resources.files("rjem_cli.config.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return ConfigSource(f"preset {name}", {"preset": name, **mapping(text, f"preset {name}")})
+    return ConfigSource(f"preset {name}", {"preset": name, **parse_mapping(text, f"preset {name}")})
 
 
 def preset_for(sources: list[ConfigSource]) -> tuple[ConfigSource, str]:

@@ -59,7 +59,7 @@ class EnergyOptions(Config):
     buffer_size: int = option(10_000, "Chains kept in the replay buffer", ge=1)
     prior_variance: float = option(
         0.99,
-        "Share of each class's variance that the prior keeps, where chains start; 1: all, plus 1e-4 as in JEM++",
+        "Share of each class's variance kept by the prior, from which chains start; 1 keeps all (JEM++)",
         gt=0,
         le=1,
     )

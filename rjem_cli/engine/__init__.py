@@ -6,7 +6,7 @@
     sampling    SGLD, the pipeline start >> attack >> contrast >> SGLD, samples by seed, writers
     training    the loss, the replay buffer, a training step, a run from its first step to its last
     metrics     FID, IS, KID, precision and recall of samples; accuracy, calibration, OOD detection of classifiers
-    compare     many of them in one table; the paper's Table 1
+    compare     checkpoints and samples in one table; the paper's Table 1
     inference   a network that is ready to sample, attack and score
     runtime     device, precision, compilation; distributed: several processes; batching: batches that fit into memory
 

@@ -7,7 +7,7 @@ from rjem_cli.config.common import STREAM
 from rjem_cli.config.scoring import CompareConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks
 from rjem_cli.engine.compare.html_report import html_report
-from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, plan_samples, score_samples
+from rjem_cli.engine.compare.measure import check_scoring, measure_checkpoint, measure_samples, plan_samples
 from rjem_cli.engine.compare.notes import check_orderings
 from rjem_cli.engine.compare.reproduce import Training, reproduce_table1
 from rjem_cli.engine.compare.rows import Comparison, read_published_rows
@@ -33,7 +33,7 @@ def run_comparison(
         if path:
             rows += measure_checkpoint(config, name, path, callbacks)
         else:
-            rows.append(score_samples(name, plans[name], callbacks))
+            rows.append(measure_samples(name, plans[name], callbacks))
     rows += read_published_rows() if config.published else []
     return Comparison(rows, tuple(check_orderings(reproduced)) if reproduced else ())
 

@@ -69,7 +69,7 @@ def plan_samples(config: CompareConfig, location: str, callbacks: CompareCallbac
     return [plan.only(TABLE_METRICS) if config.metrics == "all" else plan for plan in plans]
 
 
-def score_samples(name: str, plans: Sequence[EvalPlan], callbacks: CompareCallbacks) -> Row:
+def measure_samples(name: str, plans: Sequence[EvalPlan], callbacks: CompareCallbacks) -> Row:
     """The row of samples, with the scores of all plans. Raises as `rjem eval` does."""
     row, *others = [score_plan(name, plan, callbacks) for plan in plans]
     for other in others:
@@ -153,7 +153,7 @@ def measure_checkpoint(config: CompareConfig, name: str, path: Path, callbacks: 
     for mode in config.modes:
         callbacks.log(f"{name}: {config.sample_count} samples, mode {mode}")
         samples = sample_checkpoint(config, checkpoint, mode, callbacks)
-        scored = score_samples(f"{name} ({mode})", plan_samples(config, str(samples.file), callbacks), callbacks)
+        scored = measure_samples(f"{name} ({mode})", plan_samples(config, str(samples.file), callbacks), callbacks)
         origin = replace(
             tested.origins[0],
             mode=mode,

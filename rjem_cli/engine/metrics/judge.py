@@ -51,6 +51,7 @@ def judge_recipe(splits: Splits) -> dict[str, Any]:
 
 
 def judge_config(splits: Splits) -> TrainConfig:
+    """The recipe with the defaults of all other options."""
     return TrainConfig(**judge_recipe(splits))
 
 

@@ -13,7 +13,7 @@ from rjem_cli.engine.data.collection import ImageCollection, get_nested, load_ar
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
-from rjem_cli.paths import expand, is_part, parse_part
+from rjem_cli.paths import expand, is_dataset_or_part, parse_part
 
 CIFAR_SHAPE = (3, 32, 32)
 LARGEST_STATISTIC = 1e12  # beyond this an .npz does not hold statistics of features
@@ -52,7 +52,7 @@ def default_reference(samples: ImageCollection, protocol: str) -> tuple[str, str
     that are part of a data set are compared with that; 32x32 colour images without a meta.json with cifar10. Raises
     DataError if no reference can be inferred."""
     part = "all" if protocol == "jempp" else "train"
-    if is_part(samples.name):
+    if is_dataset_or_part(samples.name):
         name = parse_part(samples.name)[0]
         return name if name in DATASETS else f"{name}:{part}", None
     dataset: Any = (samples.meta or {}).get("dataset")

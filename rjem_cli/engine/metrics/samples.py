@@ -34,7 +34,7 @@ from rjem_cli.engine.runtime import scoring_runtime
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.engine.training.estimate import FORWARD, DataShape, estimate_training
 from rjem_cli.errors import AbsentError, ConfigError, RjemError
-from rjem_cli.paths import is_part
+from rjem_cli.paths import is_dataset_or_part
 
 STANDARD_COUNT = 50_000  # samples of a published FID
 ENOUGH_PER_FEATURE = 5  # samples per feature; with fewer, a Frechet distance is inflated
@@ -70,7 +70,7 @@ class SampleScores:
 def score_samples(
     config: EvalConfig, samples: ImageCollection, log: Log = noop, on_progress: OnProgress = noop
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(scores by name, the same with their protocol and notes as `rjem eval --json` prints them). `on_progress` may
+    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may
     raise to stop. Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
     check_options(config)
@@ -96,11 +96,11 @@ def read_samples(
     """One set of samples, from one or several locations: a folder or file, `-` for a tar on stdin, or part of a data
     set such as `digits:test` or `photos.tar:test`, whose scores are a bound for those of samples. Raises ConfigError,
     AbsentError or DataError."""
-    if len(locations) > 1 and (part := next(filter(is_part, locations), None)):
-        raise ConfigError(f"{part} is a complete set; several locations must be parts of one set of samples")
+    if len(locations) > 1 and (part := next(filter(is_dataset_or_part, locations), None)):
+        raise ConfigError(f"{part} is a data set; several locations must be parts of one set of samples")
     parts = []
     for location in locations:
-        if is_part(location):
+        if is_dataset_or_part(location):
             images = read_reference(location, "standard", image_size=image_size).images
             assert images is not None
             parts.append(images)
@@ -193,12 +193,12 @@ def plan_replacement(plan: EvalPlan, error: AbsentError) -> EvalPlan:
         raise error
     remedy = f"try again, or download {INCEPTION.url} and give it with --features PATH"
     if inputs.config.features != "auto":
-        raise AbsentError(f"{error}; {remedy}, or use --features judge") from None
+        raise AbsentError(f"{error}; {remedy}, or use --features efficientnet-lite0 or judge") from None
     try:
         choice = describe_features(find_replacement(inputs.reference) or "judge", f"auto: {error}", inputs.reference)
         return registry.make_plan(replace(inputs, choice=choice), plan.requirements)
     except RjemError as reason:
-        raise AbsentError(f"{error}, and nothing can replace it ({reason}); {remedy}") from None
+        raise AbsentError(f"{error}; no other features can be used ({reason}); {remedy}") from None
 
 
 def evaluate_samples(job: EvalJob, on_progress: OnProgress = noop) -> SampleScores:

@@ -1,6 +1,6 @@
 """Checkpoints: the averaged network with its config in one safetensors file, and beside it the state to resume from.
 
-step-00000600.safetensors        samples and is tested; share this one. It contains the prior that chains start from
+step-00000600.safetensors        EMA weights and prior: generates samples, is evaluated; share this file
 step-00000600.state.safetensors  live weights, optimizer state, EMA, replay buffer
 """
 
@@ -20,7 +20,7 @@ from rjem_cli import __version__
 from rjem_cli.config.sources import read_mapping
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
-from rjem_cli.engine.models.prior import PREFIX, ClassGaussianPrior
+from rjem_cli.engine.models.prior import PRIOR_PREFIX, ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     tensors, description = read_tensors(path)
     info = parse_info(path, description)
     try:
-        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(PRIOR_PREFIX)}
         model = build_from_weights(info, weights)
         prior = read_prior(info, tensors) if len(weights) < len(tensors) else None
     except (RuntimeError, ValueError, TypeError) as error:

@@ -1,8 +1,8 @@
 """The default start of chains: one Gaussian per class, fitted to the training images in [-1, 1] (JEM++'s informative
 initialisation).
 
-D = C*H*W is the length of an image, K the number of classes, n_y the number of training images of class y, and r_y the
-rank of its factor. A checkpoint contains its prior, so it can sample without the training images.
+D = C*H*W is the length of an image, K the number of classes, and r_y the rank of the factor of class y. A checkpoint
+contains its prior, so it can sample without the training images.
 """
 
 import math
@@ -20,7 +20,7 @@ from rjem_cli.files import json_digest, locked
 from rjem_cli.paths import priors_dir
 
 FORMAT = "rjem-prior-2"
-PREFIX = "prior."  # of the tensors in a checkpoint
+PRIOR_PREFIX = "prior."  # of the tensors in a checkpoint
 SLOW_DIMENSIONS = 1000  # components of an image, from which a fit takes more than a few seconds
 JITTER = 1e-4  # added to the diagonal of the covariance, as in JEM++
 
@@ -56,18 +56,18 @@ class ClassGaussianPrior:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """For a file. Factors are in half precision where that loses nothing."""
-        tensors = {f"{PREFIX}factor.{label}": shrink(factor) for label, factor in enumerate(self.factors)}
-        return {f"{PREFIX}mean": self.mean_KD, **tensors}
+        tensors = {f"{PRIOR_PREFIX}factor.{label}": shrink(factor) for label, factor in enumerate(self.factors)}
+        return {f"{PRIOR_PREFIX}mean": self.mean_KD, **tensors}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], image_shape: tuple[int, int, int]) -> "ClassGaussianPrior":
         """The inverse of `to_tensors`. Raises ValueError for tensors that it does not return."""
-        parts = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        parts = {name: tensor for name, tensor in tensors.items() if name.startswith(PRIOR_PREFIX)}
         count, dimensions = len(parts) - 1, math.prod(image_shape)
-        names = [f"{PREFIX}factor.{label}" for label in range(count)]
-        if parts.keys() != {f"{PREFIX}mean", *names}:
+        names = [f"{PRIOR_PREFIX}factor.{label}" for label in range(count)]
+        if parts.keys() != {f"{PRIOR_PREFIX}mean", *names}:
             raise ValueError(f"the prior has tensors {', '.join(sorted(parts))[:80]}")
-        mean_KD, factors = parts[f"{PREFIX}mean"], [parts[name] for name in names]
+        mean_KD, factors = parts[f"{PRIOR_PREFIX}mean"], [parts[name] for name in names]
         if mean_KD.shape != (count, dimensions) or any(
             factor.dim() != 2 or len(factor) != dimensions or not factor.shape[1] for factor in factors
         ):

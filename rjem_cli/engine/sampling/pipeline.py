@@ -148,7 +148,7 @@ def langevin(
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The stages, of which the start is only described by its `prior_temperature`. Radii are in model units. Chains
+    """The stages after the start, and the temperature of a prior start. Radii are in model units. Chains
     that are not `conditional` follow E(x) and have no class."""
 
     mode: str

@@ -25,7 +25,7 @@ NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal dr
 
 @dataclass(frozen=True)
 class SgldParameters:
-    """What a chain's steps depend on; the arguments of `sgld` of the same names. Step and noise per outer step."""
+    """The arguments of `sgld` with these names; step and noise are per outer step."""
 
     step_size: float
     noise_std: float = 0.0
@@ -34,12 +34,12 @@ class SgldParameters:
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        """Those of the training chains."""
+        """The parameters of the training chains."""
         return cls(config.sgld_step_size * config.inner_steps, config.noise_std, config.grad_clip)
 
     @classmethod
     def for_sampling(cls, options: ChainOptions, trained: TrainConfig) -> Self:
-        """Those of the training, changed by the options that are set. Raises ConfigError for an infinite step."""
+        """The training parameters, overridden by the options that are set. Raises ConfigError for an infinite step."""
         inner = trained.sgld_step_size if options.sgld_step_size is None else options.sgld_step_size
         step_size = inner * (trained.inner_steps if options.inner_steps is None else options.inner_steps)
         if not math.isfinite(step_size):

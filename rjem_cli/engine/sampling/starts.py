@@ -89,8 +89,8 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
 
 
 def find_prior(checkpoint: Checkpoint, data: str | None = None) -> ClassGaussianPrior:
-    """The prior in the checkpoint; for a custom network that of its training images. Raises AbsentError if there is
-    none."""
+    """The checkpoint's prior; for a custom network, the prior of its training images. Raises AbsentError if there is
+    none, DataError as `fit_prior` does."""
     if checkpoint.prior is not None:
         return checkpoint.prior
     if checkpoint.is_custom:

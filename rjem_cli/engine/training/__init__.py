@@ -1,1 +1,1 @@
-"""Training: the objective, the replay buffer, the loop, and what a run writes."""
+"""Training: the loss, the replay buffer, the loop, and what a run writes."""

@@ -36,8 +36,8 @@ class Guard:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The largest absolute value of each of these metrics. A network with a constant output has a cross-entropy of
-        ln K at most. Chains may saturate if the images do."""
+        """The largest absolute value of each of these metrics. Uniform predictions have a cross-entropy of ln K. Chains
+        may saturate if the images do."""
         config = self.config
         max_cross_entropy = config.max_cross_entropy * math.log(max(2, self.num_classes))
         return {

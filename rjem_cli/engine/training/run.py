@@ -57,7 +57,6 @@ def run_training(
     Raises DivergedError, ConfigError or DataError (options or a state that do not fit), and RjemError (something cannot
     be written).
     """
-
     callbacks = callbacks or TrainingCallbacks()
 
     def fit_prior() -> ClassGaussianPrior:

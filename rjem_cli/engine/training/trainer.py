@@ -73,8 +73,8 @@ class Trainer:
         fit_prior: Callable[[], ClassGaussianPrior] | None,
         distributed: Distributed = SINGLE,
     ):
-        """`fit_prior` returns what chains start from; None for a plain classifier that draws no samples. Raises
-        ConfigError for options that do not fit the images or the number of processes."""
+        """`fit_prior` returns the prior; None for a judge, which draws no samples. Raises ConfigError for options that
+        do not fit the images or the number of processes, and DataError for images without a prior."""
         self.config, self.runtime, self.run_dir, self.distributed = config, runtime, run_dir, distributed
         self.splits = splits
         self.info = CheckpointInfo.from_splits(config, splits)

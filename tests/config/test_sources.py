@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rjem_cli.config.scoring import EvalConfig
-from rjem_cli.config.sources import ResolvedConfig, mapping
+from rjem_cli.config.sources import ResolvedConfig, parse_mapping
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import ConfigError
 
@@ -31,19 +31,19 @@ from rjem_cli.errors import ConfigError
     ],
 )
 def test_plain_values_mean_what_they_say(text, field, value):
-    found = getattr(TrainConfig.from_dict(mapping(text, "a file")), field)
+    found = getattr(TrainConfig.from_dict(parse_mapping(text, "a file")), field)
     assert found == value and type(found) is type(value)
 
 
 def test_lists_are_lists():
-    assert EvalConfig.from_dict(mapping("eps: [0.1, 8/255]", "a file")).eps == (0.1, 16 / 255)
+    assert EvalConfig.from_dict(parse_mapping("eps: [0.1, 8/255]", "a file")).eps == (0.1, 16 / 255)
 
 
 def test_what_is_printed_is_read_back():
     config = TrainConfig(data="no", lr=1e-5, flip=False, seed=2**40)
-    assert TrainConfig.from_dict(mapping(ResolvedConfig(config, {}).to_yaml(), "a file")) == config
+    assert TrainConfig.from_dict(parse_mapping(ResolvedConfig(config, {}).to_yaml(), "a file")) == config
 
 
 def test_a_key_that_is_given_twice_is_an_error():
     with pytest.raises(ConfigError, match="a file: key lr is given twice"):
-        mapping("lr: 1\nlr: 2", "a file")
+        parse_mapping("lr: 1\nlr: 2", "a file")
