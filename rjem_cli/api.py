@@ -59,6 +59,8 @@ class Scores(Mapping[str, float]):
     document: dict[str, Any]
 
     def __getitem__(self, name: str) -> float:
+        if name not in self.scores:
+            raise KeyError(f"{name}; there are {', '.join(self.scores)} ({'; '.join(self.notes)})")
         return self.scores[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -108,8 +108,8 @@ class RunEntry:
         return "finished" if self.is_finished else "unfinished"
 
     def accuracy(self, name: str) -> float | None:
-        """The `test_accuracy` or `robust_accuracy` of the summary."""
-        score = self.summary.get(name)
+        """The `test_accuracy` or `robust_accuracy` of the newest checkpoint, if it was evaluated."""
+        score = self.summary.get(name) if self.is_finished else None
         value = score.get("value") if isinstance(score, dict) else None
         return float(value) if isinstance(value, (int, float)) else None
 

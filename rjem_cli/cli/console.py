@@ -41,6 +41,11 @@ class Console:
         if not self.mute:
             log(f"warning: {text}")
 
+    def note(self, text: str) -> None:
+        """Log what limits a result, even with `quiet`."""
+        if not self.mute:
+            log(f"note: {text}")
+
     def result(self, text: str) -> None:
         """The text that a script needs, to stdout."""
         if not self.mute:

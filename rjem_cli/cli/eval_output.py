@@ -69,7 +69,7 @@ def show_estimate(start_up: float, seconds: float | None, memory: int | None, co
 
 
 def show_sample_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
-    """Tables on a terminal, TSV in a pipe, the first score alone with --quiet; notes as warnings. With --json only the
+    """Tables on a terminal, TSV in a pipe, the first score alone with --quiet; notes on stderr. With --json only the
     document, which has the notes."""
     if console.as_json:
         console.document(document)
@@ -94,7 +94,7 @@ def show_sample_scores(document: dict[str, Any], scores: dict[str, float], conso
         f"resize {features['resize']}, {features['arithmetic']} ({features['reason']})"
     )
     for note in document["notes"]:
-        console.warn(note)
+        console.note(note)
 
 
 def format_score(value: float) -> str:
@@ -120,7 +120,7 @@ def format_cell(kind: str, value: float | None) -> str:
 
 
 def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], console: Console) -> None:
-    """Tables on a terminal, TSV in a pipe, the accuracy alone with --quiet; notes as warnings. With --json only the
+    """Tables on a terminal, TSV in a pipe, the accuracy alone with --quiet; notes on stderr. With --json only the
     document, which has the notes."""
     if console.as_json:
         console.document(document)
@@ -145,7 +145,7 @@ def show_checkpoint_scores(document: dict[str, Any], scores: dict[str, float], c
     console.log(f"{document['zero_gradient_images']} of {document['attacked']} attacked images have a zero gradient")
     console.table("Energies", *energy_table(document["energies"]))
     for note in document["notes"]:
-        console.warn(note)
+        console.note(note)
 
 
 def accuracy_table(document: dict[str, Any]) -> tuple[Row, Sequence[Row]]:

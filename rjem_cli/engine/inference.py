@@ -15,7 +15,7 @@ from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """`logits_fn` is the frozen network on the runtime's device: x (B, C, H, W) in [-1, 1] -> fp32 logits (B, K)."""
 
@@ -36,6 +36,10 @@ class Model:
     def load_checkpoint(cls, path: Path, options: RuntimeOptions) -> "Model":
         """Raises AbsentError, DataError, or ConfigError for an unavailable device or precision."""
         return cls.load(NetworkOptions(), path, start_runtime(options, reproducible=True))
+
+    def __repr__(self) -> str:
+        where = f"{self.device} {self.runtime.precision}"
+        return f"Model({self.checkpoint.path}, step {self.info.step}, {self.info.data_name}, {where})"
 
     @property
     def info(self) -> CheckpointInfo:

@@ -80,7 +80,7 @@ def test_shards_have_the_scores_of_the_complete_set(rjem, trained, digits_judge,
     for other, message in {
         "tiny": "tiny is a checkpoint",
         "part0.npz": "part0.npz is given twice",
-        "digits:test": "is a complete set",
+        "digits:test": "is a data set; several",
         "noise.npz": "give images of one size",
         "other.npz": "other.npz and part0.npz differ in seed",
         "./part0.npz": "part0.npz has the images of part0.npz; give each part once",
@@ -306,7 +306,7 @@ def test_notes_that_limit_a_score_are_printed_even_with_quiet(rjem, digits_judge
     flags = (digit_samples, "--reference", "digits", "--metrics", "fid", "--num", "100", "--allow-few")
     notes = evaluate(rjem, *flags)["notes"]
     assert any("rank-deficient" in note for note in notes) and any("judge's test accuracy" in note for note in notes)
-    warnings = [f"warning: {note}" for note in notes]
+    warnings = [f"note: {note}" for note in notes]
     assert rjem("eval", *flags, "-q").err.splitlines() == warnings
     assert rjem("eval", *flags).err.splitlines()[-len(notes) :] == warnings
 

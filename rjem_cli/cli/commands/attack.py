@@ -58,7 +58,7 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
         return
     show_attack(report.document, console)
     if report.folder is not None and not call.quiet:
-        console.log("wrote attack.json, curve.png and the images to")
+        console.log(f"wrote attack.json, curve.png and the images to {report.folder}")
         console.result(str(report.folder.absolute()))
 
 

@@ -60,6 +60,10 @@ def default_reference(samples: ImageCollection, protocol: str) -> tuple[str, str
     if dataset.get("data"):
         return f"{dataset['data']}:{part}", dataset.get("test_data")
     name = dataset.get("name")
+    if isinstance(name, str) and name not in DATASETS:
+        raise AbsentError(
+            f"the location of {name}, which made these samples, is unknown; give it with --reference PATH"
+        )
     if name is None and samples.image_shape != CIFAR_SHAPE:
         raise DataError(f"{samples.name} does not name its data set; give one with --reference, such as digits:train")
     if name is not None and not isinstance(name, str):
