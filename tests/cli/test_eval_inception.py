@@ -14,7 +14,7 @@ from PIL import Image
 
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.downloads import sha256_hex
-from rjem_cli.engine.metrics import extractors, judge
+from rjem_cli.engine.metrics import efficientnet, extractors, judge
 from rjem_cli.engine.metrics.extractors import parse_weights
 from rjem_cli.errors import DataError
 from tests.image_files import write
@@ -170,11 +170,15 @@ def test_a_damaged_archive_is_not_a_valid_file():
         parse_weights(b"PK\x03\x04", "x.pth")
 
 
-def test_without_inception_auto_uses_a_judge_and_gives_the_reason(rjem, tmp_path, monkeypatch):
+def test_without_inception_auto_uses_what_is_installed_else_a_judge_and_gives_the_reason(rjem, tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "FEWEST_STEPS", 3)
     monkeypatch.setattr(judge, "EPOCHS", 0)
     real = {f"{name}/{file}": content for seed, name in enumerate("ab") for file, content in photographs(seed).items()}
-    outcome = rjem("eval", write(real, tmp_path / "real"), "--reference", tmp_path / "real", "--allow-few", "--json")
+    arguments = ("eval", write(real, tmp_path / "real"), "--reference", tmp_path / "real", "--allow-few", "--json")
+    installed = json.loads(rjem(*arguments, "--metrics", "kid").out)
+    assert "kd_efficientnet_mean" in installed and "RJEM_OFFLINE" in installed["protocol"]["features"]["reason"]
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: False)
+    outcome = rjem(*arguments)
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     assert "Inception's weights are not in" in found["protocol"]["features"]["reason"]
@@ -182,7 +186,7 @@ def test_without_inception_auto_uses_a_judge_and_gives_the_reason(rjem, tmp_path
     monkeypatch.delenv("RJEM_OFFLINE")
     unreachable = extractors.INCEPTION._replace(url="http://127.0.0.1:9/x.pth")
     monkeypatch.setattr(extractors, "INCEPTION", unreachable)
-    again = rjem("eval", tmp_path / "real", "--reference", tmp_path / "real", "--allow-few", "--json")
+    again = rjem(*arguments)
     assert "cannot download" in json.loads(again.out)["protocol"]["features"]["reason"]
 
 
@@ -196,9 +200,10 @@ def test_a_call_without_any_available_metric_is_an_error(rjem, folders, inceptio
     )
 
 
-def test_without_inception_and_without_classes_the_remedy_is_given_once(rjem, folders):
+def test_without_inception_and_without_classes_the_remedy_is_given_once(rjem, folders, monkeypatch):
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: False)
     samples, real = folders
     outcome = rjem("eval", samples, "--reference", real, "--metrics", "kid")
     assert outcome.code == 3
-    assert "a judge cannot replace it" in outcome.error_line() and "has no classes" in outcome.error_line()
-    assert "download https" in outcome.error_line() and "--features judge" not in outcome.error_line()
+    assert "no other features can be used" in outcome.error_line() and "has no classes" in outcome.error_line()
+    assert "download https" in outcome.error_line() and outcome.error_line().count("try again") == 1

@@ -11,7 +11,7 @@ from rjem_cli.config.sources import (
     ConfigSource,
     environment_source,
     locate,
-    mapping,
+    parse_mapping,
     preset_for,
     preset_names,
     preset_source,
@@ -134,7 +134,7 @@ def test_two_flags_that_replace_each_other_are_an_error_but_not_two_keys_of_a_pr
     with pytest.raises(ConfigError, match="^--.* and --.* exclude each other; give one$"):
         resolve(TrainConfig, [preset_source("quickstart"), ConfigSource("flag", flags)])
     printed = resolve(TrainConfig, [preset_source("quickstart")]).to_yaml()
-    values = mapping(printed, "printed.yaml")
+    values = parse_mapping(printed, "printed.yaml")
     assert values["steps"] is not None and values["epochs"] is not None
     assert resolve(TrainConfig, [ConfigSource("printed.yaml", values)]).config.steps == int(values["steps"])
 
@@ -252,7 +252,10 @@ def test_an_error_of_an_option_survives_pickling_and_finds_its_source():
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_valid_config_and_reads_back_from_its_printed_form(name):
     resolved = resolve(TrainConfig, [preset_source(name)])
-    assert resolve(TrainConfig, [ConfigSource("file", mapping(resolved.to_yaml(), "file"))]).config == resolved.config
+    assert (
+        resolve(TrainConfig, [ConfigSource("file", parse_mapping(resolved.to_yaml(), "file"))]).config
+        == resolved.config
+    )
 
 
 def test_the_papers_presets_are_special_cases_of_one():
