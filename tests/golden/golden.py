@@ -32,7 +32,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-PRESETS = ("cifar10-small", "jempp", "quickstart", "rjem", "robust", "standard", "svhn-small")
+PRESETS = ("cifar10-16", "cifar10-small", "jempp", "quickstart", "rjem", "robust", "standard", "svhn-small")
 DATA = {"no data": "", "digits": "--dataset digits", "cifar10": "--dataset cifar10", "svhn": "--dataset svhn"}
 STEPS = 30
 TRAINING = {
