@@ -86,6 +86,23 @@ def test_several_features_give_several_groups_of_columns(rjem, own_home, trained
     assert alone["fd_efficientnet"] == row["scores"]["fd_efficientnet"] and "fd_judge" not in alone
 
 
+def test_the_reference_is_read_once_for_several_features(rjem, tmp_path, monkeypatch):
+    pixels = load_digits().pixels.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "made.npz", arr_0=pixels[:60])
+    read, read_reference = [], measure.sample_scores.read_reference
+
+    def counted(*arguments, **options):
+        read.append(arguments[0])
+        return read_reference(*arguments, **options)
+
+    monkeypatch.setattr(measure.sample_scores, "read_reference", counted)
+    flags = ("--reference", "digits:test", "--features", "judge,efficientnet-lite0", "--allow-few", "--dry-run")
+    outcome = rjem("compare", tmp_path / "made.npz", *flags)
+    assert outcome.code == 0, outcome.err
+    assert "features by judge" in outcome.err and "features by efficientnet-lite0" in outcome.err
+    assert read == ["digits:test"]
+
+
 def test_an_option_for_samples_does_not_test_checkpoints_again_nor_the_reverse(rjem, own_home, trained, monkeypatch):
     calls = []
 

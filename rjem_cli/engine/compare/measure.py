@@ -65,7 +65,10 @@ def check_scoring(config: CompareConfig, checkpoints: Iterable[Path]) -> None:
 def plan_samples(config: CompareConfig, location: str, callbacks: CompareCallbacks) -> list[EvalPlan]:
     """Samples from any source, and which metrics they get, for each kind of features. Raises as `rjem eval` does."""
     samples = sample_scores.read_samples([location], callbacks.open_stdin, config.image_size)
-    plans = [sample_scores.plan_evaluation(eval_config(config, kind), samples) for kind in config.feature_kinds]
+    plans: list[EvalPlan] = []
+    for kind in config.feature_kinds:
+        reference = plans[0].inputs.reference if plans else None  # it does not depend on the features, so read it once
+        plans.append(sample_scores.plan_evaluation(eval_config(config, kind), samples, reference))
     return [plan.only(TABLE_METRICS) if config.metrics == "all" else plan for plan in plans]
 
 

@@ -114,11 +114,11 @@ def read_samples(
     return merge_collections(parts)
 
 
-def plan_evaluation(config: EvalConfig, samples: ImageCollection) -> EvalPlan:
-    """Read the reference, choose features, and decide which metrics to compute. Raises ConfigError, AbsentError or
-    DataError."""
+def plan_evaluation(config: EvalConfig, samples: ImageCollection, reference: Reference | None = None) -> EvalPlan:
+    """Choose features, and decide which metrics to compute. Reads the `reference` if none is given. Raises ConfigError,
+    AbsentError or DataError."""
     used = samples.spread(config.num)
-    reference = load_reference(config, used)
+    reference = reference or load_reference(config, used)
     choice = choose_features(config.features, reference)
     inputs = EvalInputs(config, used, len(samples), reference, choice, scoring_runtime(config.device))
     return registry.make_plan(inputs, results.parse_requirements(config.require))
