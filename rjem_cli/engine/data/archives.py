@@ -38,10 +38,6 @@ THREADS = 8  # Pillow decodes without Python's lock
 LONG_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 LONG_HEADERS = LONG_NAME_TYPES | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 
-# Images that are too large are refused below, and transparency is dropped, so these warnings of Pillow add nothing.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
-
 Member = tuple[str, bytes]  # name and content
 NameFilter = Callable[[PurePosixPath], bool]
 
@@ -170,7 +166,11 @@ def decode_images(
     scores. C is 1 if all images are grey, else 3. Images are resized if `image_size` is given. Raises AbsentError, with
     the `hint`, if there is no image, and DataError for an image that is corrupt, has another size than the first one,
     or the name of another."""
-    named_arrays = sorted(decode_in_order(members, location, image_size), key=lambda item: item[0])
+    with warnings.catch_warnings():
+        # Images that are too large are refused, and transparency is dropped, so these warnings of Pillow add nothing.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
+        named_arrays = sorted(decode_in_order(members, location, image_size), key=lambda item: item[0])
     if not named_arrays:
         raise AbsentError(f"{location} holds no images; {hint}")
     names, arrays = [name for name, _ in named_arrays], [array for _, array in named_arrays]
