@@ -18,14 +18,8 @@ from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, mak
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
 STATE_FORMAT = "rjem-state-4"
-FIXED_OPTIONS = (
-    "depth",
-    "width",
-    "norm_layer",
-    "optimizer",
-    "val_fraction",
-    "image_size",
-)  # a resumed run cannot change them
+# A resumed run cannot change them
+FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 
@@ -96,17 +90,17 @@ def quarantine(path: Path, warn: Log) -> None:
 
 def check_options(name: str, before: CheckpointInfo, config: TrainConfig) -> None:
     """Raises OptionError for an option that the run `name` cannot change when it is resumed from `before`."""
-    trained = f": run {name} was trained with"
+    trained = f": run {name} was trained"
     if config.data and not before.user_images:
-        raise OptionError("--data", config.data, f"{trained} --dataset {before.config.dataset}; leave it out")
+        raise OptionError("--data", config.data, f"{trained} with --dataset {before.config.dataset}; leave it out")
     fixed = [*FIXED_OPTIONS, *(["dataset"] if not before.user_images else [])]
     fixed += ["buffer_size"] if before.config.px_weight and config.px_weight else []
     for option in fixed:
         old, new = getattr(before.config, option), getattr(config, option)
         if old != new:
             flag = flag_name(option)
-            before_text = f"out {flag}; leave it out" if old is None else f" {flag} {old}; resume with that"
-            raise OptionError(flag, new, f"{trained}{before_text}")
+            remedy = f"without {flag}; leave it out" if old is None else f"with {flag} {old}; resume with that"
+            raise OptionError(flag, new, f"{trained} {remedy}")
 
 
 def remove_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool, every: int) -> None:
