@@ -3,6 +3,7 @@
 An interrupted folder can be resumed. A .npz or .tar appears under its name only when it is complete.
 """
 
+import abc
 import json
 import re
 import shutil
@@ -40,18 +41,18 @@ TAR_META = "__meta.json__"  # WebDataset skips names that begin with two undersc
 TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-class SampleWriter:
+class SampleWriter(abc.ABC):
     """One output. `done` samples are written already; `write` takes the next ones in order; `finish` completes the
     output. The caller opens and closes what it writes to."""
 
     def __init__(self, job: SampleJob):
         self.job, self.request, self.done = job, job.request, 0
 
-    def write(self, batch: SampleBatch) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def write(self, batch: SampleBatch) -> None: ...
 
-    def finish(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def finish(self) -> None: ...
 
 
 class WriteResult(NamedTuple):
