@@ -163,7 +163,7 @@ def parse_points(lines: Lines, name: str, log: bool) -> tuple[list[int], list[fl
 
 def write_curves(run_dir: Path) -> Path | None:
     """Write curves.png of a run, with a cross at each divergence. None if it has no metrics yet. Raises RjemError."""
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = read_lines(run_dir / METRICS_FILE)
     panels = build_panels([(lines, None)], with_loss=True)
     if not panels:
         return None
