@@ -21,7 +21,7 @@ from rjem_cli.errors import AbsentError, ConfigError, OptionError, did_you_mean
 from rjem_cli.paths import expand
 
 NULL = "tag:yaml.org,2002:null"
-MAX_CONFIG_BYTES = 2**16  # bytes, some twenty times the size of a full config
+MAX_CONFIG_BYTES = 2**16  # some twenty times the size of a full config
 ENVIRONMENT_PREFIX = "RJEM_"
 OTHER_VARIABLES = {"RJEM_HOME", "RJEM_CACHE", "RJEM_OFFLINE"}
 FLAG, ENVIRONMENT = "flag", "environment"  # origins

@@ -127,7 +127,7 @@ def attack_part(setup: AttackSetup, rows: Tensor, eps: float) -> dict[str, Tenso
 
 
 def read_part(path: Path, rows: Tensor) -> dict[str, Tensor] | None:
-    """The cached part; None if there is no valid one."""
+    """The cached part, or None if the file is missing or invalid."""
     try:
         part = safetensors.torch.load_file(path)
         return part if torch.equal(part["rows"], rows) and {"success", "x"} <= part.keys() else None

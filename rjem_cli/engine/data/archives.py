@@ -163,9 +163,9 @@ def decode_images(
     members: Iterable[Member], location: str, hint: str, image_size: int | None = None
 ) -> tuple[list[str], Tensor]:
     """(names, pixels uint8 (N, C, H, W)), sorted by name, so that a folder, a .zip and a .tar give the same splits and
-    scores. C is 1 if all images are grey, else 3. Images are resized if `image_size` is given. Raises AbsentError, with
-    the `hint`, if there is no image, and DataError for an image that is corrupt, has another size than the first one,
-    or the name of another."""
+    scores. C is 1 if all images are grey, else 3. Images are resized if `image_size` is given. Raises AbsentError for
+    no images (the message ends with the `hint`), and DataError for a corrupt image, for images of different sizes and
+    for two images of the same name."""
     with warnings.catch_warnings():
         # Images that are too large are refused, and transparency is dropped, so these warnings of Pillow add nothing.
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -162,8 +162,8 @@ def get_nested(meta: dict[str, Any] | None, key: str) -> Any:
 
 def read_collection(location: str, image_size: int | None = None) -> ImageCollection:
     """The images of a folder, a .zip, a tar or an .npz, sorted by name, resized if `image_size` is given. Raises
-    AbsentError if nothing is there or there is no image, DataError with the file's name for one that cannot be read or
-    has another size than the others."""
+    AbsentError if `location` does not exist or holds no images, and DataError, which names the file, for an unreadable
+    image and for images of different sizes."""
     path = archives.check_readable(location)
     if path.is_file() and path.suffix.lower() == ".npz":
         return read_npz(path, image_size)

@@ -98,8 +98,8 @@ class ClassifierScores:
 def score_classifier(
     config: EvalConfig, model: Model, log: Log = noop, on_progress: OnProgress = noop
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may
-    raise to stop. Raises ConfigError, AbsentError or DataError."""
+    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may raise to stop.
+    Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
     job = prepare_classifier(config, model, log)
     result = evaluate_classifier(job, on_progress)

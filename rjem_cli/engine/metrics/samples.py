@@ -70,8 +70,8 @@ class SampleScores:
 def score_samples(
     config: EvalConfig, samples: ImageCollection, log: Log = noop, on_progress: OnProgress = noop
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may
-    raise to stop. Raises ConfigError, AbsentError or DataError."""
+    """(scores by name, the document that `rjem eval --json` prints). `on_progress` may raise to stop.
+    Raises ConfigError, AbsentError or DataError."""
     start = time.perf_counter()
     check_options(config)
     job = prepare_evaluation(plan_evaluation(config, samples), log, on_progress)

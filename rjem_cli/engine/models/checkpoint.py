@@ -116,8 +116,9 @@ def is_sha256(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network in eval mode and what is known about it. `sha256` identifies the network. `prior` is None for a judge.
-    If `is_custom`, rjem did not train it, there is no prior, and `path` is the name given to --model."""
+    """A network in eval mode and what is known about it. `sha256` identifies the network. `is_custom`
+    means that it is the user's own network: `path` is then the value of --model. `prior` is None for a custom network
+    and for a judge."""
 
     path: Path
     model: nn.Module

@@ -27,8 +27,8 @@ JITTER = 1e-4  # added to the diagonal of the covariance, as in JEM++
 
 @dataclass(frozen=True)
 class ClassGaussianPrior:
-    """x = mean_y + factor_y z, with z standard normal, for each class y. mean_KD: (K, D). factors: K tensors (D,
-    r_y)."""
+    """x = mean_y + factor_y z, with z standard normal, for each class y. mean_KD: (K, D). factors: K tensors
+    (D, r_y)."""
 
     mean_KD: Tensor
     factors: tuple[Tensor, ...]
@@ -133,7 +133,7 @@ def fit_factor(centred_ND: Tensor, variance: float) -> Tensor:
 
 
 def read_cached_prior(path: Path) -> ClassGaussianPrior | None:
-    """The prior fitted earlier; None if there is no valid one."""
+    """The cached prior, or None if the file is missing or invalid."""
     try:
         tensors, description = read_tensors(path)
         channels, height, width = description["image_shape"]

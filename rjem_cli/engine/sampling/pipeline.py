@@ -148,8 +148,8 @@ def langevin(
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """The stages after the start, and the temperature of a prior start. Radii are in model units. Chains
-    that are not `conditional` follow E(x) and have no class."""
+    """The stages after the start, and the temperature of a prior start. Radii are in model units. Chains that are not
+    `conditional` follow E(x) and have no class."""
 
     mode: str
     conditional: bool
