@@ -40,7 +40,8 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
     stages = [f"prior of temperature {plan.prior_temperature:g}" if is_scaled else init]
     if plan.has_attack:
         eps = format_epsilon(plan.attack_eps, plan.norm)
-        stages.append(f"targeted PGD {plan.norm} eps {eps}, {plan.attack_steps} steps")
+        until = f", until p(y|x) > {plan.attack_confidence:g}" if plan.attack_confidence < 1 else ""
+        stages.append(f"targeted PGD {plan.norm} eps {eps}, {plan.attack_steps} steps{until}")
     if plan.mode == "combined":
         stages.append(f"contrast {plan.contrast:g}")
     if plan.has_chain:

@@ -58,6 +58,9 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     overwrite: bool = option(False, "Replace the samples of an earlier call in the output")
     attack_eps: float | None = radius(None, "Radius of the targeted attack, model units; 8/255 means pixel units")
     attack_steps: int | None = option(None, "Steps of the targeted attack", ge=0)
+    attack_confidence: float | None = option(
+        None, "The attack leaves an image as it is once p(y|x) exceeds this; 1: never", gt=0, le=1
+    )
     contrast: float | None = option(
         None, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1
     )

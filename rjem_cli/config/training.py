@@ -105,6 +105,9 @@ class SamplingOptions(Config):
     unconditional_steps: int = option(300, "The paper's m for samples of no class: outer SGLD steps on E(x)", ge=0)
     attack_eps: float = radius(0.5, "Radius of the targeted attack that makes samples")
     attack_steps: int = option(20, "Steps of that attack", ge=0)
+    attack_confidence: float = option(
+        1.0, "The attack leaves an image as it is once p(y|x) exceeds this; 1: never", gt=0, le=1
+    )
     prior_temperature: float = option(1.0, "Factor of the prior's deviations from the class mean", ge=0, le=100)
     contrast: float = option(
         0.7, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1

@@ -1,5 +1,7 @@
 """PGD finds the known optimum of a linear model and never leaves the ball or the box."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rjem_cli.engine.attacks.apgd import apgd
-from rjem_cli.engine.attacks.pgd import l2_norm, pgd, project, random_start
+from rjem_cli.engine.attacks.pgd import cross_entropy_until, l2_norm, pgd, project, random_start
 from rjem_cli.engine.attacks.robustness import AttackPlan, run_restart
 
 torch.manual_seed(1)
@@ -39,6 +41,29 @@ def test_a_targeted_attack_is_the_untargeted_one_of_the_other_class():
     center = torch.rand(3, *SHAPE) - 0.5
     targeted = pgd(linear, center, 1 - LABELS, eps=0.2, steps=5, targeted=True)
     torch.testing.assert_close(targeted, pgd(linear, center, LABELS, eps=0.2, steps=5))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_leaves_an_image_as_it_is_once_it_is_confident(norm):
+    def attack(confidence: float, steps: int) -> torch.Tensor:
+        loss = partial(cross_entropy_until, confidence=confidence)
+        options = {"eps": 1.0, "step_size": 0.05, "norm": norm, "loss": loss, "targeted": True}
+        return pgd(linear, center, LABELS, steps=steps, **options)
+
+    def probabilities(x: torch.Tensor) -> torch.Tensor:
+        return linear(x).softmax(dim=1).gather(1, LABELS[:, None]).squeeze(1)
+
+    center = torch.zeros(3, *SHAPE)
+    center[2] += 0.3 * WEIGHT.sign().view(SHAPE) * (-1) ** (1 + LABELS[2])  # confident from the start
+    iterates = [attack(0.7, steps) for steps in range(30)]
+    reached = torch.stack([probabilities(x) > 0.7 for x in iterates])
+    assert reached[-1].all() and not reached[0].all() and reached[0, 2]
+    for before, after, done in zip(iterates, iterates[1:], reached):
+        assert torch.equal(before[done], after[done])
+        assert (probabilities(after) > probabilities(before))[~done].all()
+    assert torch.equal(
+        attack(1.0, 30), pgd(linear, center, LABELS, eps=1.0, steps=30, step_size=0.05, norm=norm, targeted=True)
+    )
 
 
 def test_eps_zero_changes_nothing():

@@ -29,6 +29,7 @@ PLAN_OPTIONS = {
     "attack_eps": 0.3,
     "attack_steps": 3,
     "contrast": 0.4,
+    "attack_confidence": 0.9,
     "prior_temperature": 0.5,
 }
 

@@ -7,6 +7,7 @@ Shapes: B batch, K classes. `labels_B` are the true classes of an untargeted att
 attack.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -47,12 +48,19 @@ def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     return others_B - logits_BK.gather(1, labels_B[:, None]).squeeze(1)
 
 
+def cross_entropy_until(logits_BK: Tensor, labels_B: Tensor, confidence: float) -> Tensor:
+    """-log p(y | x) as long as p(y | x) <= confidence, then constant, (B,): its gradient is 0, so the attack leaves
+    these images as they are."""
+    return cross_entropy(logits_BK, labels_B).clamp_min(-math.log(confidence))
+
+
 LOSSES: dict[str, AttackLoss] = {"ce": cross_entropy, "margin": margin}
 
 
-def attack_loss(name: str, targeted: bool) -> AttackLoss:
-    """The loss to ascend: away from the true class, or (targeted) towards the wanted one."""
-    loss = LOSSES[name]
+def attack_loss(loss: str | AttackLoss, targeted: bool) -> AttackLoss:
+    """The loss to ascend: away from the true class, or (targeted) towards the wanted one. `loss` is a name in LOSSES or
+    a function."""
+    loss = LOSSES[loss] if isinstance(loss, str) else loss
     return (lambda logits_BK, labels_B: -loss(logits_BK, labels_B)) if targeted else loss
 
 
@@ -115,7 +123,7 @@ def pgd(
     steps: int,
     step_size: float | None = None,
     norm: str = "linf",
-    loss: str = "ce",
+    loss: str | AttackLoss = "ce",
     targeted: bool = False,
     start: Tensor | None = None,
     callback: AttackCallback | None = None,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.training import TrainConfig
-from rjem_cli.engine.attacks.pgd import pgd
+from rjem_cli.engine.attacks.pgd import cross_entropy_until, pgd
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.energy import energy, joint_energy
@@ -107,12 +107,16 @@ def image_start(pixels: Tensor, first_seed: int) -> Sampler:
 # --- stages ---
 
 
-def targeted_pgd(logits_fn: LogitsFn, *, eps: float, steps: int, norm: str = "linf") -> Sampler:
-    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. `logits_fn` must be frozen."""
+def targeted_pgd(
+    logits_fn: LogitsFn, *, eps: float, steps: int, norm: str = "linf", confidence: float = 1.0
+) -> Sampler:
+    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. An image is left as it is once p(y | x)
+    exceeds `confidence`. `logits_fn` must be frozen."""
+    loss = partial(cross_entropy_until, confidence=confidence)
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
         targets_B = labels_B.to(x.device, non_blocking=True)
-        return pgd(logits_fn, x, targets_B, eps=eps, steps=steps, norm=norm, targeted=True)
+        return pgd(logits_fn, x, targets_B, eps=eps, steps=steps, norm=norm, loss=loss, targeted=True)
 
     return Sampler((stage,))
 
@@ -160,6 +164,7 @@ class SamplePlan:
     sgld_steps: int
     sgld: SgldParameters
     prior_temperature: float = 1.0
+    attack_confidence: float = 1.0
 
     @classmethod
     def from_config(cls, config: TrainConfig, mode: str, conditional: bool = True) -> "SamplePlan":
@@ -174,6 +179,7 @@ class SamplePlan:
             sgld_steps=config.sample_steps if conditional else config.unconditional_steps,
             sgld=SgldParameters.from_config(config),
             prior_temperature=config.prior_temperature,
+            attack_confidence=config.attack_confidence,
         )
 
     @property
@@ -194,7 +200,13 @@ def build_sampler(plan: SamplePlan, start: Sampler, logits_fn: LogitsFn) -> Samp
     """The plan's stages after `start`. `logits_fn` must be frozen."""
     sampler = start
     if plan.has_attack:
-        sampler >>= targeted_pgd(logits_fn, eps=plan.attack_eps, steps=plan.attack_steps, norm=plan.norm)
+        sampler >>= targeted_pgd(
+            logits_fn,
+            eps=plan.attack_eps,
+            steps=plan.attack_steps,
+            norm=plan.norm,
+            confidence=plan.attack_confidence,
+        )
     if plan.mode == "combined":
         sampler >>= contrast(plan.contrast)
     if plan.has_chain:

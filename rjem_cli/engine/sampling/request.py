@@ -75,7 +75,7 @@ def resolve_plan(config: SampleConfig, trained: TrainConfig) -> SamplePlan:
     conditional = config.classes != UNCONDITIONAL
     if not conditional and mode != "energy":
         raise ConfigError(f"--class none has no class to attack towards; --mode {mode} needs classes")
-    names = ("sgld_steps", "attack_eps", "attack_steps", "contrast", "prior_temperature")
+    names = ("sgld_steps", "attack_eps", "attack_steps", "attack_confidence", "contrast", "prior_temperature")
     given = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     plan = SamplePlan.from_config(trained, mode, conditional)
     plan = replace(plan, sgld=SgldParameters.for_sampling(config, trained), **given)
