@@ -121,14 +121,16 @@ class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, common.DeviceOption
 
 
 class Scale(NamedTuple):
-    """A preset of --reproduce, and the number of samples per row."""
+    """A preset of --reproduce, the number of samples per row, and the training steps (None: those of the preset)."""
 
     preset: str
     samples: int
+    steps: int | None = None
 
 
 SCALES = {
     "quickstart": Scale("quickstart", 1000),
+    "cifar10-16": Scale("cifar10-16", 5000, steps=2000),
     "small": Scale("cifar10-small", 10_000),
     "paper": Scale("rjem", 50_000),
 }

@@ -234,9 +234,9 @@ def quick_presets(monkeypatch):
         "pgd_steps": 1,
         "sgld_steps": 1,
         "sample_steps": 1,
-        "attack_steps": 1,
         "buffer_size": 64,
     }
+    monkeypatch.setitem(reproduce.PAPER_SAMPLING, "attack_steps", 1)
     source = reproduce.preset_source
     monkeypatch.setattr(
         reproduce, "preset_source", lambda name: ConfigSource(f"preset {name}", {**source(name).values, **few})
@@ -267,6 +267,13 @@ def test_a_plan_names_the_downloads_and_their_size(rjem, own_home):
     assert plan.err.count("; to do") == 3 and "3 trainings, " in plan.err
     plan = rjem("compare", "--reproduce", "table1", "--dry-run", "--json")
     assert "downloads" not in plan.err and json.loads(plan.out)["plan"] == plan.err.splitlines()
+
+
+def test_a_scale_sets_the_steps_unless_they_are_given(rjem):
+    plan = rjem("compare", "--reproduce", "table1", "--scale", "cifar10-16", "--dry-run").err
+    assert plan.count("WRN-10-2, 2000 steps of 64 images") == 3 and "5000 samples per row" in plan
+    plan = rjem("compare", "--reproduce", "table1", "--scale", "cifar10-16", "--train-steps", "7", "--dry-run").err
+    assert plan.count("WRN-10-2, 7 steps of 64 images") == 3
 
 
 def test_a_stopped_reproduction_resumes_to_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):

@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {  # what sets each model apart
     "robust": {"px_weight": 0.0},  # no energy model
     "rjem": {},
 }
+PAPER_SAMPLING = {"attack_eps": 0.5, "attack_steps": 20, "attack_confidence": 1.0, "contrast": 0.7}  # contrast: ours
 FREE = {"run", "data", "test_data", "device", "eval_limit"}  # options in which a cached run may differ
 SUMMED = ("divergences", "runs_lost")
 
@@ -67,17 +68,18 @@ class Training:
 def build_trainings(config: CompareConfig) -> list[Training]:
     """One training per seed and model. Raises ConfigError for invalid values."""
     data = paths.absolute(config.data)
+    scale = SCALES[config.scale]
     values: dict[str, Any] = {"data": data, "test_data": paths.absolute(config.test_data), "dataset": config.dataset}
-    values |= {"steps": config.train_steps, "device": config.device, "eval_limit": config.limit}
+    values |= {"steps": config.train_steps or scale.steps, "device": config.device, "eval_limit": config.limit}
     values = {name: value for name, value in values.items() if value is not None}
     images = Path(data).name.split(".")[0] if data else config.dataset
     steps = f"{config.train_steps}-steps" if config.train_steps else None
-    preset = preset_source(SCALES[config.scale].preset)
+    preset = preset_source(scale.preset)
     trainings = []
     for seed in range(config.seeds):
         for model, changes in MODELS.items():
             name = "-".join(part for part in ("table1", config.scale, images, steps, model, str(seed)) if part)
-            source = ConfigSource("--reproduce", {**values, **changes, "seed": seed, "run": name})
+            source = ConfigSource("--reproduce", {**values, **PAPER_SAMPLING, **changes, "seed": seed, "run": name})
             resolved = resolve(TrainConfig, [preset, source]).config
             trainings.append(Training(model, resolved, paths.runs_dir() / name))
     return trainings
