@@ -5,7 +5,6 @@ rjem's meta.json, which describes how samples were made, is read too.
 """
 
 import contextlib
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from rjem_cli.engine.data import archives
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
-from rjem_cli.engine.data.load import group_by_split, parse_split
+from rjem_cli.engine.data.load import LABELS_NAME, group_by_split, parse_split, read_label_table
 from rjem_cli.errors import AbsentError, ConfigError, DataError, summarize
 
 META_NAMES = {"meta.json", "__meta.json__"}
-LABELS_NAME = "labels.csv"
 # What is equal in the meta.json of all shards of one `rjem generate`
 CALL_KEYS = "checkpoint_sha256 dataset.train_digest plan init init_sha256 classes seed block_size".split()
 NUMBERED_FOLDER = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
@@ -237,11 +235,7 @@ def find_labels(names: Sequence[PurePosixPath], notes: dict[PurePosixPath, bytes
     """Class names from labels.csv, numbers from .cls members, or names of folders; None if an image has none."""
     table = find_unique(notes, {LABELS_NAME})
     if table is not None:
-        rows = csv.DictReader(notes[table].decode("utf-8", errors="surrogateescape").splitlines())
-        try:
-            classes = {table.parent / row["file"]: row["class"] for row in rows if row.get("label") != "-1"}
-        except (csv.Error, KeyError, TypeError):  # another program's table
-            return None
+        classes = read_label_table(table, notes[table])
         return complete_labels([classes.get(name) for name in names])
     numbers = [notes.get(name.with_suffix(".cls"), b"").strip() for name in names]
     if any(numbers):

@@ -4,11 +4,13 @@ Two data sets need no download: scikit-learn's 8x8 digits, and the same digits a
 On 8x8 the class-Gaussian prior is nearly the data itself. On the canvas it is a blur, so what the model adds is seen.
 
 A user's images lie in a tree of class folders, or in a .zip or .tar with such a tree. The class of an image is the name
-of its folder; folders named train, val or test above it are splits.
+of its folder; folders named train, val or test above it are splits. In samples of `rjem generate` labels.csv has the
+classes.
 """
 
+import csv
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
-from rjem_cli.engine.data.archives import check_readable, decode_images, read_members, resize_pixels
+from rjem_cli.engine.data.archives import (
+    FIGURE_NAMES,
+    Member,
+    check_readable,
+    decode_images,
+    is_image,
+    read_members,
+    resize_pixels,
+)
 from rjem_cli.engine.data.downloads import load_published
 from rjem_cli.engine.data.images import SPLIT_SEED, ImageSet, Splits, build_splits, concatenate
 from rjem_cli.errors import DataError
@@ -25,6 +35,7 @@ from rjem_cli.errors import DataError
 SCIKIT_LEARN_SETS = ("digits", "shifted-digits")
 CANVAS = 12  # pixels
 PLACEMENTS = 16  # of each digit, drawn after the split, so that no digit is in two splits
+LABELS_NAME = "labels.csv"
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -140,8 +151,41 @@ def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: in
 
 def read_tree(path: Path, location: str, image_size: int | None) -> dict[str, ImageSet]:
     hint = "give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
-    names, pixels = decode_images(read_members(path), location, hint, image_size)
-    return group_by_split(list(map(parse_split, names)), list(map(parse_class_folder, names)), pixels)
+    tables: dict[PurePosixPath, bytes] = {}
+    figures: list[str] = []
+
+    def images() -> Iterator[Member]:
+        for name, content in read_members(path, lambda name: is_image(name) or name.name == LABELS_NAME):
+            if PurePosixPath(name).name == LABELS_NAME:
+                tables[PurePosixPath(name)] = content
+            elif name in FIGURE_NAMES:
+                figures.append(name)
+            else:
+                yield name, content
+
+    names, pixels = decode_images(images(), location, hint, image_size)
+    classes = find_classes(names, tables)
+    if classes is None:
+        classes = list(map(parse_class_folder, [*names, *figures]))
+    return group_by_split(list(map(parse_split, names)), classes, pixels)
+
+
+def find_classes(names: Sequence[str], tables: Mapping[PurePosixPath, bytes]) -> list[str] | None:
+    """The class of each image according to the only labels.csv; None without one, or if it lacks an image."""
+    if len(tables) != 1:
+        return None
+    classes = read_label_table(*next(iter(tables.items())))
+    found = [classes.get(PurePosixPath(name)) for name in names]
+    return [name for name in found if name is not None] if None not in found else None
+
+
+def read_label_table(path: PurePosixPath, content: bytes) -> dict[PurePosixPath, str]:
+    """The class of each file in labels.csv of `rjem generate`; none in another program's table."""
+    rows = csv.DictReader(content.decode("utf-8", errors="surrogateescape").splitlines())
+    try:
+        return {path.parent / row["file"]: row["class"] for row in rows if row.get("label") != "-1"}
+    except (csv.Error, KeyError, TypeError):
+        return {}
 
 
 def group_by_split(
