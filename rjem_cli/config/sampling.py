@@ -54,6 +54,9 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     count: int = option(100, "Number of samples", ge=1, le=10**12)
     shard: str | None = option(None, "i/k: generate part i, from 0, of k equal parts of the samples")
     batch_size: int = option(250, "Samples per write; does not change the samples", ge=1, le=LARGEST_BATCH)
+    paper: bool = option(
+        False, "Use the paper's eps 0.5, 20 attack steps, contrast 0.7 and 50 SGLD steps, not the checkpoint's own"
+    )
     output: str = option("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - (tar on stdout)")
     overwrite: bool = option(False, "Replace the samples of an earlier call in the output")
     attack_eps: float | None = radius(None, "Radius of the targeted attack, model units; 8/255 means pixel units")

@@ -233,9 +233,9 @@ def quick_presets(monkeypatch):
         "dataset": "digits",
         "pgd_steps": 1,
         "sgld_steps": 1,
-        "sample_steps": 1,
         "buffer_size": 64,
     }
+    monkeypatch.setitem(reproduce.PAPER_SAMPLING, "sample_steps", 1)
     monkeypatch.setitem(reproduce.PAPER_SAMPLING, "attack_steps", 1)
     source = reproduce.preset_source
     monkeypatch.setattr(

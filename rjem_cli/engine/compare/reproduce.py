@@ -10,7 +10,7 @@ from typing import Any
 from rjem_cli import paths
 from rjem_cli.config.scoring import SCALES, CompareConfig
 from rjem_cli.config.sources import ConfigSource, preset_source, resolve
-from rjem_cli.config.training import TrainConfig
+from rjem_cli.config.training import SamplingOptions, TrainConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
 from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
 from rjem_cli.engine.compare.notes import TABLE1, Entry
@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {  # what sets each model apart
     "robust": {"px_weight": 0.0},  # no energy model
     "rjem": {},
 }
-PAPER_SAMPLING = {"attack_eps": 0.5, "attack_steps": 20, "attack_confidence": 1.0, "contrast": 0.7}  # contrast: ours
+PAPER_SAMPLING = SamplingOptions().to_dict()
 FREE = {"run", "data", "test_data", "device", "eval_limit"}  # options in which a cached run may differ
 SUMMED = ("divergences", "runs_lost")
 

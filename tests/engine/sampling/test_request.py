@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rjem_cli.config.sampling import GenerateConfig
@@ -39,6 +41,16 @@ def test_a_plan_is_the_checkpoints_own_where_no_option_is_set():
     assert (plan.sgld_steps, plan.attack_eps, plan.sgld.step_size, plan.sgld.noise_std) == (33, 0.4, 0.5, 0.02)
     plan = resolve_plan(GenerateConfig(sgld_steps=7, inner_steps=2, noise_std=0, mode="combined"), trained)
     assert (plan.sgld_steps, plan.sgld.step_size, plan.sgld.noise_std, plan.mode) == (7, 0.2, 0, "combined")
+
+
+def test_paper_samples_as_the_paper_does_unless_an_option_is_set():
+    tuned = TrainConfig(attack_eps=0.1, attack_steps=5, attack_confidence=0.9, contrast=0.9, sample_steps=20)
+    paper = resolve_plan(GenerateConfig(mode="combined"), TrainConfig())
+    assert (paper.attack_eps, paper.attack_steps, paper.sgld_steps) == (0.5, 20, 50)
+    assert resolve_plan(GenerateConfig(mode="combined", paper=True), tuned) == paper
+    assert resolve_plan(GenerateConfig(mode="combined", paper=True, sgld_steps=7), tuned) == replace(
+        paper, sgld_steps=7
+    )
 
 
 def test_without_a_class_chains_follow_the_energy_of_x_for_the_papers_300_steps():
