@@ -4,7 +4,7 @@ Two data sets need no download: scikit-learn's 8x8 digits, and the same digits a
 On 8x8 the class-Gaussian prior is nearly the data itself. On the canvas it is a blur, so what the model adds is seen.
 
 A user's images lie in a tree of class folders, or in a .zip or .tar with such a tree. The class of an image is the name
-of its folder; folders named train, val or test above it are splits. In samples of `rjem generate` labels.csv has the
+of its folder; folders named train, val or test above it are splits. In samples of `rjem generate`, labels.csv gives the
 classes.
 """
 
@@ -151,32 +151,30 @@ def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: in
 
 def read_tree(path: Path, location: str, image_size: int | None) -> dict[str, ImageSet]:
     hint = "give a folder (or archive) of class folders, such as cats/1.png dogs/1.png"
-    tables: dict[PurePosixPath, bytes] = {}
-    figures: list[str] = []
+    classes: dict[PurePosixPath, str] = {}  # of the files in tables
+    figures: list[Member] = []  # that rjem wrote beside a table
+    folders: set[PurePosixPath] = set()  # with a table
 
     def images() -> Iterator[Member]:
         for name, content in read_members(path, lambda name: is_image(name) or name.name == LABELS_NAME):
-            if PurePosixPath(name).name == LABELS_NAME:
-                tables[PurePosixPath(name)] = content
-            elif name in FIGURE_NAMES:
-                figures.append(name)
+            file = PurePosixPath(name)
+            if file.name == LABELS_NAME:
+                classes.update(read_label_table(file, content))
+                folders.add(file.parent)
+            elif file.name in FIGURE_NAMES:
+                figures.append((name, content))
             else:
                 yield name, content
+        yield from (figure for figure in figures if PurePosixPath(figure[0]).parent not in folders)
 
     names, pixels = decode_images(images(), location, hint, image_size)
-    classes = find_classes(names, tables)
-    if classes is None:
-        classes = list(map(parse_class_folder, [*names, *figures]))
-    return group_by_split(list(map(parse_split, names)), classes, pixels)
+    files = [with_class_folder(PurePosixPath(name), classes) for name in names]
+    return group_by_split(list(map(parse_split, files)), list(map(parse_class_folder, files)), pixels)
 
 
-def find_classes(names: Sequence[str], tables: Mapping[PurePosixPath, bytes]) -> list[str] | None:
-    """The class of each image according to the only labels.csv; None without one, or if it lacks an image."""
-    if len(tables) != 1:
-        return None
-    classes = read_label_table(*next(iter(tables.items())))
-    found = [classes.get(PurePosixPath(name)) for name in names]
-    return [name for name in found if name is not None] if None not in found else None
+def with_class_folder(file: PurePosixPath, classes: Mapping[PurePosixPath, str]) -> str:
+    """`samples/0.png` -> `samples/cat/0.png` for a file with a class in a table; other names stay."""
+    return str(file.parent / classes[file] / file.name if file in classes else file)
 
 
 def read_label_table(path: PurePosixPath, content: bytes) -> dict[PurePosixPath, str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rjem_cli.engine.batching import BatchSizer, concatenate
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_pixels
+from rjem_cli.engine.data.load import LABELS_NAME
 from rjem_cli.engine.data.png import INK, PAPER, contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import energy_plot
 from rjem_cli.engine.models.energy import energy, joint_energy
@@ -237,7 +238,7 @@ def write_chains(folder: Path, chains: Chains, meta: dict[str, Any]) -> dict[str
     write_atomically(folder / "energies.png", pictures.energies)
     write_atomically(folder / "film.png", pictures.film)
     write_atomically(folder / "chains.gif", draw_animation(chains.frames, chains.frame_steps))
-    write_atomically(folder / "labels.csv", csv_text([LABEL_COLUMNS, *chains.rows]))
+    write_atomically(folder / LABELS_NAME, csv_text([LABEL_COLUMNS, *chains.rows]))
     write_images(folder, [row[0] for row in chains.rows], chains.final)
     write_json(folder / "chains.json", document)
     return document

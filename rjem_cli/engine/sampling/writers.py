@@ -24,6 +24,7 @@ from PIL import Image
 from rjem_cli import files
 from rjem_cli.config.common import STREAM
 from rjem_cli.config.sampling import GenerateConfig
+from rjem_cli.engine.data.load import LABELS_NAME
 from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, to_image, write_images
 from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS
@@ -142,7 +143,7 @@ class FolderWriter(SampleWriter):
         """`earlier` is the meta.json of an earlier call, None for an empty folder. Raises ConfigError for samples that
         are not the request's, unless they may be overwritten."""
         super().__init__(job)
-        self.folder, self.labels_path = folder, folder / "labels.csv"
+        self.folder, self.labels_path = folder, folder / LABELS_NAME
         self.done = 0 if earlier is None else self.resume_or_clear(earlier, overwrite)
         self.write_meta(complete=False)  # first, because it marks the folder as rjem's
         self.remove_incomplete()

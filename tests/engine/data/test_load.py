@@ -39,20 +39,32 @@ def test_grey_images_have_one_channel_or_three_beside_colour_images(tmp_path):
     assert (pixels == 77).all(dim=3).all(dim=2).all(dim=1).sum() == 1
 
 
-@pytest.mark.parametrize("target", ["samples", "samples.tar"])
-def test_samples_of_rjem_have_the_classes_of_their_table(tmp_path, target):
+@pytest.mark.parametrize(
+    ("folder", "split"), [("", "train"), ("./", "train"), ("out/samples/", "train"), ("test/", "test")]
+)
+@pytest.mark.parametrize("target", ["samples", "samples.tar", "samples.zip"])
+def test_samples_of_rjem_have_the_classes_of_their_table(tmp_path, target, folder, split):
     table = b"file,label,class,seed\n000001.png,1,dog,1\n000000.png,0,cat,0\n"
-    files = {"000000.png": png(7), "000001.png": png(9), "grid.png": png(1, size=(50, 60))}
-    images = read_class_folders(str(write({**files, "labels.csv": table}, tmp_path / target)))["train"]
+    files = {"grid.png": png(1, size=(50, 60)), "000000.png": png(7), "000001.png": png(9), "labels.csv": table}
+    location = write({f"{folder}{name}": content for name, content in files.items()}, tmp_path / target)
+    images = read_class_folders(str(location))[split]
     assert images.class_names == ("cat", "dog") and images.labels.tolist() == [0, 1]
     assert images.pixels[:, 0, 0, 0].tolist() == [7, 9]
 
 
-@pytest.mark.parametrize("table", [b"", b"a,b\n1,2\n", b"file,label,class\n000000.png,0,cat\n"])
+@pytest.mark.parametrize(
+    "table",
+    [b"", b"a,b\n1,2\n", b"file,label,class\n000000.png,0,cat\n", b"file,label,class\n000001.png,-1,none\n"],
+)
 def test_without_a_class_for_each_image_a_flat_folder_is_refused(tmp_path, table):
     files = {"000000.png": png(7), "000001.png": png(9), "labels.csv": table}
-    with pytest.raises(DataError, match=r"000000.png lies in no class folder"):
+    with pytest.raises(DataError, match=r"00000[01].png lies in no class folder"):
         read_class_folders(str(write(files, tmp_path / "samples")))
+
+
+def test_an_image_with_the_name_of_a_figure_is_kept_where_no_table_is(tmp_path):
+    images = read_class_folders(str(write({**tree(), "cat/grid.png": png(1)}, tmp_path / "images")))["train"]
+    assert images.labels.tolist().count(0) == 11
 
 
 def test_a_figure_beside_class_folders_is_refused(tmp_path):
