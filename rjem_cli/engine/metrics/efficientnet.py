@@ -52,7 +52,7 @@ def read_weights() -> bytes:
 
 
 class SameConv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's SAME: the odd pixel is at the right and the bottom."""
+    """A convolution padded as TensorFlow's SAME: the odd pixel is at the right and the bottom."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
@@ -125,8 +125,8 @@ def build_efficientnet(state: dict[str, Tensor], device: torch.device) -> Effici
 
 
 def fold_batch_norms(network: nn.Module) -> None:
-    """Replace each batch normalisation by scaled weights and a bias of the convolution before it. Together with
-    channels_last it makes the network 1.7 times as fast on a CPU; features change by 2e-6 of the largest."""
+    """Replace each batch normalisation by scaled weights and a bias of the convolution before it, which is
+    faster and changes the last bits."""
     for module in network.modules():
         for conv, norm in NORMALIZED:
             if isinstance(getattr(module, conv, None), SameConv):

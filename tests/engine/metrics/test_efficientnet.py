@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_sample_image
+from torch import nn
 
 from rjem_cli.engine.metrics import efficientnet, feature_choice
-from rjem_cli.engine.metrics.efficientnet import SameConv
+from rjem_cli.engine.metrics.efficientnet import EfficientNetLite0, SameConv, fold_batch_norms
 from rjem_cli.engine.metrics.extractors import load_efficientnet
 from rjem_cli.errors import AbsentError, DataError
 
@@ -42,6 +43,20 @@ def test_a_convolution_is_padded_as_tensorflow_does(size, kernel, stride):
     expected = F.conv2d(padded, convolution.weight, stride=stride)
     assert expected.shape[2] == -(-size // stride)
     torch.testing.assert_close(convolution(x), expected)
+
+
+def test_folding_batch_norms_changes_no_feature():
+    torch.manual_seed(0)
+    network = EfficientNetLite0().eval().requires_grad_(False)
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        for statistic in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            statistic.data.uniform_(0.5, 1.5)
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    before = network(pixels)
+    fold_batch_norms(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    for folded, expected in zip(network(pixels), before):
+        torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_features_depend_on_their_own_image_only(extractor):
