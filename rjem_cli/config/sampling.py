@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, STARTS, NetworkOptions, RuntimeOptions, radius
 from rjem_cli.config.fields import option
+from rjem_cli.config.training import PAPER_SAMPLING
 from rjem_cli.errors import ConfigError
 
 
@@ -55,14 +56,17 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     shard: str | None = option(None, "i/k: generate part i, from 0, of k equal parts of the samples")
     batch_size: int = option(250, "Samples per write; does not change the samples", ge=1, le=LARGEST_BATCH)
     paper: bool = option(
-        False, "Use the paper's eps 0.5, 20 attack steps, contrast 0.7 and 50 SGLD steps, not the checkpoint's own"
+        False,
+        f"Use the paper's settings instead of the checkpoint's own: attack eps {PAPER_SAMPLING.attack_eps:g}, "
+        f"{PAPER_SAMPLING.attack_steps} steps, contrast {PAPER_SAMPLING.contrast:g}, {PAPER_SAMPLING.sample_steps} "
+        f"SGLD steps ({PAPER_SAMPLING.unconditional_steps} without a class)",
     )
     output: str = option("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - (tar on stdout)")
     overwrite: bool = option(False, "Replace the samples of an earlier call in the output")
     attack_eps: float | None = radius(None, "Radius of the targeted attack, model units; 8/255 means pixel units")
     attack_steps: int | None = option(None, "Steps of the targeted attack", ge=0)
     attack_confidence: float | None = option(
-        None, "The attack leaves an image as it is once p(y|x) exceeds this; 1: never", gt=0, le=1
+        None, "Stop attacking an image once p(y|x) exceeds this; 1 never stops", gt=0, le=1
     )
     contrast: float | None = option(
         None, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1

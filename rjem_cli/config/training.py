@@ -106,12 +106,15 @@ class SamplingOptions(Config):
     attack_eps: float = radius(0.5, "Radius of the targeted attack that makes samples")
     attack_steps: int = option(20, "Steps of that attack", ge=0)
     attack_confidence: float = option(
-        1.0, "The attack leaves an image as it is once p(y|x) exceeds this; 1: never", gt=0, le=1
+        1.0, "Stop attacking an image once p(y|x) exceeds this; 1 never stops", gt=0, le=1
     )
     prior_temperature: float = option(1.0, "Factor of the prior's deviations from the class mean", ge=0, le=100)
     contrast: float = option(
         0.7, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1
     )
+
+
+PAPER_SAMPLING = SamplingOptions()  # the defaults are the paper's, and where it is silent ours
 
 
 @dataclass(frozen=True, kw_only=True)

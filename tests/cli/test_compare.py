@@ -10,11 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rjem_cli.config.sources import ConfigSource
+from rjem_cli.config.training import PAPER_SAMPLING
 from rjem_cli.engine.compare import measure, reproduce, samples
 from rjem_cli.engine.data.load import load_digits
 from rjem_cli.engine.data.png import to_image
@@ -235,8 +237,7 @@ def quick_presets(monkeypatch):
         "sgld_steps": 1,
         "buffer_size": 64,
     }
-    monkeypatch.setitem(reproduce.PAPER_SAMPLING, "sample_steps", 1)
-    monkeypatch.setitem(reproduce.PAPER_SAMPLING, "attack_steps", 1)
+    monkeypatch.setattr(reproduce, "PAPER_SAMPLING", replace(PAPER_SAMPLING, sample_steps=1, attack_steps=1))
     source = reproduce.preset_source
     monkeypatch.setattr(
         reproduce, "preset_source", lambda name: ConfigSource(f"preset {name}", {**source(name).values, **few})

@@ -49,8 +49,8 @@ def margin(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def cross_entropy_until(logits_BK: Tensor, labels_B: Tensor, confidence: float) -> Tensor:
-    """-log p(y | x) as long as p(y | x) <= confidence, then constant, (B,): its gradient is 0, so the attack leaves
-    these images as they are."""
+    """-log p(y | x) as long as p(y | x) <= confidence, which is in (0, 1], then constant, (B,). The gradient of images
+    beyond it is 0, so the attack no longer moves them (but for rounding by the L2 projection)."""
     return cross_entropy(logits_BK, labels_B).clamp_min(-math.log(confidence))
 
 

@@ -3,14 +3,14 @@ step is cached, so a stopped call loses at most one."""
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rjem_cli import paths
 from rjem_cli.config.scoring import SCALES, CompareConfig
 from rjem_cli.config.sources import ConfigSource, preset_source, resolve
-from rjem_cli.config.training import SamplingOptions, TrainConfig
+from rjem_cli.config.training import PAPER_SAMPLING, TrainConfig
 from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
 from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
 from rjem_cli.engine.compare.notes import TABLE1, Entry
@@ -31,7 +31,6 @@ MODELS: dict[str, dict[str, Any]] = {  # what sets each model apart
     "robust": {"px_weight": 0.0},  # no energy model
     "rjem": {},
 }
-PAPER_SAMPLING = SamplingOptions().to_dict()
 FREE = {"run", "data", "test_data", "device", "eval_limit"}  # options in which a cached run may differ
 SUMMED = ("divergences", "runs_lost")
 
@@ -70,7 +69,12 @@ def build_trainings(config: CompareConfig) -> list[Training]:
     data = paths.absolute(config.data)
     scale = SCALES[config.scale]
     values: dict[str, Any] = {"data": data, "test_data": paths.absolute(config.test_data), "dataset": config.dataset}
-    values |= {"steps": config.train_steps or scale.steps, "device": config.device, "eval_limit": config.limit}
+    values |= {
+        **asdict(PAPER_SAMPLING),
+        "steps": config.train_steps or scale.steps,
+        "device": config.device,
+        "eval_limit": config.limit,
+    }
     values = {name: value for name, value in values.items() if value is not None}
     images = Path(data).name.split(".")[0] if data else config.dataset
     steps = f"{config.train_steps}-steps" if config.train_steps else None
@@ -79,7 +83,7 @@ def build_trainings(config: CompareConfig) -> list[Training]:
     for seed in range(config.seeds):
         for model, changes in MODELS.items():
             name = "-".join(part for part in ("table1", config.scale, images, steps, model, str(seed)) if part)
-            source = ConfigSource("--reproduce", {**values, **PAPER_SAMPLING, **changes, "seed": seed, "run": name})
+            source = ConfigSource("--reproduce", {**values, **changes, "seed": seed, "run": name})
             resolved = resolve(TrainConfig, [preset, source]).config
             trainings.append(Training(model, resolved, paths.runs_dir() / name))
     return trainings

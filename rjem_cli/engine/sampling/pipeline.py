@@ -110,8 +110,8 @@ def image_start(pixels: Tensor, first_seed: int) -> Sampler:
 def targeted_pgd(
     logits_fn: LogitsFn, *, eps: float, steps: int, norm: str = "linf", confidence: float = 1.0
 ) -> Sampler:
-    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. An image is left as it is once p(y | x)
-    exceeds `confidence`. `logits_fn` must be frozen."""
+    """PGD towards each label (Santurkar et al. 2019), `eps` in model units. It stops for an image once p(y | x)
+    exceeds `confidence`, in (0, 1]. `logits_fn` must be frozen."""
     loss = partial(cross_entropy_until, confidence=confidence)
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:

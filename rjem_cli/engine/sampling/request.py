@@ -10,7 +10,7 @@ from torch import Tensor
 from rjem_cli import __version__
 from rjem_cli.config.common import check_radius
 from rjem_cli.config.sampling import GenerateConfig, LangevinConfig
-from rjem_cli.config.training import SamplingOptions, TrainConfig
+from rjem_cli.config.training import PAPER_SAMPLING, TrainConfig
 from rjem_cli.engine.data.images import UNCONDITIONAL, parse_classes
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
@@ -78,7 +78,7 @@ def resolve_plan(config: SampleConfig, trained: TrainConfig) -> SamplePlan:
     names = ("sgld_steps", "attack_eps", "attack_steps", "attack_confidence", "contrast", "prior_temperature")
     given = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     if isinstance(config, GenerateConfig) and config.paper:
-        trained = replace(trained, **asdict(SamplingOptions()))
+        trained = replace(trained, **asdict(PAPER_SAMPLING))
     plan = SamplePlan.from_config(trained, mode, conditional)
     plan = replace(plan, sgld=SgldParameters.for_sampling(config, trained), **given)
     if plan.has_attack:

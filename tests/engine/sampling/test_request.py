@@ -44,7 +44,15 @@ def test_a_plan_is_the_checkpoints_own_where_no_option_is_set():
 
 
 def test_paper_samples_as_the_paper_does_unless_an_option_is_set():
-    tuned = TrainConfig(attack_eps=0.1, attack_steps=5, attack_confidence=0.9, contrast=0.9, sample_steps=20)
+    tuned = TrainConfig(
+        attack_eps=0.1,
+        attack_steps=5,
+        attack_confidence=0.9,
+        contrast=0.9,
+        prior_temperature=0.8,
+        sample_steps=20,
+        unconditional_steps=20,
+    )
     paper = resolve_plan(GenerateConfig(mode="combined"), TrainConfig())
     assert (paper.attack_eps, paper.attack_steps, paper.sgld_steps) == (0.5, 20, 50)
     assert resolve_plan(GenerateConfig(mode="combined", paper=True), tuned) == paper
