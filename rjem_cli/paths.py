@@ -8,6 +8,8 @@ from rjem_cli.config.common import DATASETS, PARTS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, DataError, OptionError, RjemError, did_you_mean
 
 QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint
+PRETRAINED_DIR = Path(__file__).with_name("pretrained")  # of the models that come with rjem, each laid out as a run
+CARD_FILE = "card.yaml"  # of a pretrained model: the checkpoint's sha256, and its description
 
 
 def expand(name: str) -> Path:
@@ -126,16 +128,35 @@ def find_run_dir(checkpoint: Path) -> Path | None:
 
 
 def run_names() -> list[str]:
-    """The runs with a checkpoint, for completion and hints."""
+    """The runs with a checkpoint."""
     return sorted(path.name for path in runs_dir().glob("*") if checkpoints_in(path))
 
 
+def pretrained_names() -> list[str]:
+    """The models that come with rjem."""
+    return sorted(path.name for path in PRETRAINED_DIR.glob("*") if checkpoints_in(path))
+
+
+def model_names() -> list[str]:
+    """The runs with a checkpoint and the pretrained models, for completion and hints."""
+    return sorted({*run_names(), *pretrained_names()})
+
+
+def use_pretrained() -> str:
+    return f"use a pretrained model: {', '.join(pretrained_names())}"
+
+
 def find_run(name: str) -> Path | None:
-    """The folder of a run given by name or path; None if it has no checkpoint."""
-    for folder in (runs_dir() / name, Path(name)):
+    """The folder of a run given by name or path, or of a pretrained model; None if it has no checkpoint."""
+    for folder in (runs_dir() / name, Path(name), PRETRAINED_DIR / name):
         if checkpoints_in(folder):
             return folder.resolve()  # one run has one path, and so one lock
     return None
+
+
+def is_pretrained(run_dir: Path) -> bool:
+    """Whether it is the folder of a model that comes with rjem."""
+    return run_dir.resolve().parent == PRETRAINED_DIR.resolve()
 
 
 def newest_run(list_checkpoints: Callable[[Path], list[Path]]) -> Path | None:
@@ -145,9 +166,13 @@ def newest_run(list_checkpoints: Callable[[Path], list[Path]]) -> Path | None:
 
 
 def find_resumable(name: str | None) -> Path:
-    """The folder of the named run, else of the run that saved last. Raises AbsentError, and DataError or RjemError as
-    `check_unused` does."""
+    """The folder of the named run, else of the run that saved last. Raises AbsentError, ConfigError for a pretrained
+    model, and DataError or RjemError as `check_unused` does."""
     folder = find_run(name) if name else newest_run(checkpoints_in)
+    if folder and is_pretrained(folder):
+        raise ConfigError(
+            f"{folder.name} is pretrained and cannot be resumed; train your own: rjem train --preset {folder.name}"
+        )
     if folder is None:
         if name and "/" not in name:
             check_unused(runs_dir() / name)
@@ -175,9 +200,11 @@ def named_run_dir(name: str) -> Path:
 
 
 def new_run_dir(name: str) -> Path:
-    """The folder for a new run. Raises ConfigError for an invalid name, or one that is taken; DataError or RjemError as
-    `check_unused` does."""
+    """The folder for a new run. Raises ConfigError for an invalid name, or one that is taken, also by a pretrained
+    model; DataError or RjemError as `check_unused` does."""
     run_dir = named_run_dir(name)
+    if name in pretrained_names():
+        raise OptionError("--run", name, " is the name of a pretrained model; choose another name")
     if checkpoints_in(run_dir):
         raise ConfigError(f"run {name} already exists in {runs_dir()}; resume it with --resume {name}, or rename --run")
     check_unused(run_dir)
@@ -202,20 +229,19 @@ def check_unused(run_dir: Path) -> None:
 
 
 def find_checkpoint(name: str | None) -> Path:
-    """A checkpoint file by its path, by its run's name or folder, or (None) that of the run that saved last. Raises
-    AbsentError."""
+    """A checkpoint by file path, run name or folder, or the name of a pretrained model; None means that of the run that
+    saved last. Raises AbsentError."""
     if name is None:
         newest = newest_run(trained_checkpoints_in)
         if newest is None:
-            raise AbsentError(f"no checkpoint in {runs_dir()}; train one first: rjem train")
+            raise AbsentError(f"no checkpoint in {runs_dir()}; train one first (rjem train), or {use_pretrained()}")
         return latest_checkpoint(newest)
     if Path(name).is_file():
         return Path(name)
     folder = find_run(name)
     if folder is not None:
         return latest_checkpoint(folder)
-    runs = run_names()
-    hint = did_you_mean(name, runs) if runs else "train one first: rjem train"
+    hint = did_you_mean(name, model_names()) if run_names() else f"train one (rjem train), or {use_pretrained()}"
     raise AbsentError(f"no run or checkpoint named {name!r} in {runs_dir()}; {hint}")
 
 
@@ -242,6 +268,8 @@ def find_checkpoint_or_images(name: str) -> Path | None:
     if not name:
         raise ConfigError("the name of the images is empty; give a folder, a file, a run or -")
     path, run_dir = expand(name), runs_dir() / name
+    if not checkpoints_in(run_dir):
+        run_dir = PRETRAINED_DIR / name
     is_run = "/" not in name and bool(checkpoints_in(run_dir))
     if name == STREAM or (":" in name and is_dataset_or_part(name)):
         return None
@@ -252,13 +280,13 @@ def find_checkpoint_or_images(name: str) -> Path | None:
     if path.is_file() and path.suffix == ".safetensors":
         return path
     if path.is_dir() and checkpoints_in(path):
-        return latest_checkpoint(run_dir if is_run else path)  # as find_checkpoint does
+        return find_checkpoint(name)
     if path.exists() and is_run:
         raise ConfigError(f"{name} is both a run and a path; give ./{name}, or the run's folder {run_dir}")
     if is_run:
         return latest_checkpoint(run_dir)
     if path.exists():
         return None
-    runs = run_names()
-    hint = did_you_mean(name, runs) if runs else "give a folder, an .npz, a .tar or a checkpoint"
+    others = f"give a folder, an .npz, a .tar or a checkpoint, or {use_pretrained()}"
+    hint = did_you_mean(name, model_names()) if run_names() else others
     raise AbsentError(f"no images, checkpoint or run named {name!r}, neither here nor in {runs_dir()}; {hint}")

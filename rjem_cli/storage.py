@@ -70,7 +70,8 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run: the values of its config.yaml as text, its summary.json, and its checkpoints, oldest first."""
+    """A run: the values of its config.yaml as text, its summary.json, and its checkpoints, oldest first. A pretrained
+    model has the same files and a model card, card.yaml."""
 
     name: str
     path: Path
@@ -78,6 +79,11 @@ class RunEntry:
     config: dict[str, Any]
     summary: dict[str, Any]
     checkpoints: list[Path]
+    card: dict[str, Any]
+
+    @property
+    def is_pretrained(self) -> bool:
+        return paths.is_pretrained(self.path)
 
     @property
     def step(self) -> int:
@@ -105,6 +111,8 @@ class RunEntry:
 
     @property
     def state(self) -> str:
+        if self.is_pretrained:
+            return "pretrained"
         return "finished" if self.is_finished else "unfinished"
 
     def accuracy(self, name: str) -> float | None:
@@ -137,13 +145,20 @@ def find_cache_entries() -> Iterator[tuple[str, Path, list[Path]]]:
 
 
 def list_runs() -> list[RunEntry]:
-    """All runs, by name. Raises RjemError if their folder cannot be read."""
-    return [read_run(path) for path in list_folder(paths.runs_dir()) if is_run(path)]
+    """All runs and pretrained models, by name. Raises RjemError if the folder of the runs cannot be read."""
+    return list(map(read_run, find_run_folders().values()))
 
 
 def run_folder_names() -> list[str]:
     """The names that `rjem runs` takes, for completion."""
-    return [path.name for path in list_folder(paths.runs_dir()) if is_run(path)]
+    return list(find_run_folders())
+
+
+def find_run_folders() -> dict[str, Path]:
+    """The folders of the runs and pretrained models, by name. A run hides a pretrained model of the same name."""
+    pretrained = {name: paths.PRETRAINED_DIR / name for name in paths.pretrained_names()}
+    runs = {path.name: path for path in list_folder(paths.runs_dir()) if is_run(path)}
+    return dict(sorted((pretrained | runs).items()))
 
 
 def is_run(path: Path) -> bool:
@@ -154,13 +169,15 @@ def is_run(path: Path) -> bool:
 def read_run(path: Path) -> RunEntry:
     """Missing or damaged files count as empty."""
     config: dict[str, Any] = {}
+    card: dict[str, Any] = {}
     summary: Any = None
     with contextlib.suppress(RjemError):
         config = read_mapping(path / "config.yaml")
+        card = read_mapping(path / paths.CARD_FILE) if paths.is_pretrained(path) else {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
         summary = json.loads((path / "summary.json").read_bytes())
     summary = summary if isinstance(summary, dict) else {}
-    return RunEntry(path.name, path, measure([path]), config, summary, paths.checkpoints_in(path))
+    return RunEntry(path.name, path, measure([path]), config, summary, paths.checkpoints_in(path), card)
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -205,12 +222,12 @@ def select_cache_entries(names: list[str]) -> list[CacheEntry]:
 
 
 def select_runs(names: list[str]) -> list[RunEntry]:
-    """The runs of these names. Raises AbsentError for an unknown one."""
-    known = run_folder_names()
+    """The runs and pretrained models of these names. Raises AbsentError for an unknown one."""
+    folders = find_run_folders()
     for name in names:
-        if name not in known:
-            raise AbsentError(missing(name, known, paths.runs_dir()))
-    return [read_run(paths.runs_dir() / name) for name in dict.fromkeys(names)]
+        if name not in folders:
+            raise AbsentError(missing(name, list(folders), paths.runs_dir()))
+    return [read_run(folders[name]) for name in dict.fromkeys(names)]
 
 
 def missing(name: str, known: list[str], folder: Path) -> str:
@@ -232,7 +249,9 @@ def prunable_entries(seconds: float) -> list[CacheEntry]:
 
 
 def remove(entry: CacheEntry | RunEntry) -> None:
-    """Raises RjemError if another process uses the entry, or if it cannot be removed."""
+    """Raises RjemError if another process uses the entry, or if it cannot be removed, as pretrained models."""
+    if isinstance(entry, RunEntry) and entry.is_pretrained:
+        raise RjemError(f"{entry.name} is a pretrained model, part of rjem itself")
     is_folder = entry.path.is_dir() and not entry.path.is_symlink()
     lock_files = [path for path in walk(entry.path) if re.fullmatch(r"\..+\.lock", path.name)] if is_folder else []
     locks = [entry.path, *(path.with_name(path.name[1 : -len(".lock")]) for path in lock_files)]

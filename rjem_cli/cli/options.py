@@ -20,7 +20,7 @@ from rjem_cli.config.sources import ConfigSource, command_sources, locate, prese
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.distributed import is_distributed, rank_from_environment
 from rjem_cli.errors import ConfigError, OptionError
-from rjem_cli.paths import find_checkpoint, run_names
+from rjem_cli.paths import find_checkpoint, model_names
 
 CONFIG_CLASSES = (TrainConfig, AttackConfig, LangevinConfig, GenerateConfig, EvalConfig, CompareConfig)
 SECTIONS = {  # of the help, by the class that declares an option
@@ -47,9 +47,9 @@ CheckpointArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A checkpoint file, or the name or folder of a run [the newest run].",
+        help="A checkpoint file, a run (name or folder), or a pretrained model such as cifar10-16 [the newest run].",
         show_default=False,
-        autocompletion=run_names,
+        autocompletion=model_names,
     ),
 ]
 ConfigFile = Annotated[

@@ -10,7 +10,8 @@ import pytest
 
 
 def listed(rjem):
-    return {run["name"]: run for run in json.loads(rjem("runs", "ls", "--json").out)["runs"]}
+    runs = json.loads(rjem("runs", "ls", "--json").out)["runs"]
+    return {run["name"]: run for run in runs if not run["pretrained"]}
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def test_runs_are_listed_with_progress_scores_and_size(rjem, two_runs, trained):
     assert begun["test_accuracy"] is None and begun["bytes"] > 100
     header, *rows = [line.split("\t") for line in rjem("runs", "ls").out.splitlines()]
     assert header == ["name", "progress", "state", "data", "accuracy", "robust accuracy", "size", "changed"]
+    rows = [row for row in rows if row[2] != "pretrained"]
     assert rows[0][:6] == ["begun", "step 5 of 150.0 epochs", "unfinished", "/photos", "", ""]
     assert rows[1][:4] == ["tiny", "3 of 3 steps", "finished", "digits"] and rows[1][4].endswith("%")
 

@@ -27,7 +27,7 @@ def compare(
         typer.Argument(
             metavar="A B C",
             help="Runs, checkpoints, and samples from any source (folder, .npz, .tar, .zip, digits:test).",
-            autocompletion=paths.run_names,
+            autocompletion=paths.model_names,
         ),
     ] = None,
 ) -> None:

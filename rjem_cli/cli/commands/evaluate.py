@@ -21,7 +21,7 @@ SubjectArgument = Annotated[
         metavar="SAMPLES...|CHECKPOINT",
         help="Samples: a folder (flat, or one folder per class), .npz (arr_0), .tar, .zip, or - for a tar on stdin; "
         "several are parts of one set. Or a checkpoint: a .safetensors file, a run's name or folder.",
-        autocompletion=paths.run_names,
+        autocompletion=paths.model_names,
     ),
 ]
 

@@ -41,7 +41,7 @@ def directory() -> None:
 
 @runs.command("ls", short_help="List runs, their progress and scores.")
 def list_all(as_json: AsJson = False) -> None:
-    """List runs with their progress, data, test accuracy, size and last change.
+    """List runs and pretrained models with their progress, data, test accuracy, size and last change.
 
     Examples:
 
@@ -50,7 +50,8 @@ def list_all(as_json: AsJson = False) -> None:
       rjem runs ls --json | jq -r '.runs[] | select(.finished | not).name'
     """
     console, entries = Console(as_json=as_json), storage.list_runs()
-    size, folder = total_size(entries), str(paths.runs_dir())
+    size = total_size([run for run in entries if not run.is_pretrained])
+    folder = str(paths.runs_dir())
     if as_json:
         console.document({"folder": folder, "bytes": size, "runs": list(map(describe_run, entries))})
         return
@@ -60,25 +61,28 @@ def list_all(as_json: AsJson = False) -> None:
 
 @runs.command("show", short_help="Show one run: config, scores, checkpoints.")
 def show(name: Annotated[str, NAME], as_json: AsJson = False) -> None:
-    """Show a run: its main options, its scores and its checkpoints.
+    """Show a run: its main options, its scores and its checkpoints; for a pretrained model also its model card.
 
     Examples:
 
       rjem runs show first
 
-      rjem runs show first --json | jq .config.lr
+      rjem runs show cifar10-16 --json | jq .config.lr
     """
     console, (run,) = Console(as_json=as_json), storage.select_runs([name])
     checkpoints = [(path, paths.parse_step(path), storage.measure([path])) for path in run.checkpoints]
     if as_json:
         files = [{"path": str(path), "step": step, "bytes": usage.size} for path, step, usage in checkpoints]
-        console.document({**describe_run(run), "config": run.config, "summary": run.summary, "checkpoints": files})
+        details = {"config": run.config, "summary": run.summary, "checkpoints": files, "card": run.card or None}
+        console.document({**describe_run(run), **details})
         return
     rows = [("folder", str(run.path)), ("data", run.data), ("progress", run.progress), ("state", run.state)]
     rows += [(name, str(run.config[name])) for name in HIGHLIGHTS if run.config.get(name) is not None]
     known = [name for name in SCORES if run.accuracy(name) is not None]
     rows += [(SCORES[name], describe_score(run.summary[name])) for name in known]
     console.table(run.name, ("what", "value"), rows)
+    if run.card:
+        console.table("Model card", ("what", "value"), [(key, str(value)) for key, value in run.card.items()])
     cells = [(str(path), str(step), *usage_cells(usage, console)) for path, step, usage in checkpoints]
     console.table("Checkpoints", ("checkpoint", "step", "size", "changed"), cells)
 
@@ -110,6 +114,7 @@ def show_runs(entries: list[RunEntry], console: Console) -> None:
 
 def describe_run(run: RunEntry) -> dict[str, Any]:
     progress = {"data": run.data, "step": run.step, "steps": run.steps, "finished": run.is_finished}
+    progress |= {"pretrained": run.is_pretrained}
     return {**to_dict(run), **progress, **{name: run.accuracy(name) for name in SCORES}}
 
 

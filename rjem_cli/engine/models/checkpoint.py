@@ -25,7 +25,7 @@ from rjem_cli.engine.models.tensor_file import Description, read_description, re
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
 from rjem_cli.files import explained, json_digest
-from rjem_cli.paths import find_run_dir, trained_checkpoints_in
+from rjem_cli.paths import CARD_FILE, find_run_dir, is_pretrained, trained_checkpoints_in
 
 FORMAT = "rjem-checkpoint-8"
 MAX_SIDE = 4096  # pixels
@@ -156,13 +156,29 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     """Read a network. Never loads pickles. Raises AbsentError for a missing file. Raises DataError for a file that is
-    damaged or not a checkpoint of rjem, and names the newest intact one of the same run."""
+    damaged or not a checkpoint of rjem, and names the newest intact one of the same run; and for a pretrained model
+    whose sha256 is not that of its model card."""
+    run_dir = find_run_dir(path)
+    if run_dir and is_pretrained(run_dir):
+        return load_pretrained(path, run_dir, device)
     try:
         checkpoint = read_checkpoint(path, device)
     except DataError as error:
         sibling = find_valid_sibling(path)
         raise DataError(f"{error}; {sibling} is intact" if sibling else str(error)) from None
     return replace(checkpoint, info=with_data_paths(checkpoint.info, path))
+
+
+def load_pretrained(path: Path, run_dir: Path, device: torch.device) -> Checkpoint:
+    """Raises DataError if the model or its card is missing, damaged, or not as published."""
+    try:
+        checkpoint = read_checkpoint(path, device)
+        if checkpoint.sha256 == read_mapping(run_dir / CARD_FILE).get("sha256"):
+            return checkpoint
+        reason = "its sha256 is not that of its model card"
+    except RjemError as error:
+        reason = str(error)
+    raise DataError(f"the pretrained model {run_dir.name} is damaged ({reason}); install rjem again")
 
 
 def find_valid_sibling(path: Path) -> Path | None:

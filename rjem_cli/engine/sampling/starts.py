@@ -25,7 +25,7 @@ from rjem_cli.engine.sampling.pipeline import (
 )
 from rjem_cli.engine.sampling.request import SampleConfig
 from rjem_cli.errors import AbsentError, ConfigError, RjemError, did_you_mean
-from rjem_cli.paths import expand
+from rjem_cli.paths import expand, find_run_dir, is_pretrained
 
 PREDICT_BATCH = 250
 
@@ -78,7 +78,9 @@ def read_buffer(checkpoint: Checkpoint) -> Tensor:
     ConfigError for a custom network, AbsentError if there is no buffer."""
     if checkpoint.is_custom:
         raise ConfigError("--init buffer needs a checkpoint of rjem; --model has no replay buffer")
-    path = state_path(checkpoint.path)
+    path, run_dir = state_path(checkpoint.path), find_run_dir(checkpoint.path)
+    if run_dir and is_pretrained(run_dir):
+        raise ConfigError(f"--init buffer: the pretrained {run_dir.name} comes without its buffer; use another --init")
     if not path.exists():
         raise AbsentError(f"the buffer is in {path}, which does not exist; copy it there, or use another --init")
     tensors, _ = read_tensors(path, checkpoint.info.state_sha256 or "none")
@@ -99,14 +101,15 @@ def find_prior(checkpoint: Checkpoint, data: str | None = None) -> ClassGaussian
 
 
 def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
-    """The images a checkpoint was trained on, verified by their digest; `data` overrides where they are. Raises
-    AbsentError."""
+    """The images a checkpoint was trained on, verified by their digest; `data` overrides where they are. A pretrained
+    model has the digest of the sorted images, whose order then does not matter. Raises AbsentError."""
     try:
         config = replace(info.config, data=data) if data else info.training_options()
         images = load_splits(config).train
     except RjemError as error:
         raise AbsentError(f"cannot read the checkpoint's training images ({error}); give them with --data") from None
-    if images.digest() != info.data_digest:
-        name = config.data or config.dataset
-        raise AbsentError(f"{name} is not what this checkpoint was trained on; give the training images with --data")
-    return images
+    for candidate in (images, images.sort()):
+        if candidate.digest() == info.data_digest:
+            return candidate
+    name = config.data or config.dataset
+    raise AbsentError(f"{name} is not what this checkpoint was trained on; give the training images with --data")
