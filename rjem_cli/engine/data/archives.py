@@ -2,6 +2,7 @@
 and links inside archives are ignored."""
 
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ THREADS = 8  # Pillow decodes without Python's lock
 LONG_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
 LONG_HEADERS = LONG_NAME_TYPES | {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 
+ContentT = TypeVar("ContentT")
 Member = tuple[str, bytes]  # name and content
 NameFilter = Callable[[PurePosixPath], bool]
 
@@ -53,6 +55,24 @@ def check_readable(location: str) -> Path:
     if not path.is_dir() and not path.is_file():
         raise DataError(f"{location} is neither a folder nor a file; give a folder, an archive or a file")
     return path
+
+
+def read_once(read: Callable[[str, int | None], ContentT]) -> Callable[[str, int | None], ContentT]:
+    """A reader of (location, image size) that reads an archive again only if it changed, because a comparison needs
+    the training and the test images for each of its rows. Folders are always read."""
+
+    @functools.lru_cache(maxsize=2)
+    def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: int, size: int) -> ContentT:
+        return read(location, image_size)
+
+    def read_or_recall(location: str, image_size: int | None) -> ContentT:
+        path = check_readable(location)
+        if path.is_dir():
+            return read(location, image_size)
+        status = path.stat()
+        return read_archive(path.resolve(), location, image_size, status.st_mtime_ns, status.st_size)
+
+    return read_or_recall
 
 
 def read_members(path: Path, is_wanted: NameFilter = is_image) -> Iterator[Member]:

@@ -9,7 +9,6 @@ classes.
 """
 
 import csv
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,6 +25,7 @@ from rjem_cli.engine.data.archives import (
     decode_images,
     is_image,
     read_members,
+    read_once,
     resize_pixels,
 )
 from rjem_cli.engine.data.downloads import load_published
@@ -137,16 +137,12 @@ def read_class_folders(location: str, image_size: int | None = None) -> dict[str
     """Images by split ("train" without split folders). All splits have the same class names, sorted. Raises
     AbsentError if `location` is missing or holds no image, DataError for an image that is corrupt, has another size
     than the others or lies in no class folder."""
-    path = check_readable(location)
-    if path.is_dir():
-        return read_tree(path, location, image_size)
-    status = path.stat()
-    return dict(read_archive(path.resolve(), location, image_size, status.st_mtime_ns, status.st_size))
+    return dict(read_parts(location, image_size))
 
 
-@functools.lru_cache(maxsize=2)  # the training and the test images, which a comparison needs for each of its rows
-def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: int, size: int) -> dict[str, ImageSet]:
-    return read_tree(path, location, image_size)
+@read_once
+def read_parts(location: str, image_size: int | None) -> dict[str, ImageSet]:
+    return read_tree(check_readable(location), location, image_size)
 
 
 def read_tree(path: Path, location: str, image_size: int | None) -> dict[str, ImageSet]:

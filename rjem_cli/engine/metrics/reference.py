@@ -1,6 +1,5 @@
 """What samples are compared with: part of a built-in data set, a set of images, or statistics of features."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from rjem_cli.config.common import DATASETS, LARGEST_SIDE
 from rjem_cli.config.training import DataOptions
+from rjem_cli.engine.data.archives import read_once
 from rjem_cli.engine.data.collection import ImageCollection, get_nested, load_arrays, read_array_names, read_collection
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits
@@ -20,6 +20,7 @@ CIFAR_SHAPE = (3, 32, 32)
 LARGEST_STATISTIC = 1e12  # beyond this an .npz does not hold statistics of features
 STATISTICS_KEYS = ("mu", "sigma")  # as in the files of pytorch-fid, TTUR, EDM and ADM
 IMAGES_KEY = "arr_0"
+read_images = read_once(read_collection)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
         raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
-    images = read_images_once(name, image_size)
+    images = read_images(name, image_size)
 
     def make_splits() -> Splits:
         options = DataOptions(data=name, test_data=test_data, val_fraction=0.0, image_size=image_size)
@@ -105,19 +106,6 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
     if statistics is not None or (part in ("", "all") and test_data is None):
         return Reference(text, images, statistics, make_splits)
     return select_part(f"{name}:{part}", make_splits(), part)
-
-
-def read_images_once(location: str, image_size: int | None) -> ImageCollection:
-    """`read_collection`, but an archive is read again only if it changed: each row of a comparison needs it."""
-    path = expand(location)
-    if path.is_dir():
-        return read_collection(location, image_size)
-    return read_file(location, image_size, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1)
-def read_file(location: str, image_size: int | None, mtime_ns: int) -> ImageCollection:
-    return read_collection(location, image_size)
 
 
 def select_part(name: str, splits: Splits, part: str) -> Reference:
