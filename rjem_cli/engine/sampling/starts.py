@@ -108,8 +108,10 @@ def load_training_images(info: CheckpointInfo, data: str | None) -> ImageSet:
         images = load_splits(config).train
     except RjemError as error:
         raise AbsentError(f"cannot read the checkpoint's training images ({error}); give them with --data") from None
-    for candidate in (images, images.sort()):
-        if candidate.digest() == info.data_digest:
-            return candidate
-    name = config.data or config.dataset
-    raise AbsentError(f"{name} is not what this checkpoint was trained on; give the training images with --data")
+    if images.digest() == info.data_digest:
+        return images
+    images = images.sort()
+    if images.digest() != info.data_digest:
+        name = config.data or config.dataset
+        raise AbsentError(f"{name} is not what this checkpoint was trained on; give the training images with --data")
+    return images
