@@ -26,7 +26,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="A B C",
-            help="Runs, checkpoints, and samples from any source (folder, .npz, .tar, .zip, digits:test).",
+            help="Runs, checkpoints, pretrained models (cifar10-16), and samples from any source (folder, .npz, .tar, "
+            ".zip, digits:test).",
             autocompletion=paths.model_names,
         ),
     ] = None,

@@ -20,7 +20,8 @@ SubjectArgument = Annotated[
     typer.Argument(
         metavar="SAMPLES...|CHECKPOINT",
         help="Samples: a folder (flat, or one folder per class), .npz (arr_0), .tar, .zip, or - for a tar on stdin; "
-        "several are parts of one set. Or a checkpoint: a .safetensors file, a run's name or folder.",
+        "several are parts of one set. Or a checkpoint: a .safetensors file, a run (name or folder), or a pretrained "
+        "model such as cifar10-16.",
         autocompletion=paths.model_names,
     ),
 ]
