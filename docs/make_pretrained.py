@@ -21,9 +21,9 @@ import yaml
 
 from rjem_cli import paths
 from rjem_cli.config.training import SamplingOptions, TrainConfig
-from rjem_cli.engine.data.downloads import sha256_hex
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.data.load import load_splits, resize
+from rjem_cli.engine.data.remote_file import sha256_hex
 from rjem_cli.engine.models.checkpoint import CONFIG_FILE, load_checkpoint, save_checkpoint
 from rjem_cli.engine.training.run import SUMMARY_FILE
 from rjem_cli.files import write_atomically, write_json

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.data.downloads import sha256_hex
+from rjem_cli.engine.data.remote_file import sha256_hex
 from rjem_cli.engine.metrics import efficientnet, extractors, judge
 from rjem_cli.engine.metrics.extractors import parse_weights
 from rjem_cli.errors import DataError

@@ -1,20 +1,17 @@
-"""Published data sets and the download of published files.
+"""Published data sets: what they contain, their download and their formats.
 
 rjem reads CIFAR from its authors' binary version; torchvision downloads and reads the other data sets. No pickle is
 read. Downloads happen once, under a lock, and never with RJEM_OFFLINE.
 """
 
 import contextlib
-import hashlib
 import io
 import os
 import re
 import shutil
 import socket
 import tarfile
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,77 +21,8 @@ import torch
 from rjem_cli import files, paths
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
 from rjem_cli.engine.data.images import ImageSet
+from rjem_cli.engine.data.remote_file import TIMEOUT, RemoteFile, fetch_file, is_present
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
-
-BLOCK = 2**20  # bytes
-TIMEOUT = 30  # seconds without a byte
-
-
-class RemoteFile(NamedTuple):
-    """A published file, identified by its size and sha256."""
-
-    file_name: str
-    url: str
-    size: int  # bytes
-    sha256: str
-
-
-def is_present(file: RemoteFile, folder: Path) -> bool:
-    """Whether `folder` has a file of this name and size. Its content is checked when it is read."""
-    with contextlib.suppress(OSError):
-        return (folder / file.file_name).stat().st_size == file.size
-    return False
-
-
-def fetch_file(file: RemoteFile, folder: Path, on_progress: OnProgress = noop, warn: Log = noop) -> bytes:
-    """The file's content, read from `folder`, or downloaded into it if it is missing or damaged there. `on_progress`
-    (bytes) may raise, also while another process downloads the file; `warn` is called if the file cannot be saved.
-    Raises AbsentError."""
-    path, phase = folder / file.file_name, f"downloading {file.file_name}"
-    if (content := read_intact(path, file)) is not None:
-        return content
-    if paths.offline():
-        state = "is damaged" if path.exists() else "does not exist"
-        raise AbsentError(f"{path} {state}, and RJEM_OFFLINE forbids the download")
-    with files.locked(path, on_wait=lambda: on_progress(phase, 0, file.size)):
-        if (content := read_intact(path, file)) is not None:  # another process downloaded it
-            return content
-        try:
-            content = download(file, on_progress, phase)
-        except (OSError, HTTPException) as error:  # URLError, timeouts and connection errors are OSErrors
-            raise AbsentError(f"cannot download {file.url} ({error})") from None
-        if not is_intact(content, file):
-            raise AbsentError(f"{file.url} gave {len(content)} bytes that are not the published file")
-        try:
-            files.write_atomically(path, content, read_back=True)
-        except RjemError as error:
-            warn(f"{error}; the file is used now and downloaded again next time")
-        return content
-
-
-def read_intact(path: Path, file: RemoteFile) -> bytes | None:
-    with contextlib.suppress(OSError):
-        if is_intact(content := path.read_bytes(), file):
-            return content
-    return None
-
-
-def is_intact(content: bytes, file: RemoteFile) -> bool:
-    return len(content) == file.size and sha256_hex(content) == file.sha256
-
-
-def download(file: RemoteFile, on_progress: OnProgress, phase: str) -> bytes:
-    """The content behind the URL, at most one byte more than `file.size`."""
-    content = bytearray()
-    with urllib.request.urlopen(file.url, timeout=TIMEOUT) as response:
-        while len(content) <= file.size and (block := response.read(min(BLOCK, file.size + 1 - len(content)))):
-            content += block
-            on_progress(phase, len(content), file.size)
-    return bytes(content)
-
-
-def sha256_hex(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 class DatasetInfo(NamedTuple):
@@ -221,6 +149,16 @@ def is_downloaded(name: str) -> bool:
     return all((dataset_folder(name) / file).is_file() for file in TORCHVISION[name].files)
 
 
+def describe_download(name: str) -> str | None:
+    """What a call does first to get a built-in data set; None if it is here."""
+    if name not in DATASET_INFO or is_downloaded(name):
+        return None
+    size = f"{DATASET_INFO[name].megabytes} MB"
+    if paths.offline():
+        return f"{name} is missing, and RJEM_OFFLINE forbids its download ({size})"
+    return f"downloads {name} first, {size}"
+
+
 def load_published(name: str, on_progress: OnProgress = noop, warn: Log = noop) -> tuple[ImageSet, ImageSet]:
     """(train, test) of a data set in DATASET_INFO, downloaded if necessary. Raises AbsentError if it is missing and
     cannot be downloaded, DataError if its files are damaged."""
@@ -235,7 +173,7 @@ def load_published(name: str, on_progress: OnProgress = noop, warn: Log = noop) 
         files_needed = "" if name in CIFAR else f" (unpacked: {', '.join(TORCHVISION[name].files)})"
         raise AbsentError(
             f"{name} is not available: {error}; download {url} elsewhere into {folder}{files_needed}, "
-            "or use your own images (--data, or --reference for scores)"
+            "or use your own images (--data; for samples --reference)"
         ) from None
     return read_with_torchvision(name, folder, "train"), read_with_torchvision(name, folder, "test")
 

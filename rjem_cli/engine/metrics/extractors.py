@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rjem_cli.engine.data.downloads import RemoteFile, sha256_hex
 from rjem_cli.engine.data.images import to_model
+from rjem_cli.engine.data.remote_file import RemoteFile, sha256_hex
 from rjem_cli.engine.metrics import efficientnet
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.frozen import freeze

@@ -9,7 +9,7 @@ from rjem_cli.config.common import FEATURES
 from rjem_cli.engine.accuracy import accuracy
 from rjem_cli.engine.callbacks import OnProgress, noop
 from rjem_cli.engine.data.collection import ImageCollection
-from rjem_cli.engine.data.downloads import fetch_file, is_present
+from rjem_cli.engine.data.remote_file import fetch_file, is_present
 from rjem_cli.engine.metrics import efficientnet, extractors
 from rjem_cli.engine.metrics.extractors import Extractor, classifier_extractor
 from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, read_test_accuracy, train_judge

@@ -28,13 +28,11 @@ from rjem_cli.engine.data.downloads import (
     CIFAR,
     DATASET_INFO,
     TORCHVISION,
-    RemoteFile,
-    fetch_file,
     is_downloaded,
     load_published,
-    sha256_hex,
 )
 from rjem_cli.engine.data.load import load_splits
+from rjem_cli.engine.data.remote_file import RemoteFile, fetch_file, sha256_hex
 from rjem_cli.errors import AbsentError, DataError, RjemError
 from rjem_cli.paths import datasets_dir, weights_dir
 
