@@ -248,10 +248,15 @@ def prunable_entries(seconds: float) -> list[CacheEntry]:
     return entries
 
 
-def remove(entry: CacheEntry | RunEntry) -> None:
-    """Raises RjemError if another process uses the entry, or if it cannot be removed, as pretrained models."""
+def check_removable(entry: CacheEntry | RunEntry) -> None:
+    """Raises RjemError for a pretrained model."""
     if isinstance(entry, RunEntry) and entry.is_pretrained:
-        raise RjemError(f"{entry.name} is a pretrained model, part of rjem itself")
+        raise RjemError(f"{entry.name} is a pretrained model, part of rjem itself; it cannot be removed")
+
+
+def remove(entry: CacheEntry | RunEntry) -> None:
+    """Raises RjemError for a pretrained model, if another process uses the entry, or if it cannot be removed."""
+    check_removable(entry)
     is_folder = entry.path.is_dir() and not entry.path.is_symlink()
     lock_files = [path for path in walk(entry.path) if re.fullmatch(r"\..+\.lock", path.name)] if is_folder else []
     locks = [entry.path, *(path.with_name(path.name[1 : -len(".lock")]) for path in lock_files)]

@@ -9,7 +9,7 @@ import typer
 from rjem_cli.cli.console import Console
 from rjem_cli.cli.formatting import format_age, format_bytes
 from rjem_cli.errors import RjemError
-from rjem_cli.storage import CacheEntry, RunEntry, Usage, remove
+from rjem_cli.storage import CacheEntry, RunEntry, Usage, check_removable, remove
 
 Entry = CacheEntry | RunEntry
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; required in scripts.")]
@@ -19,8 +19,11 @@ DryRemoval = Annotated[bool, typer.Option("--dry-run", help="Print what would be
 def remove_entries(
     entries: Sequence[Entry], show: Callable[[], None], console: Console, *, ask: bool = False, dry_run: bool = False
 ) -> None:
-    """Remove each entry, after a question if `ask`; a dry run only shows them. Raises RjemError if the user refuses, or
-    if some cannot be removed, once the others are; ConfigError if there is no terminal to ask on."""
+    """Remove each entry, after a question if `ask`; a dry run only shows them. Raises RjemError for a pretrained model
+    (nothing is removed), if the user refuses, or if some cannot be removed, once the others are; ConfigError if there
+    is no terminal to ask on."""
+    for entry in entries:
+        check_removable(entry)
     if ask and not dry_run:
         show()
         if not console.ask(f"remove these {len(entries)}, {format_bytes(total_size(entries))}?", "--yes"):
