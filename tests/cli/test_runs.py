@@ -51,7 +51,7 @@ def test_a_run_is_shown_with_its_config_scores_and_checkpoints(rjem, two_runs, t
     assert document["config"]["dataset"] == "digits" and document["summary"]["step"] == 3
     assert document["checkpoints"][-1]["path"] == trained["checkpoint"] and document["checkpoints"][-1]["step"] == 3
     text = rjem("runs", "show", "tiny").out
-    assert trained["checkpoint"] in text and "accuracy\t" in text and "state\tfinished" in text
+    assert "checkpoints/step-00000003.safetensors\t3\t" in text and "accuracy\t" in text and "state\tfinished" in text
     assert rjem("runs", "show", "begun").code == 0
 
 

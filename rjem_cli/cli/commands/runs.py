@@ -13,7 +13,10 @@ from rjem_cli.cli.removal import DryRemoval, Yes, remove_entries, to_dict, total
 from rjem_cli.storage import RunEntry
 
 SCORES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
-HIGHLIGHTS = ("preset", "depth", "width", "norm_layer", "adv_eps", "pgd_steps", "px_weight", "sgld_steps", "seed")
+HIGHLIGHTS = (
+    *("preset", "image_size", "depth", "width", "norm_layer", "adv_eps", "pgd_steps", "px_weight", "sgld_steps"),
+    *("sample_steps", "attack_eps", "attack_steps", "contrast", "seed"),
+)
 
 runs = typer.Typer(
     name="runs",
@@ -83,7 +86,8 @@ def show(name: Annotated[str, NAME], as_json: AsJson = False) -> None:
     console.table(run.name, ("what", "value"), rows)
     if run.card:
         console.table("Model card", ("what", "value"), [(key, str(value)) for key, value in run.card.items()])
-    cells = [(str(path), str(step), *usage_cells(usage, console)) for path, step, usage in checkpoints]
+    names = [str(path.relative_to(run.path)) for path in run.checkpoints]
+    cells = [(name, str(step), *usage_cells(usage, console)) for name, (_, step, usage) in zip(names, checkpoints)]
     console.table("Checkpoints", ("checkpoint", "step", "size", "changed"), cells)
 
 
