@@ -49,7 +49,8 @@ def describe_plan(plan: SamplePlan, init: str) -> str:
         temperature = f", temperature {sgld.temperature:g}" if sgld.temperature != 1 else ""
         noise = f"noise {sgld.noise_std:g}" if sgld.noise_std else "no noise (descent)"
         clip = "no clip" if sgld.grad_clip is None else f"clip {sgld.grad_clip:g}"
-        stages.append(f"SGLD on {energy}, {plan.sgld_steps} steps of {sgld.step_size:g}, {noise}, {clip}{temperature}")
+        length = f"{plan.sgld_steps} steps, step size {sgld.step_size:g}"
+        stages.append(f"SGLD on {energy}, {length}, {noise}, {clip}{temperature}")
     return " -> ".join(stages)
 
 

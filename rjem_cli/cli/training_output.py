@@ -48,10 +48,11 @@ def log_plan(config: TrainConfig, run_dir: Path, console: Console) -> None:
         attack = f"PGD {config.norm} eps {format_epsilon(config.adv_eps, config.norm)}, {config.pgd_steps} steps"
     if config.px_weight:
         step = config.sgld_step_size * config.inner_steps
-        chains = f"SGLD {config.sgld_steps} steps of {step:g}, noise {config.noise_std:g}"
+        chains = f"SGLD {config.sgld_steps} steps, step size {step:g}, noise {config.noise_std:g}"
     passes = config.pgd_steps * config.attacks + config.sgld_steps * bool(config.px_weight)
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
-    network = f"WRN-{config.depth}-{config.width} ({config.norm_layer} norm)"
+    norm = "no normalisation" if config.norm_layer == "none" else f"{config.norm_layer} norm"
+    network = f"WRN-{config.depth}-{config.width} ({norm})"
     console.log(f"{network} on {config.data or config.dataset}, {length}, seed {config.seed}")
     console.log(f"{attack}; {chains}; {passes} gradient steps before each update")
     console.log(f"writes {run_dir}: config.yaml, metrics.jsonl, checkpoints, samples, summary.json, curves.png")

@@ -70,7 +70,7 @@ def choose_features(name: str, reference: Reference) -> FeatureChoice:
     channels, height, width = images.image_shape
     if min(height, width) < SMALLEST_SIDE or channels == 1:
         kind = "grey" if channels == 1 else "colour"
-        reason = f"auto: Inception was trained on photographs, not on {width}x{height} {kind} images"
+        reason = f"auto: Inception was not trained on {width}x{height} {kind} images"
         return describe_features("judge", reason, reference)
     if offline() and not has_inception():
         reason = f"auto: Inception's weights are not in {weights_dir()}, and RJEM_OFFLINE is set"

@@ -184,7 +184,7 @@ def format_energies(chains: Chains) -> Iterator[tuple[object, ...]]:
 def render_chains(chains: Chains, init: str) -> ChainPictures:
     """The film strip and the plot of energies; `init` is the start's name for the title."""
     plan = chains.request.plan
-    title = f"{len(chains.final)} chains from {init}, steps of {plan.sgld.step_size:g}, noise {plan.sgld.noise_std:g}"
+    title = f"{len(chains.final)} chains from {init}, step size {plan.sgld.step_size:g}, noise {plan.sgld.noise_std:g}"
     names = []
     for (_, _, class_name, _), last in zip(chains.rows[:STRIP_CHAINS], chains.joint_energy[-1]):
         names.append(f"{class_name[:10]}  {f'{last:.1f}' if np.isfinite(last) else '-'}")
