@@ -34,6 +34,16 @@ def test_every_command_takes_a_pretrained_model_offline_and_in_an_empty_home(rje
     assert f"checkpoint {FOLDER}" in rjem("compare", NAME, "--mode", "none", "--dry-run").err
 
 
+def test_a_plan_says_that_the_data_set_is_missing(rjem, tmp_path):
+    missing = "cifar10 is missing, and RJEM_OFFLINE forbids its download (170 MB)"
+    assert missing in rjem("generate", NAME, "-n", "1", *FEW, "-o", tmp_path / "one").err.splitlines()[-1]
+    for call in (("compare", NAME), ("compare", "--reproduce", "table1", "--scale", NAME), ("train", "--preset", NAME)):
+        outcome = rjem(*call, "--dry-run")
+        assert outcome.code == 0 and missing in outcome.err
+    outcome = rjem("attack", NAME)
+    assert outcome.code == 3 and outcome.error_line().count("--data") == 1
+
+
 def test_the_checkpoint_is_small_finished_and_the_one_that_the_card_names(rjem):
     (checkpoint,) = paths.checkpoints_in(FOLDER)
     assert checkpoint.stat().st_size <= 3_000_000
@@ -51,8 +61,9 @@ def test_a_pretrained_model_is_not_resumed_replaced_or_removed(rjem):
         assert f"{NAME} is pretrained and cannot be resumed" in rjem("train", "--resume", name).error_line()
     outcome = rjem("train", "--run", NAME, "--dataset", "digits", "--steps", "1")
     assert outcome.code == 2 and "is the name of a pretrained model" in outcome.error_line()
-    outcome = rjem("runs", "rm", NAME, "--yes")
-    assert outcome.code == 1 and f"{NAME} is a pretrained model" in outcome.error_line()
+    for agreed in ((), ("--yes",)):  # refused before the question
+        outcome = rjem("runs", "rm", NAME, *agreed)
+        assert outcome.code == 1 and f"{NAME} is a pretrained model" in outcome.error_line()
     assert paths.checkpoints_in(FOLDER)
 
 

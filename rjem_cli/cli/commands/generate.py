@@ -39,6 +39,7 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         console.check_stream(call.as_json)
     path = call.find_network(config, checkpoint)
 
+    from rjem_cli.engine.data.downloads import describe_download
     from rjem_cli.engine.distributed import select_gpu
     from rjem_cli.engine.memory import estimated_bytes
     from rjem_cli.engine.sampling.generate import SampleSetup
@@ -69,7 +70,9 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
     seconds = time.perf_counter() - start
     console.log(f"{pluralize(total - written.skipped, 'sample')} in {seconds:.1f} s{resumed}")
     if config.output != STREAM:
-        console.log(f"next: rjem eval {' '.join(map(shlex.quote, list_outputs(asked)))}")
+        download = describe_download(setup.model.info.data_name)
+        note = f" ({download})" if download else ""
+        console.log(f"next: rjem eval {' '.join(map(shlex.quote, list_outputs(asked)))}{note}")
     if call.as_json:
         console.document({"output": config.output, **job.meta})
     elif config.output != STREAM:

@@ -70,6 +70,7 @@ def train_run(
         paths.existing_data(config.data)
     training_output.log_plan(config, run_dir, console)
 
+    from rjem_cli.engine.data.downloads import describe_download
     from rjem_cli.engine.data.load import load_splits
     from rjem_cli.engine.runtime import start_runtime
     from rjem_cli.engine.training.estimate import DataShape, estimate_training
@@ -79,6 +80,8 @@ def train_run(
 
     runtime = start_runtime(config)
     if call.dry_run:
+        if not config.data and (download := describe_download(config.dataset)):
+            console.log(download)
         first_step, shape = paths.parse_step(checkpoint) if checkpoint else 0, DataShape.from_options(config)
         start_up = call.elapsed()
         console.log(f"timing a few steps from step {first_step}; a large network takes a minute or two")

@@ -12,6 +12,7 @@ from rjem_cli.engine.compare.notes import check_orderings
 from rjem_cli.engine.compare.reproduce import Training, reproduce_table1
 from rjem_cli.engine.compare.rows import Comparison, read_published_rows
 from rjem_cli.engine.compare.samples import chain_figures
+from rjem_cli.engine.data.downloads import describe_download
 from rjem_cli.engine.metrics.samples import describe_judge_training
 from rjem_cli.engine.models.checkpoint import read_info
 from rjem_cli.engine.sampling.pipeline import SamplePlan
@@ -68,7 +69,9 @@ def describe_checkpoint(config: CompareConfig, path: Path) -> str:
     plans = [(mode, SamplePlan.from_config(info.config, mode).gradient_steps) for mode in config.modes]
     modes = "; ".join(f"mode {mode}, {steps} passes each" for mode, steps in plans)
     samples = f"{config.sample_count} samples: {modes}" if modes else "no samples"
-    return f"checkpoint {path}, tested on images of {config.dataset or config.data or info.data_name}, {samples}"
+    images = config.data or config.dataset or info.config.data or info.config.dataset
+    download = f" ({text})" if (text := describe_download(images)) else ""
+    return f"checkpoint {path}, tested on images of {images}{download}, {samples}"
 
 
 def build_report(

@@ -15,7 +15,7 @@ from rjem_cli.engine.compare.cache import CompareCallbacks, read_document
 from rjem_cli.engine.compare.measure import count_steps, measure_checkpoint
 from rjem_cli.engine.compare.notes import TABLE1, Entry
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
-from rjem_cli.engine.data.downloads import DATASET_INFO, is_downloaded
+from rjem_cli.engine.data.downloads import describe_download
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.models.checkpoint import read_info
@@ -193,8 +193,7 @@ def describe_trainings(trainings: Sequence[Training], samples: int) -> list[str]
     """Downloads, one line per run, and the cost of all runs and samples. A pass takes one image forward and backward
     through the network. Raises ConfigError as `reproduce_table1` does."""
     datasets = dict.fromkeys(training.config.dataset for training in trainings if not training.config.data)
-    missing = [name for name in datasets if name in DATASET_INFO and not is_downloaded(name)]
-    lines = [f"downloads {name} first, {DATASET_INFO[name].megabytes} MB" for name in missing]
+    lines = [line for name in datasets if (line := describe_download(name))]
     lines += map(describe_training, trainings)
     costs = [estimate_passes(training.config) for training in trainings]
     if None not in costs:

@@ -64,7 +64,7 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
         size = options.image_size or info.config.image_size
         name, images = load_part(replace(data_options, image_size=size), options.split)
     except RjemError as error:
-        if options.dataset or options.data:
+        if options.dataset or options.data or not info.user_images:
             raise
         raise AbsentError(f"cannot read the checkpoint's images ({error}); give --data or --dataset") from None
     images = match_classes(images, info, name)
