@@ -1,6 +1,7 @@
 """The paper's Table 1 reproduced: three models with the same network, seeds and budget, sampled as in the paper. Every
 step is cached, so a stopped call loses at most one."""
 
+import contextlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +19,10 @@ from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.data.downloads import describe_download
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
-from rjem_cli.engine.models.checkpoint import read_info
+from rjem_cli.engine.models.checkpoint import CheckpointInfo, read_info
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan
+from rjem_cli.engine.training import checkpointing
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.run import run_training
@@ -72,29 +74,52 @@ def build_trainings(config: CompareConfig) -> list[Training]:
     values |= {
         **asdict(PAPER_SAMPLING),
         "steps": config.train_steps or scale.steps,
+        "image_size": config.image_size,
         "device": config.device,
         "eval_limit": config.limit,
     }
     values = {name: value for name, value in values.items() if value is not None}
     images = Path(data).name.split(".")[0] if data else config.dataset
-    steps = f"{config.train_steps}-steps" if config.train_steps else None
+    changed = [f"{config.train_steps}-steps"] if config.train_steps else []
+    changed += [f"{config.image_size}px"] if config.image_size else []
     preset = preset_source(scale.preset)
     trainings = []
     for seed in range(config.seeds):
         for model, changes in MODELS.items():
-            name = "-".join(part for part in ("table1", config.scale, images, steps, model, str(seed)) if part)
+            name = "-".join(part for part in ("table1", config.scale, images, *changed, model, str(seed)) if part)
             source = ConfigSource("--reproduce", {**values, **changes, "seed": seed, "run": name})
             resolved = resolve(TrainConfig, [preset, source]).config
             trainings.append(Training(model, resolved, paths.runs_dir() / name))
     return trainings
 
 
+def read_newest_info(training: Training) -> CheckpointInfo | None:
+    """Of the newest intact checkpoint; None without one."""
+    for path in reversed(training.checkpoints):
+        with contextlib.suppress(DataError):
+            return read_info(path)
+    return None
+
+
+def quarantine_damaged(training: Training, callbacks: CompareCallbacks) -> None:
+    """Rename the newest checkpoints while they are damaged, so that the run is resumed from an intact one."""
+    while training.checkpoints:
+        newest = training.checkpoints[-1]
+        try:
+            read_info(newest)
+        except DataError as error:
+            callbacks.warn(str(error))
+            checkpointing.quarantine(newest, callbacks.warn)
+        else:
+            return
+
+
 def check_run(training: Training, splits: Splits | None = None) -> None:
     """Raises ConfigError or DataError if the folder has a run with other options or on other images (if `splits` are
     given), which cannot be part of this table."""
-    if not training.checkpoints:
+    info = read_newest_info(training)
+    if info is None:
         return
-    info = read_info(training.checkpoints[-1])
     remedy = f"remove {training.run_dir} to train it again"
     before, now = info.config.to_dict(), training.config.to_dict()
     for name in now:
@@ -108,6 +133,8 @@ def check_run(training: Training, splits: Splits | None = None) -> None:
 
 def train(training: Training, splits: Splits, callbacks: CompareCallbacks) -> None:
     """Start or resume the run, until it is finished or has diverged for good."""
+    if not training.checkpoints:
+        paths.check_unused(training.run_dir)
     phase = f"training {training.name}"
 
     def on_progress(progress: TrainingProgress) -> None:
@@ -137,6 +164,7 @@ def reproduce_table1(config: CompareConfig, trainings: Sequence[Training], callb
     splits = load_splits(data, callbacks.on_progress, callbacks.warn)
     rows: dict[str, list[Row]] = {entry.name: [] for entry in TABLE1}
     for training in trainings:
+        quarantine_damaged(training, callbacks)
         check_run(training, splits)
         if not training.is_finished and not training.has_diverged:
             train(training, splits, callbacks)
