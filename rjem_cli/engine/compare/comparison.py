@@ -26,7 +26,7 @@ def run_comparison(
 ) -> Comparison:
     """The rows of the reproduced Table 1 (if there are `trainings`), of each subject, and of the paper. Raises as `rjem
     train`, `rjem generate` and `rjem eval` do."""
-    check_scoring(config, filter(None, subjects.values()))
+    check_scoring(config, list(filter(None, subjects.values())))
     plans = {name: plan_samples(config, name, callbacks) for name, path in subjects.items() if path is None}
     reproduced = reproduce_table1(config, trainings, callbacks) if trainings else []
     rows = list(reproduced)
@@ -42,7 +42,7 @@ def run_comparison(
 def describe_plan(config: CompareConfig, subjects: Subjects, callbacks: CompareCallbacks) -> list[str]:
     """One line per subject: what would be sampled, tested and scored. Reads samples, but not standard input. Raises as
     `run_comparison` does."""
-    check_scoring(config, filter(None, subjects.values()))
+    check_scoring(config, list(filter(None, subjects.values())))
     lines = []
     for name, path in subjects.items():
         if path is not None:

@@ -1,7 +1,7 @@
 """Rows of checkpoints and of samples from any source. Measurements are cached."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from rjem_cli.engine.compare.samples import image_grid, sample_checkpoint
 from rjem_cli.engine.data.downloads import DATASET_INFO
 from rjem_cli.engine.metrics import classifier
 from rjem_cli.engine.metrics import samples as sample_scores
+from rjem_cli.engine.metrics.feature_choice import feature_dimensions
 from rjem_cli.engine.metrics.reference import read_reference
-from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan
+from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan, parse_metrics
 from rjem_cli.engine.metrics.samples import UNKNOWN_SELECTION, describe_reference, describe_sample_scores
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo, read_info
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.engine.training.optimizer import total_steps
+from rjem_cli.errors import ConfigError
 from rjem_cli.files import json_digest
 from rjem_cli.paths import find_run_dir
 
@@ -53,11 +55,18 @@ def deciding_options(config: EvalConfig, group: type[Config], without: tuple[str
     return {name: getattr(config, name) for name in sorted(option_names(group) - set(without))}
 
 
-def check_scoring(config: CompareConfig, checkpoints: Iterable[Path]) -> None:
+def check_scoring(config: CompareConfig, checkpoints: Sequence[Path]) -> None:
     """Check metrics, features and reference before any samples are drawn. Raises as `rjem eval` does."""
     sizes = [size for path in checkpoints if (size := read_info(path).config.image_size)]
     for kind in config.feature_kinds:
         sample_scores.check_options(eval_config(config, kind))
+        dimensions = feature_dimensions(kind) or 0
+        asked = "fid" in (parse_metrics(config.metrics) or ()) and not config.allow_few
+        if config.modes and asked and config.sample_count <= dimensions and (checkpoints or config.reproduce):
+            raise ConfigError(
+                f"--metrics fid: --samples {config.sample_count} are too few for {dimensions} features; "
+                f"use {dimensions + 1} or more, or add --allow-few"
+            )
     if config.reference is not None:
         read_reference(config.reference, config.protocol, image_size=config.image_size or next(iter(sizes), None))
 

@@ -60,6 +60,13 @@ def check_features(name: str) -> None:
     raise ConfigError(f"--features {name!r} is not a network or a file; {did_you_mean(name, FEATURES)}")
 
 
+def feature_dimensions(name: str) -> int | None:
+    """Of a network by name; None for `auto` and for files, whose networks are not known yet."""
+    known = {"judge": JUDGE_FEATURES, "dinov2": extractors.DINOV2_FEATURES}
+    known |= {"efficientnet-lite0": efficientnet.FEATURES, "inception": extractors.INCEPTION_FEATURES}
+    return known.get(name)
+
+
 def choose_features(name: str, reference: Reference) -> FeatureChoice:
     """Resolve `auto`. Raises ConfigError or DataError for a network that does not go with this reference."""
     images = reference.images
