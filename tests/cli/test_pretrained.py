@@ -34,6 +34,14 @@ def test_every_command_takes_a_pretrained_model_offline_and_in_an_empty_home(rje
     assert f"checkpoint {FOLDER}" in rjem("compare", NAME, "--mode", "none", "--dry-run").err
 
 
+def test_a_copy_of_the_checkpoint_makes_the_same_file(rjem, tmp_path):
+    (checkpoint,) = paths.checkpoints_in(FOLDER)
+    shutil.copy(checkpoint, tmp_path / "copy.safetensors")
+    for model, name in ((NAME, "a.npz"), (tmp_path / "copy.safetensors", "b.npz")):
+        assert rjem("generate", model, "-n", "4", "--mode", "combined", *FEW, "-o", tmp_path / name).code == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
 def test_a_plan_says_that_the_data_set_is_missing(rjem, tmp_path):
     missing = "cifar10 is missing, and RJEM_OFFLINE forbids its download (170 MB)"
     assert missing in rjem("generate", NAME, "-n", "1", *FEW, "-o", tmp_path / "one").err.splitlines()[-1]

@@ -126,7 +126,7 @@ def describe_request(request: SampleRequest, model: Model, init: str, init_sha25
         "rjem": __version__,
         "request": json_digest(decisive),
         **decisive,
-        "checkpoint": {"path": str(checkpoint.path), "step": info.step},
+        "checkpoint": {"step": info.step},  # no path, so that a copy makes the same bytes
         "config_sha256": info.config_sha256,
         "dataset": {
             "name": info.data_name,
