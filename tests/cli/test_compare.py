@@ -22,7 +22,7 @@ from rjem_cli.engine.data.load import load_digits
 from rjem_cli.engine.data.png import to_image
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training.trainer import Trainer
-from rjem_cli.paths import comparisons_dir
+from rjem_cli.paths import checkpoints_in, comparisons_dir
 from tests.conftest import TINY_FLAGS
 from tests.poisons import nan_in_a_weight
 
@@ -213,6 +213,7 @@ def test_dry_run_measures_nothing(rjem, own_home, trained):
         (["tiny", "--metrics", "magic"], 2, "magic"),
         (["tiny", "--model", "m:f", "--dataset", "digits"], 2, "--model m:f: compare tests checkpoints only"),
         (["tiny", "--reference", "nowhere/"], 3, "--reference nowhere/"),
+        (["tiny", "--metrics", "fid", "--features", "judge", "--samples", "128"], 2, "use 129 or more"),
         (["--published", "--html", "-"], 2, "--html -: give a file's name"),
         (["--published", "--html", "/proc/none/report.html"], 1, "/proc/none"),
     ],
@@ -262,7 +263,8 @@ def test_the_papers_table_is_reproduced_with_seeds(rjem, own_home, quick_presets
     assert json.loads(again.out) == document and ": 0 of 2" not in again.err
 
 
-def test_a_plan_names_the_downloads_and_their_size(rjem, own_home):
+def test_a_plan_names_the_downloads_and_their_size(rjem, own_home, monkeypatch):
+    monkeypatch.delenv("RJEM_OFFLINE")
     plan = rjem("compare", "--reproduce", "table1", "--scale", "small", "--dry-run")
     assert plan.code == 0 and plan.err.splitlines()[0].endswith("downloads cifar10 first, 170 MB")
     assert plan.err.count("; to do") == 3 and "3 trainings, " in plan.err
@@ -275,6 +277,28 @@ def test_a_scale_sets_the_steps_unless_they_are_given(rjem):
     assert plan.count("WRN-10-2, 2000 steps of 64 images") == 3 and "5000 samples per row" in plan
     plan = rjem("compare", "--reproduce", "table1", "--scale", "cifar10-16", "--train-steps", "7", "--dry-run").err
     assert plan.count("WRN-10-2, 7 steps of 64 images") == 3
+
+
+def test_a_reproduction_trains_on_images_of_the_size_that_was_asked_for(rjem, own_home, quick_presets):
+    outcome = reproduced(rjem, "--seeds", 1, "--image-size", 6, "--json")
+    assert outcome.code == 0, outcome.err
+    configs = {path.parent.name: path.read_text() for path in (own_home / "runs").glob("*/config.yaml")}
+    assert len(configs) == 3 and all("-6px-" in name and "image_size: 6\n" in text for name, text in configs.items())
+
+
+def test_a_run_with_a_damaged_checkpoint_is_resumed_and_one_without_checkpoints_is_refused(
+    rjem, own_home, quick_presets
+):
+    table = json.loads(reproduced(rjem, "--seeds", 1, "--json").out)
+    run_dir = next((own_home / "runs").glob("*jempp-0"))
+    newest = checkpoints_in(run_dir)[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    outcome = reproduced(rjem, "--seeds", 1, "--json")
+    assert outcome.code == 0 and f"renamed {newest.name} to {newest.name}.quarantine" in outcome.err
+    assert json.loads(outcome.out)["rows"][0]["scores"]["accuracy"] == table["rows"][0]["scores"]["accuracy"]
+    shutil.rmtree(run_dir / "checkpoints")
+    outcome = reproduced(rjem, "--seeds", 1)
+    assert outcome.code == 1 and "has a metrics.jsonl but no checkpoint" in outcome.error_line()
 
 
 def test_a_stopped_reproduction_resumes_to_the_same_table(rjem, own_home, quick_presets, monkeypatch, tmp_path):
