@@ -106,7 +106,7 @@ def test_scores_of_a_judge_come_with_their_protocol(rjem, digits_judge, digit_sa
         "checkpoint_sha256": None,
         "request": None,
     }
-    assert protocol["features"]["reason"].startswith("auto: Inception was trained on photographs")
+    assert protocol["features"]["reason"].startswith("auto: Inception was not trained on 8x8 grey")
     assert len(protocol["features"]["weights_sha256"]) == 64 and protocol["features"]["arithmetic"] == "float32"
     assert any("judge's test accuracy" in note for note in found["notes"])
     assert not {"fid", "kid_mean", "isc_mean", "precision"} & found.keys()  # with a judge, nothing is called FID
