@@ -63,7 +63,7 @@ def a_mean_has_the_same_bits_in_each_process(processes: Distributed) -> None:
 
 @law
 def two_processes_train_the_weights_of_one(processes: Distributed) -> None:
-    """To 1e-5, in three steps: later the sign of an attack's step may turn on a last bit."""
+    """To 1e-5, but for the few pixels at which the sign of an attack's step turns on a last bit, and what they move."""
     config = TrainConfig(**CONFIG)
     splits, runtime = load_digit_splits(0.1, shifted=False), start_runtime(config)
 
@@ -79,7 +79,8 @@ def two_processes_train_the_weights_of_one(processes: Distributed) -> None:
         return [*ends, trainer.buffer.images]
 
     for two, one in zip(train(processes), train(SINGLE), strict=True):
-        torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+        difference = (two - one).abs()
+        assert difference.max() < 1e-2 and (difference < 1e-5).double().mean() > 0.9, difference
 
 
 @pytest.fixture(scope="module")
