@@ -7,6 +7,7 @@ from pathlib import Path
 from rjem_cli.config.common import DATASETS, PARTS, STREAM
 from rjem_cli.errors import AbsentError, ConfigError, DataError, OptionError, RjemError, did_you_mean
 
+FOREIGN_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".h5", ".onnx"}  # of other projects' networks
 QUARANTINE_SUFFIX = ".quarantine"  # of a damaged checkpoint
 PRETRAINED_DIR = Path(__file__).with_name("pretrained")  # of the models that come with rjem, each laid out as a run
 CARD_FILE = "card.yaml"  # of a pretrained model: the checkpoint's sha256, and its description
@@ -236,6 +237,7 @@ def find_checkpoint(name: str | None) -> Path:
         if newest is None:
             raise AbsentError(f"no checkpoint in {runs_dir()}; train one first (rjem train), or {use_pretrained()}")
         return latest_checkpoint(newest)
+    check_not_foreign(Path(name))
     if Path(name).is_file():
         return Path(name)
     folder = find_run(name)
@@ -243,6 +245,15 @@ def find_checkpoint(name: str | None) -> Path:
         return latest_checkpoint(folder)
     hint = did_you_mean(name, model_names()) if run_names() else f"train one (rjem train), or {use_pretrained()}"
     raise AbsentError(f"no run or checkpoint named {name!r} in {runs_dir()}; {hint}")
+
+
+def check_not_foreign(path: Path) -> None:
+    """Raises ConfigError for a file that torch.save or a similar program wrote, which may run any code."""
+    if path.suffix.lower() in FOREIGN_SUFFIXES and path.is_file():
+        raise ConfigError(
+            f"{path} is not a checkpoint of rjem; write a function that builds its network and loads this file, "
+            "and give that with --model module:function"
+        )
 
 
 def parse_part(text: str) -> tuple[str, str]:
@@ -268,6 +279,7 @@ def find_checkpoint_or_images(name: str) -> Path | None:
     if not name:
         raise ConfigError("the name of the images is empty; give a folder, a file, a run or -")
     path, run_dir = expand(name), runs_dir() / name
+    check_not_foreign(path)
     if not checkpoints_in(run_dir):
         run_dir = PRETRAINED_DIR / name
     is_run = "/" not in name and bool(checkpoints_in(run_dir))

@@ -217,3 +217,11 @@ def test_invalid_input_gives_one_error_line_and_an_exit_code(rjem, trained, tmp_
 def test_no_two_radii_share_a_folder(one, other):
     assert (folder_name(one, "linf") == folder_name(other, "linf")) == (one == other)
     assert folder_name(16 / 255, "linf") == "eps-8of255" and folder_name(16 / 255, "l2") == f"eps-{16 / 255!r}"
+
+
+@pytest.mark.parametrize("command", ["attack", "generate", "langevin", "eval", "compare"])
+def test_a_network_of_another_project_is_told_how_to_come_in(rjem, tmp_path, command):
+    (tmp_path / "resnet.pt").write_bytes(b"PK")
+    outcome = rjem(command, tmp_path / "resnet.pt")
+    assert outcome.code == 2 and "resnet.pt is not a checkpoint of rjem" in outcome.error_line()
+    assert "--model module:function" in outcome.error_line()

@@ -466,7 +466,7 @@ def test_bad_input_gives_one_line_and_its_exit_code(rjem, trained, tmp_path):
         (["-n", "0"], 2, "--count 0 is too small"),
         (["--contrast", "2"], 2, "--contrast 2 is too large"),
         (["tinny"], 3, "did you mean tiny"),
-        ([pickle], 1, "rjem never loads those"),
+        ([pickle], 2, "is not a checkpoint of rjem"),
         ([tmp_path / "text.safetensors"], 1, "is not a valid safetensors file"),
         (["-o", "samples.zip"], 2, "give a folder, a .npz, a .tar or -"),
         (["--shard", "4/4"], 2, "--shard '4/4': give i/k"),
