@@ -40,7 +40,24 @@ def resolve_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[Tra
             raise AbsentError(f"no config.yaml of its run says where {before.data_name} is; give it with --data")
         check_options(run_dir.name, before, config)
     call.console.log(base.origin)
+    if note := describe_stretch(before.config, config, before.step):
+        call.console.note(note)
     return config, run_dir, checkpoint
+
+
+def describe_stretch(before: TrainConfig, config: TrainConfig, step: int) -> str | None:
+    """What another length changes in the learning rate of a run that is resumed at `step`; None if nothing."""
+    if config.lr_schedule == "constant" or (before.steps, before.epochs) == (config.steps, config.epochs):
+        return None
+    text = f"--lr-schedule {config.lr_schedule} is stretched over the new length"
+    if before.steps is None or config.steps is None:
+        return text
+    from rjem_cli.engine.training.optimizer import learning_rate
+
+    old, new = (learning_rate(min(step, each.steps or 0), each.steps or 1, each) for each in (before, config))
+    return (
+        f"{text}, {config.steps} steps instead of {before.steps}: the rate at step {step} is {new:.3g}, not {old:.3g}"
+    )
 
 
 def resolve_new_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, None]:

@@ -213,6 +213,16 @@ def test_a_run_is_resumed_with_more_steps(rjem, own_home, trained):
     outcome = rjem("train", "--run", "tiny", "--resume", "auto", "--steps", 5, "--json")
     assert outcome.code == 0 and "resuming at step 3" in outcome.err
     assert json.loads(outcome.out)["step"] == 5
+    assert "stretched" not in outcome.err  # the schedule is constant
+
+
+def test_a_longer_resume_says_how_it_stretches_the_schedule(rjem, own_home):
+    flags = ("--dataset", "digits", "--run", "wave", "--lr-schedule", "cosine", *TINY_FLAGS, "--warmup-steps", 0)
+    assert rjem("train", *flags, "--steps", 2, "--lr", 0.01).code == 0
+    outcome = rjem("train", "--resume", "wave", "--steps", 4)
+    assert outcome.code == 0, outcome.err
+    assert "stretched over the new length, 4 steps instead of 2: the rate at step 2 is 0.005, not 0" in outcome.err
+    assert "stretched" not in rjem("train", "--resume", "wave").err
 
 
 @pytest.mark.slow
