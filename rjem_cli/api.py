@@ -20,8 +20,8 @@ from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.scoring import AttackConfig, CheckpointScoreOptions, EvalConfig, SampleScoreOptions
 from rjem_cli.engine.attacks.robustness import AttackPlan, attack_images
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.data.archives import resize_pixels
 from rjem_cli.engine.data.collection import ImageCollection
+from rjem_cli.engine.data.decode import resize_pixels
 from rjem_cli.engine.data.images import parse_class, to_pixels
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.metrics.classifier import score_classifier

@@ -258,10 +258,11 @@ def check_not_foreign(path: Path) -> None:
 
 def parse_part(text: str) -> tuple[str, str]:
     """`cifar10:test` -> ("cifar10", "test"); without a part ("cifar10", ""). A file of the whole name has no part.
-    Raises ConfigError if a built-in data set has no such part."""
+    Raises ConfigError for a part that no data set has."""
     name, _, part = text.rpartition(":")
-    if name in DATASETS and part not in PARTS:
-        raise ConfigError(f"{text}: {name} has no part {part!r}; {did_you_mean(part, PARTS)}")
+    is_there = bool(name) and expand(name).exists() and not expand(text).exists()
+    if (name in DATASETS or is_there) and part not in PARTS:
+        raise ConfigError(f"{text}: {name} has no part {part!r}; choose from {', '.join(PARTS)}")
     if name in DATASETS:
         return name, part
     return (name, part) if name and part in PARTS and not expand(text).exists() else (text, "")

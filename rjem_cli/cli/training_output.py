@@ -64,7 +64,13 @@ def log_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
     if runtime.device.type == "cpu" and (note := describe_load()):
         console.log(note)
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
-    console.log(f"data: {splits.name}, {sizes}")
+    if splits.report:
+        console.log(splits.report)
+    count = len(splits.class_names)
+    classes = f"{count} class{'es' * (count != 1)}"
+    console.log(f"data: {splits.name}, {classes}, {sizes}")
+    if count == 1:
+        console.warn(f"all images are of one class, {splits.class_names[0]}: the classifier learns nothing")
 
 
 def describe_load() -> str | None:

@@ -215,7 +215,7 @@ def test_requirements_decide_the_exit_code(rjem, digits_judge, digit_samples):
         (["--features", "dinov2", "--allow-few"], 3, "RJEM_OFFLINE"),
         (["--reference", "cifra10"], 2, "did you mean cifar10"),
         (["--reference", "/nowhere"], 3, "no such file or folder"),
-        (["--reference", "digits:tset"], 2, "digits has no part 'tset'; did you mean test"),
+        (["--reference", "digits:tset"], 2, "digits has no part 'tset'; choose from train, test"),
         (["--reference", "cifar10:test"], 3, "RJEM_OFFLINE forbids the download"),
         (["--reference", "shifted-digits"], 1, "8x8, but the judge takes 12x12"),
         (["--protocol", "jempp", "--reference", "digits:test"], 2, "use --reference digits"),

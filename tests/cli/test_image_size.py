@@ -48,6 +48,9 @@ def test_samples_record_the_size_and_are_scored_against_resized_images(rjem, run
     options = ("--metrics", "kid", "--json")
     document = json.loads(rjem("eval", tmp_path / "samples", *options).out)
     assert document["protocol"]["reference"]["shape"] == [3, 12, 12]
+    for call in (("eval", f"{photos}:val"), ("eval", photos, "--reference", f"{photos}:val")):
+        outcome = rjem(*call, "--image-size", 12)
+        assert outcome.code == 2 and "has no part 'val'; choose from train, test, all" in outcome.error_line()
     document = json.loads(rjem("eval", f"{photos}:test", "--image-size", 12, *options).out)
     assert document["protocol"]["samples"]["count"] == 5 and document["protocol"]["samples"]["shape"] == [3, 12, 12]
 
@@ -86,7 +89,7 @@ def test_a_folder_whose_name_ends_like_a_part_is_that_folder(rjem, own_home, tmp
 
 
 def test_images_that_would_not_fit_into_memory_are_refused_before_they_are_made(rjem, monkeypatch):
-    monkeypatch.setattr("rjem_cli.engine.data.archives.physical_memory", lambda: 10_000_000)
+    monkeypatch.setattr("rjem_cli.engine.data.decode.physical_memory", lambda: 10_000_000)
     outcome = rjem("train", "--dataset", "digits", "--image-size", 512, *TINY)
     assert outcome.code == 1 and "do not fit into memory; lower --image-size 512" in outcome.err
 

@@ -169,7 +169,7 @@ def test_own_images_train(rjem, own_home, tmp_path):
     write_images(tmp_path / "images")
     outcome = rjem("train", "--run", "own", "--data", tmp_path / "images", *TINY_FLAGS[2:])
     assert outcome.code == 0, outcome.err
-    assert "images, 28 + 4 + 8 images" in outcome.err
+    assert "data: images, 2 classes, 28 + 4 + 8 images" in outcome.err
     samples = tmp_path / "out"
     assert rjem("generate", "--class", "light", "-n", 3, "-o", samples).code == 0
     with Image.open(samples / "000000.png") as image:

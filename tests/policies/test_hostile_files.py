@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from rjem_cli.config.sources import file_source, resolve
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.data.load import read_class_folders
 from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
 from rjem_cli.engine.models.tensor_file import encode, read_tensors
 from rjem_cli.engine.models.wide_resnet import build_model
@@ -202,8 +201,7 @@ def test_any_archive_is_images_or_one_line(tmp_path_factory, members, mode, cut)
     path = folder / ("x.zip" if mode == "zip" else "x.tar")
     path.write_bytes(content.getvalue()[:cut])
     with watched(folder):
-        known(read_class_folders, str(path))
-        known(read_collection, str(path))
+        known(lambda: read_collection(str(path)).group_by_split())
 
 
 def bomb_of_one(folder: Path) -> Path:
@@ -254,7 +252,5 @@ def bomb_of_a_lie(folder: Path) -> Path:
 def test_bombs_are_refused(tmp_path, bomb):
     (tmp_path / "in").mkdir()
     path = bomb(tmp_path)
-    with watched(tmp_path / "in"):
-        for read in (read_class_folders, read_collection):
-            with pytest.raises(RjemError):
-                read(str(path))
+    with watched(tmp_path / "in"), pytest.raises(RjemError):
+        read_collection(str(path)).group_by_split()

@@ -66,6 +66,8 @@ def announce(job: AttackJob, console: Console) -> None:
     """Log the checkpoint, the device, the images and the attack."""
     console.log(describe_checkpoint(job.model.checkpoint))
     console.log(f"device: {job.model.runtime.describe()}")
+    if job.report:
+        console.log(job.report)
     console.log(f"{len(job.dataset)} of {job.total} images of {job.source}, evenly spaced")
     if job.config.standard:
         console.log(f"AutoAttack, standard version, {job.plan.norm}")

@@ -48,6 +48,7 @@ class AttackJob(robustness.AttackSetup):
     radii: tuple[float, ...]
     source: str
     total: int
+    report: str  # of what was read
 
     def estimate_seconds(self) -> float:
         """An upper limit, reached if no attack succeeds, from the time of one batch."""
@@ -93,6 +94,7 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
         radii=radii,
         source=test.source,
         total=test.total,
+        report=test.report,
     )
 
 

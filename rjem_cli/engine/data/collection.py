@@ -1,12 +1,11 @@
 """Sets of images from any source: a folder (flat, or one folder per class), an archive, an .npz, a tar stream.
 
-Labels come from rjem's labels.csv, from WebDataset's .cls members, from the `labels` of an .npz, or from folder names.
-rjem's meta.json, which describes how samples were made, is read too.
+Classes and splits come from the layout of the files (`layout`), or from the `labels` of an .npz. rjem's meta.json,
+which describes how samples were made, is read too.
 """
 
-import contextlib
 import json
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,14 +16,18 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.data import archives
+from rjem_cli.engine.data.archives import Selection
+from rjem_cli.engine.data.decode import decode_images, has_signature, resize_pixels
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
-from rjem_cli.engine.data.load import LABELS_NAME, group_by_split, parse_split, read_label_table
-from rjem_cli.errors import AbsentError, ConfigError, DataError, summarize
+from rjem_cli.engine.data.layout import EXAMPLE, SIDECARS, Layout, find_layout, is_table
+from rjem_cli.engine.data.npz import load_arrays
+from rjem_cli.errors import AbsentError, ConfigError, DataError
 
 META_NAMES = {"meta.json", "__meta.json__"}
 # What is equal in the meta.json of all shards of one `rjem generate`
 CALL_KEYS = "checkpoint_sha256 dataset.train_digest plan init init_sha256 classes seed block_size".split()
-NUMBERED_FOLDER = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
+RJEM_FILES = {*META_NAMES, "labels.csv", "chains.json", "attack.json", "eval.json"}  # beside rjem's figures
+MAX_CLASS_NAMES = 5  # in the line that says what was read
 HINT = "give PNG files, class folders of them, an archive or an .npz"
 
 Labels = tuple[str, ...] | tuple[int, ...]  # class names or numbers
@@ -33,14 +36,16 @@ Labels = tuple[str, ...] | tuple[int, ...]  # class names or numbers
 @dataclass(frozen=True)
 class ImageCollection:
     """pixels: uint8 (N, C, H, W), C 1 or 3. labels: (N,), None if an image has none. meta: rjem's description of its
-    samples. file_names: (N,) or empty. ordered_classes: class names by number, if the data set has them."""
+    samples. layout: splits, and classes of the images that have one. ordered_classes: class names by number, if the
+    data set has them. report: what was read and what was not, in one line."""
 
     name: str
     pixels: Tensor
     labels: Labels | None = None
     meta: dict[str, Any] | None = None
-    file_names: tuple[str, ...] = ()
+    layout: Layout | None = None
     ordered_classes: tuple[str, ...] = ()
+    report: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -54,6 +59,11 @@ class ImageCollection:
     def from_images(cls, images: ImageSet, name: str) -> "ImageCollection":
         labels = tuple(images.class_names[label] for label in images.labels.tolist())
         return cls(name, images.pixels, labels, ordered_classes=images.class_names)
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether folders name splits."""
+        return self.layout is not None and self.layout.has_splits
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -73,8 +83,7 @@ class ImageCollection:
             raise DataError(f"{self.name} has {len(self)} images, fewer than --num {count}")
         indices = spread_indices(len(self), count).tolist()
         labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
-        names = tuple(self.file_names[index] for index in indices) if self.file_names else ()
-        return replace(self, pixels=self.pixels[indices], labels=labels, file_names=names)
+        return replace(self, pixels=self.pixels[indices], labels=labels, layout=None)
 
     def digest(self) -> str:
         return pixels_digest(self.pixels)
@@ -89,11 +98,23 @@ class ImageCollection:
         return None if -1 in indices else torch.tensor(indices)
 
     def group_by_split(self) -> dict[str, ImageSet]:
-        """Image sets by the split folders in the file names, "train" without them. Raises DataError without labels."""
-        if self.labels is None:
-            raise DataError(f"{self.name} has no classes; give class folders, such as cats/1.png dogs/1.png")
-        splits = [parse_split(name) for name in self.file_names or [""] * len(self)]
-        return group_by_split(splits, list(map(str, self.labels)), self.pixels, self.class_names)
+        """Image sets by split, "train" without split folders, without the images of val and test that have no class.
+        All have the same class names, sorted. Raises DataError if an image has no class."""
+        layout = self.layout or Layout(("",) * len(self), self.labels or (None,) * len(self))
+        known = {label for label in layout.labels if label is not None}
+        if layout.problem or not known:
+            problem = layout.problem or f"the images have no classes; {EXAMPLE}"
+            raise DataError("; ".join((f"{self.name}: {problem}", *(n for n in layout.notes if n not in problem))))
+        ordered = sorted(known, key=lambda label: (isinstance(label, str), label))
+        class_names = self.ordered_classes or tuple(map(str, ordered))
+        index = {name: number for number, name in enumerate(class_names)}
+        sets: dict[str, ImageSet] = {}
+        for split in sorted(set(layout.splits)):
+            members = [row for row, own in enumerate(layout.splits) if own == split and layout.labels[row] is not None]
+            if members:
+                labels = torch.tensor([index[str(layout.labels[row])] for row in members])
+                sets[split or "train"] = ImageSet(self.pixels[members], labels, class_names)
+        return sets
 
 
 def merge_collections(parts: Sequence[ImageCollection]) -> ImageCollection:
@@ -117,6 +138,7 @@ def merge_collections(parts: Sequence[ImageCollection]) -> ImageCollection:
         torch.cat([part.pixels for part in parts]),
         complete_labels([label for part in parts for label in part.labels or [None]]),
         merge_meta(parts),
+        report="; ".join(part.report for part in parts),
     )
 
 
@@ -163,11 +185,18 @@ def read_collection(location: str, image_size: int | None = None) -> ImageCollec
     AbsentError if `location` does not exist or holds no images, and DataError, which names the file, for an unreadable
     image and for images of different sizes."""
     path = archives.check_readable(location)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix == ".npz":
         return read_npz(path, image_size)
+    if path.is_file() and suffix == ".npy":
+        raise DataError(f"{location} is a single array; save images with np.savez as arr_0, uint8 (N, H, W, C)")
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         raise ConfigError(f"{location} is a single image; give a folder of images, an archive or an .npz")
-    return collect_members(archives.read_members(path, is_wanted), location, image_size)
+    selection = Selection(is_text)
+    return collect_members(archives.read_members(path, selection), location, image_size, selection)
+
+
+recall_collection = archives.read_once(read_collection)
 
 
 def read_images(location: str, image_shape: tuple[int, int, int], image_size: int | None = None) -> Tensor:
@@ -175,9 +204,10 @@ def read_images(location: str, image_shape: tuple[int, int, int], image_size: in
     (N, C, H, W). Raises AbsentError, and DataError for images of another size, or with colour where C is 1."""
     path = archives.check_readable(location)
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
+        selection = Selection(is_text)
         with archives.archive_errors(location):
-            archives.check_size(location, path.name, path.stat().st_size)
-            collection = collect_members([(path.name, path.read_bytes())], location, image_size)
+            selection.accepts(location, PurePosixPath("image" + path.suffix), path.stat().st_size)
+            collection = collect_members([(path.name, path.read_bytes())], location, image_size, selection)
     else:
         collection = read_collection(location, image_size)
     channels, height, width = image_shape
@@ -198,31 +228,66 @@ def suggest_size(image_shape: tuple[int, int, int]) -> str:
 
 def read_stream(stream: BinaryIO, name: str, image_size: int | None = None) -> ImageCollection:
     """The images of a tar stream, as `rjem generate -o -` writes it. Raises DataError for an incomplete one."""
-    return collect_members(archives.read_tar_members(stream, name, is_wanted), name, image_size)
+    selection = Selection(is_text)
+    return collect_members(archives.read_tar_members(stream, name, selection), name, image_size, selection)
 
 
-def is_wanted(name: PurePosixPath) -> bool:
-    if name.name in archives.FIGURE_NAMES:
-        return False
-    return archives.is_image(name) or name.name in META_NAMES | {LABELS_NAME} or name.suffix == ".cls"
+def is_text(name: PurePosixPath) -> bool:
+    """Whether a file may describe images."""
+    return name.name in RJEM_FILES or is_table(name) or name.suffix in SIDECARS
 
 
-def collect_members(members: Iterable[archives.Member], location: str, image_size: int | None) -> ImageCollection:
-    notes: dict[PurePosixPath, bytes] = {}  # labels and meta
+def collect_members(
+    members: Iterable[archives.Member], location: str, image_size: int | None, selection: Selection
+) -> ImageCollection:
+    texts: dict[PurePosixPath, bytes] = {}
+    figures: list[archives.Member] = []
+    rjem_folders: set[PurePosixPath] = set()
 
     def images() -> Iterator[archives.Member]:
-        for name, content in members:
-            path = PurePosixPath(name)  # `./a.png` is `a.png`
-            if archives.is_image(path):
-                yield str(path), content
+        for member in members:
+            path = PurePosixPath(member[0])
+            if path.name in archives.FIGURE_NAMES:
+                figures.append(member)
+            elif archives.is_image(path) or (not path.suffix and has_signature(member[1])):
+                yield member
             else:
-                notes[path] = content
+                texts[path] = member[1]
+        rjem_folders.update(path.parent for path in texts if path.name in RJEM_FILES)
+        yield from (figure for figure in figures if PurePosixPath(figure[0]).parent not in rjem_folders)
 
-    names, pixels = archives.decode_images(images(), location, HINT, image_size)
-    meta_name = find_unique(notes, META_NAMES)
-    meta = None if meta_name is None else parse_meta(notes[meta_name], f"{location}: {meta_name}")
-    labels = find_labels([PurePosixPath(name) for name in names], notes)
-    return ImageCollection(location, pixels, labels, meta, tuple(names))
+    decoded = decode_images(images(), location, HINT, image_size)
+    names = [PurePosixPath(name) for name in decoded.names]
+    layout = find_layout(names, texts)
+    meta_name = find_unique(texts, META_NAMES)
+    meta = None if meta_name is None else parse_meta(texts[meta_name], f"{location}: {meta_name}")
+    unused = [text for text in texts if text not in layout.used and text.name not in RJEM_FILES]
+    skipped = selection.skipped + Counter(text.suffix or "without a suffix" for text in unused)
+    skipped["figures"] += sum(PurePosixPath(name).parent in rjem_folders for name, _ in figures)
+    is_one_folder = len(set(layout.labels)) < 2 and not layout.used
+    labels = None if is_one_folder else complete_labels(layout.labels)
+    report = describe_reading(location, layout, skipped, decoded.animations)
+    if selection.unclear:
+        report += f"; names that are not in Unicode, such as {selection.unclear}"
+    return ImageCollection(location, decoded.pixels, labels, meta, layout, report=report)
+
+
+def describe_reading(location: str, layout: Layout, skipped: Counter[str], animations: int = 0) -> str:
+    """`read photos: 120 images, 2 classes, train 100, test 20; passed over 3 files (2 .txt, 1 .json)`, and what is
+    unusual."""
+    count, classes = len(layout.labels), len(set(layout.labels) - {None})
+    parts = [f"{count} image{'s' * (count != 1)}", f"{classes or 'no'} class{'es' * (classes != 1)}"]
+    if 0 < classes <= MAX_CLASS_NAMES:
+        parts[-1] += f" ({', '.join(sorted(map(str, set(layout.labels) - {None})))})"
+    if layout.has_splits:
+        parts += [f"{split or 'train'} {layout.splits.count(split)}" for split in sorted(set(layout.splits))]
+    sentences = [f"read {location}: {', '.join(parts)}"]
+    if total := skipped.total():
+        kinds = ", ".join(f"{number} {kind}" for kind, number in skipped.most_common() if number)
+        sentences.append(f"passed over {total} file{'s' * (total != 1)} ({kinds})")
+    if animations:
+        sentences.append(f"read the first image of {animations} file{'s' * (animations != 1)} with several")
+    return "; ".join([*sentences, *layout.notes])
 
 
 def find_unique(paths: Iterable[PurePosixPath], names: set[str]) -> PurePosixPath | None:
@@ -231,31 +296,7 @@ def find_unique(paths: Iterable[PurePosixPath], names: set[str]) -> PurePosixPat
     return matches[0] if len(matches) == 1 else None
 
 
-def find_labels(names: Sequence[PurePosixPath], notes: dict[PurePosixPath, bytes]) -> Labels | None:
-    """Class names from labels.csv, numbers from .cls members, or names of folders; None if an image has none."""
-    table = find_unique(notes, {LABELS_NAME})
-    if table is not None:
-        classes = read_label_table(table, notes[table])
-        return complete_labels([classes.get(name) for name in names])
-    numbers = [notes.get(name.with_suffix(".cls"), b"").strip() for name in names]
-    if any(numbers):
-        return complete_labels([int(number) if number.isdigit() and len(number) < 10 else None for number in numbers])
-    folders = [name.parts[-2] if len(name.parts) > 1 else None for name in names]
-    if all(map(is_in_numbered_folder, names)) or len(set(folders) - {None}) < 2:
-        return None
-    return complete_labels(folders)
-
-
-def is_in_numbered_folder(name: PurePosixPath) -> bool:
-    """Whether the folder only cuts a long list into thousands, as in EDM's 001000/001234.png, 00001/img00001234.png."""
-    match = NUMBERED_FOLDER.fullmatch(str(name))
-    if match is None:
-        return False
-    folder, thousands = int(match["folder"]), int(match["number"]) // 1000
-    return folder in (thousands, 1000 * thousands)
-
-
-def complete_labels(labels: list[Any]) -> tuple[Any, ...] | None:
+def complete_labels(labels: Sequence[Any]) -> tuple[Any, ...] | None:
     return None if None in labels else tuple(labels)
 
 
@@ -266,32 +307,6 @@ def parse_meta(text: bytes | str, name: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         raise DataError(f"{name} is not valid JSON; remove it, or export the samples again") from None
     return meta if isinstance(meta, dict) and "rjem" in meta else None
-
-
-@contextlib.contextmanager
-def open_npz(path: Path) -> Iterator[Any]:
-    """An .npz whose arrays are read when they are accessed. Pickled objects are refused. Raises DataError."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is an .npy, one array without a name")
-        with archive:
-            yield archive
-    except Exception as error:  # numpy parses headers as Python, and raises many types
-        reason = "" if "pickle" in str(error).lower() else f" ({summarize(error)})"
-        raise DataError(f"{path} is not a valid .npz, or contains pickled objects{reason}; export it again") from None
-
-
-def load_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The arrays of these names that an .npz contains. Raises DataError."""
-    with open_npz(path) as archive:
-        return {name: archive[name] for name in names if name in archive}
-
-
-def read_array_names(path: Path) -> set[str]:
-    """The names in an .npz; the arrays are not read. Raises DataError."""
-    with open_npz(path) as archive:
-        return set(archive.files)
 
 
 def read_npz(path: Path, image_size: int | None = None) -> ImageCollection:
@@ -310,5 +325,7 @@ def read_npz(path: Path, image_size: int | None = None) -> ImageCollection:
     if labels is not None and labels.shape == (len(pixels),) and labels.dtype.kind in "iu" and labels.min() >= 0:
         numbers = tuple(labels.tolist())
     meta = parse_meta(str(arrays["meta"]), f"{path}: meta") if "meta" in arrays and arrays["meta"].ndim == 0 else None
-    pixels_NCHW = archives.resize_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), image_size)
-    return ImageCollection(str(path), pixels_NCHW, numbers, meta)
+    pixels_NCHW = resize_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), image_size)
+    layout = Layout(("",) * len(pixels), numbers or (None,) * len(pixels))
+    report = describe_reading(str(path), layout, Counter())
+    return ImageCollection(str(path), pixels_NCHW, numbers, meta, layout, report=report)

@@ -3,7 +3,9 @@
 `pixels` is uint8 (N, C, H, W); `x` is float in [-1, 1].
 """
 
+import csv
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +34,11 @@ def pixels_digest(pixels: Tensor) -> str:
     content = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     content.update(pixels.contiguous().numpy().data)
     return content.hexdigest()
+
+
+def hash_images(pixels: Tensor) -> list[bytes]:
+    """A digest of each image."""
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.cpu().contiguous().numpy()]
 
 
 def convert_channels(pixels: Tensor, channels: int, name: str) -> Tensor:
@@ -109,12 +116,13 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set in parts that share no image."""
+    """One data set in parts. `report`: what was read of a user's images, in one line."""
 
     name: str
     train: ImageSet
     val: ImageSet
     test: ImageSet
+    report: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -165,17 +173,23 @@ def build_splits(name: str, images: ImageSet, test: ImageSet | None, val_fractio
 
 
 def parse_classes(text: str, class_names: Sequence[str]) -> list[int]:
-    """Class indices from `all`, or from names and numbers separated by commas. `none` gives all classes, too, since
-    unconditional chains start from any. Raises ConfigError with the nearest name."""
+    """Class indices from `all`, or from names and numbers separated by commas; a name with a comma is quoted. `none`
+    gives all classes, too, since unconditional chains start from any. Raises ConfigError with the nearest name."""
     if text in ("all", UNCONDITIONAL):
         return list(range(len(class_names)))
-    return [parse_class(word.strip(), class_names, "--class") for word in text.split(",")]
+    try:
+        words = [text] if text in class_names else next(csv.reader([text], skipinitialspace=True), []) or [text]
+    except csv.Error:
+        words = [text]
+    return [parse_class(word.strip(), class_names, "--class") for word in words]
 
 
 def parse_class(word: str, class_names: Sequence[str], flag: str) -> int:
-    """The index of a class given by its name or number; a name comes before a number. Raises ConfigError."""
+    """The index of a class given by its name, or by its number unless all names are numbers. Raises ConfigError."""
+    word = unicodedata.normalize("NFC", word)
     if word in class_names:
         return class_names.index(word)
-    if word.isdecimal() and len(word) < 10 and int(word) < len(class_names):
+    names_are_numbers = all(name.isdecimal() for name in class_names)
+    if word.isdecimal() and len(word) < 10 and int(word) < len(class_names) and not names_are_numbers:
         return int(word)
     raise ConfigError(f"{flag} {word!r} is unknown to this checkpoint; {did_you_mean(word, class_names)}")

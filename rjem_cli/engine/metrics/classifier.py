@@ -162,7 +162,7 @@ def load_ood_images(kind: str, test: EvalImages, seed: int, image_size: int | No
     if kind in SYNTHETIC_SETS:
         return kind, synthetic_set(kind, test.images, seed)
     if kind in DATASETS:
-        name, pixels = kind, load_part(DataOptions(dataset=kind, image_size=image_size), "test")[1].pixels
+        name, pixels = kind, load_part(DataOptions(dataset=kind, image_size=image_size), "test").images.pixels
     else:
         name, pixels = Path(kind).name.split(".")[0], read_collection(kind, image_size).pixels
     return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)

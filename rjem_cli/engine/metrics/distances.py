@@ -4,7 +4,6 @@ follow Naeem et al. 2020.
 Shapes: features (N, D) float32, logits (N, K). Generated images are the first argument, real ones the second.
 """
 
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.data.images import hash_images
 from rjem_cli.engine.metrics.reference import Statistics
 
 TILE = 5000  # rows of a distance matrix at a time
@@ -138,10 +138,6 @@ def exact_copies(pixels: Tensor, real_pixels: Tensor) -> int:
     """How many images equal a real one in every byte."""
     real_digests = set(hash_images(real_pixels))
     return sum(digest in real_digests for digest in hash_images(pixels))
-
-
-def hash_images(pixels: Tensor) -> list[bytes]:
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels.contiguous().numpy()]
 
 
 def near_copies(distance_N: Tensor, spacing_M: Tensor) -> float:

@@ -1,7 +1,9 @@
 """What samples are compared with: part of a built-in data set, a set of images, or statistics of features."""
 
+import contextlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ import numpy as np
 
 from rjem_cli.config.common import DATASETS, LARGEST_SIDE
 from rjem_cli.config.training import DataOptions
-from rjem_cli.engine.data.archives import read_once
-from rjem_cli.engine.data.collection import ImageCollection, get_nested, load_arrays, read_array_names, read_collection
+from rjem_cli.engine.data.collection import ImageCollection, get_nested, recall_collection
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits
+from rjem_cli.engine.data.npz import load_arrays, read_array_names
 from rjem_cli.errors import AbsentError, ConfigError, DataError, did_you_mean
 from rjem_cli.paths import expand, is_dataset_or_part, parse_part
 
@@ -20,15 +22,22 @@ CIFAR_SHAPE = (3, 32, 32)
 LARGEST_STATISTIC = 1e12  # beyond this an .npz does not hold statistics of features
 STATISTICS_KEYS = ("mu", "sigma")  # as in the files of pytorch-fid, TTUR, EDM and ADM
 IMAGES_KEY = "arr_0"
-read_images = read_once(read_collection)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean (D,) and covariance (D, D) of features, float64."""
+    """Mean (D,) and covariance (D, D) of features, float64. `protocol`: how rjem made them; empty if another program
+    did."""
 
     mu: np.ndarray
     sigma: np.ndarray
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """The network, its weights and the resize; empty if they are unknown."""
+        found = self.protocol.get("features")
+        return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,11 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
         raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
-    images = read_images(name, image_size)
+    images = recall_collection(name, image_size)
 
     def make_splits() -> Splits:
         options = DataOptions(data=name, test_data=test_data, val_fraction=0.0, image_size=image_size)
-        return build_user_splits(images.group_by_split(), options)
+        return build_user_splits(images, options)
 
     if statistics is not None or (part in ("", "all") and test_data is None):
         return Reference(text, images, statistics, make_splits)
@@ -115,7 +124,7 @@ def select_part(name: str, splits: Splits, part: str) -> Reference:
 
 def read_statistics(path: Path) -> Statistics | None:
     """mu and sigma of an .npz; None if it holds only images. Raises DataError."""
-    arrays = load_arrays(path, STATISTICS_KEYS)
+    arrays = load_arrays(path, (*STATISTICS_KEYS, "protocol"))
     missing = [key for key in STATISTICS_KEYS if key not in arrays]
     if missing and IMAGES_KEY in read_array_names(path):
         return None
@@ -130,4 +139,12 @@ def read_statistics(path: Path) -> Statistics | None:
         raise DataError(f"{path}: mu or sigma exceed {LARGEST_STATISTIC:g}; they are not statistics of features")
     if not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6) or (sigma.diagonal() < 0).any():
         raise DataError(f"{path}: sigma is not a covariance: it is not symmetric or has a negative variance")
-    return Statistics(mu, sigma)
+    return Statistics(mu, sigma, parse_protocol(arrays.get("protocol")))
+
+
+def parse_protocol(array: np.ndarray | None) -> dict[str, Any]:
+    """The protocol of --save-stats; empty without one, or for another program's array of that name."""
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(str(array)) if array is not None and array.ndim == 0 else None
+        return document if isinstance(document, dict) and "rjem" in document else {}
+    return {}

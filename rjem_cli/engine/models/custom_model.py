@@ -52,12 +52,12 @@ def load_custom_model(name: str, options: NetworkOptions, device: torch.device) 
         dataset=options.dataset or TrainConfig.dataset, data=options.data, image_size=options.image_size
     )
     model = Isolated(build_network(name)).to(device).eval()
-    part, images = load_part(config, "train")
+    name_of_part, images, _ = load_part(config, "train")
     info = CheckpointInfo(
         config,
         images.class_names,
         images.image_shape,
-        data_name=part.partition(":")[0],
+        data_name=name_of_part.partition(":")[0],
         data_digest=images.digest(),
         user_images=config.data is not None,
     )

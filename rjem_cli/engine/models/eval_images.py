@@ -19,12 +19,13 @@ from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_
 @dataclass(frozen=True)
 class EvalImages:
     """Images with the checkpoint's class numbers. `indices` (N,) are their positions in `source`, which has `total`
-    images."""
+    images. `report`: what was read of a user's images."""
 
     images: ImageSet
     indices: Tensor
     source: str
     total: int
+    report: str
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,16 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
         else:
             data_options = info.training_options()
         size = options.image_size or info.config.image_size
-        name, images = load_part(replace(data_options, image_size=size), options.split)
+        part = load_part(replace(data_options, image_size=size), options.split)
     except RjemError as error:
         if options.dataset or options.data or not info.user_images:
             raise
         raise AbsentError(f"cannot read the checkpoint's images ({error}); give --data or --dataset") from None
-    images = match_classes(images, info, name)
+    images = match_classes(part.images, info, part.name)
     if not len(images):
-        raise DataError(f"{name} has no images; choose another --split")
+        raise DataError(f"{part.name} has no images; choose another --split")
     indices = spread_indices(len(images), options.limit)
-    return EvalImages(images.subset(indices), indices, name, len(images))
+    return EvalImages(images.subset(indices), indices, part.name, len(images), part.report)
 
 
 def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:

@@ -37,6 +37,7 @@ class DataShape(NamedTuple):
     train: int
     val: int
     test: int
+    report: str = ""  # of what was read of a user's images
 
     @classmethod
     def from_options(cls, options: DataOptions) -> "DataShape":
@@ -44,13 +45,14 @@ class DataShape(NamedTuple):
         if not options.data and options.dataset in DATASET_INFO:
             info, size = DATASET_INFO[options.dataset], options.image_size
             shape = info.image_shape if size is None else (info.image_shape[0], size, size)
-            return cls(shape, info.classes, *info.split(options.val_fraction), info.test)
+            train, val = info.split(options.val_fraction)
+            return cls(shape, info.classes, train, val, info.test)
         return cls.from_splits(load_splits(options))
 
     @classmethod
     def from_splits(cls, splits: Splits) -> "DataShape":
-        counts = (len(part) for part in (splits.train, splits.val, splits.test))
-        return cls(splits.train.image_shape, len(splits.class_names), *counts)
+        train, val, test = (len(part) for part in (splits.train, splits.val, splits.test))
+        return cls(splits.train.image_shape, len(splits.class_names), train, val, test, splits.report)
 
     @property
     def dimensions(self) -> int:

@@ -135,7 +135,8 @@ def test_invalid_meta_is_an_error_and_meta_of_another_program_is_ignored(tmp_pat
 
 def test_links_in_a_tar_and_hidden_files_are_skipped(tmp_path):
     path = write(
-        {**FLAT, ".hidden.png": png(1), "__MACOSX/._0.png": b"x", "grid.png": png(3, (99, 9))}, tmp_path / "x.tar"
+        {**FLAT, ".hidden.png": png(1), "__MACOSX/._0.png": b"x", "grid.png": png(3, (99, 9)), "meta.json": b"{}"},
+        tmp_path / "x.tar",
     )
     with tarfile.open(path, "a") as archive:
         info = tarfile.TarInfo("link.png")

@@ -1,17 +1,24 @@
+import contextlib
 import io
 import os
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rjem_cli.config.training import DataOptions
-from rjem_cli.engine.data import load
-from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.data.load import load_splits, read_class_folders
+from rjem_cli.engine.data import collection
+from rjem_cli.engine.data.collection import read_collection, recall_collection
+from rjem_cli.engine.data.load import load_splits
 from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import png, tree, write
+
+
+def read_class_folders(location, image_size=None):
+    return recall_collection(location, image_size).group_by_split()
 
 
 @pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])
@@ -54,11 +61,11 @@ def test_samples_of_rjem_have_the_classes_of_their_table(tmp_path, target, folde
 
 @pytest.mark.parametrize(
     "table",
-    [b"", b"a,b\n1,2\n", b"file,label,class\n000000.png,0,cat\n", b"file,label,class\n000001.png,-1,none\n"],
+    [b"", b"a,b\n1,2\n", b"file,label,class\n000000.png,0,cat\n", b"file,label,class,seed\n000001.png,-1,none,1\n"],
 )
 def test_without_a_class_for_each_image_a_flat_folder_is_refused(tmp_path, table):
     files = {"000000.png": png(7), "000001.png": png(9), "labels.csv": table}
-    with pytest.raises(DataError, match=r"00000[01].png lies in no class folder"):
+    with pytest.raises(DataError, match=r"00000[01].png (lies in no class folder|has no class)"):
         read_class_folders(str(write(files, tmp_path / "samples")))
 
 
@@ -83,6 +90,66 @@ def test_a_second_archive_can_be_the_test_set(tmp_path):
     test = write({f"test/{name}": content for name, content in tree(3).items()}, tmp_path / "test.tar")
     splits = load_splits(DataOptions(data=str(train), test_data=str(test), val_fraction=0))
     assert (len(splits.train), len(splits.test)) == (20, 6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "count"), [(("train", "val"), 6), (("val", "test"), 8), (("train", "val", "test"), 8), ((), 10)]
+)
+def test_test_data_is_never_a_training_part(tmp_path, parts, count):
+    sizes = {"train": 5, "val": 3, "test": 4}
+    files = {f"{part}/{name}": content for part in parts for name, content in tree(sizes[part]).items()} or tree(5)
+    train, test = write(tree(), tmp_path / "a.zip"), write(files, tmp_path / "b.tar")
+    splits = load_splits(DataOptions(data=str(train), test_data=str(test), val_fraction=0))
+    assert len(splits.test) == count
+
+
+def test_training_images_alone_are_refused_as_test_data(tmp_path):
+    train = write({f"train/{name}": content for name, content in tree().items()}, tmp_path / "a.zip")
+    with pytest.raises(DataError, match="has training images only"):
+        load_splits(DataOptions(data=str(train), test_data=str(train)))
+
+
+def test_images_in_training_and_test_are_counted(tmp_path):
+    test = {**{f"cat/{i}.png": png(i) for i in range(3)}, "dog/1.png": png(199)}
+    paths = write(tree(), tmp_path / "a.zip"), write(test, tmp_path / "b.zip")
+    splits = load_splits(DataOptions(data=str(paths[0]), test_data=str(paths[1]), val_fraction=0))
+    assert splits.report.endswith("3 of the test images are training images, too")
+    assert "training images" not in load_splits(DataOptions(data=str(paths[0]))).report
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("photos\\cat\\1.png", "photos\\dog\\1.png"),
+        ("./cat/1.png", "./dog/1.png"),
+        ("/home/me/cat/1.png", "/home/me/dog/1.png"),
+        ("../cat/1.png", "../dog/1.png"),
+        ("C:\\me\\cat\\1.png", "C:\\me\\dog\\1.png"),
+        ("a//cat/./1.png", "a//dog/./1.png"),
+    ],
+)
+@pytest.mark.parametrize("target", ["images.zip", "images.tar"])
+def test_harmless_odd_names_in_archives_are_read(tmp_path, names, target):
+    images = read_class_folders(str(write({name: png(i) for i, name in enumerate(names)}, tmp_path / target)))["train"]
+    assert images.class_names == ("cat", "dog") and len(images) == 2
+
+
+@pytest.mark.parametrize("target", ["images", "images.zip", "images.tar"])
+def test_one_class_whatever_bytes_spell_its_name(tmp_path, target):
+    names = ("Äffchen/1.png", "A\u0308ffchen/2.png", "dog/3.png")
+    images = read_class_folders(str(write({name: png(i) for i, name in enumerate(names)}, tmp_path / target)))["train"]
+    assert sorted(images.class_names) == ["dog", "Äffchen"] and images.labels.bincount().sum() == 3
+
+
+def test_a_zip_that_does_not_say_that_its_names_are_utf8(tmp_path):
+    path = write({"Äffchen/1.png": png(1), "dog/1.png": png(2)}, tmp_path / "images.zip")
+    content, flag = path.read_bytes(), (0x800).to_bytes(2, "little")
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        for start in [i for i in range(len(content)) if content.startswith(signature, i)]:
+            assert content[start + offset : start + offset + 2] in (flag, b"\0\0")
+            content = content[: start + offset] + b"\0\0" + content[start + offset + 2 :]
+    path.write_bytes(content)
+    assert "Äffchen" in read_class_folders(str(path))["train"].class_names
 
 
 def test_hidden_files_links_and_other_files_are_skipped(tmp_path):
@@ -121,6 +188,16 @@ def test_sixteen_bit_images_are_refused(tmp_path):
         read_class_folders(str(write({"cat/deep.png": content.getvalue()}, tmp_path / "images")))
 
 
+def test_colours_of_sixteen_bits_are_refused(tmp_path):
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)  # 2x1 pixels, 16 bits, RGB
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(13))), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    with pytest.raises(DataError, match=r"deep.png has more than 8 bits"):
+        read_class_folders(str(write({"cat/deep.png": content}, tmp_path / "images")))
+
+
 def test_class_folders_behind_links_are_read_once(tmp_path):
     real = write(tree(), tmp_path / "real")
     linked = tmp_path / "linked"
@@ -129,6 +206,29 @@ def test_class_folders_behind_links_are_read_once(tmp_path):
         (linked / name).symlink_to(real / name)
     (real / "cat" / "loop").symlink_to(real)
     assert len(read_class_folders(str(linked))["train"]) == 20
+
+
+def test_a_class_behind_two_links_has_the_name_of_the_real_folder(tmp_path):
+    folder = write(tree(), tmp_path / "images")
+    for name in ("aaa", "kitty"):
+        (folder / name).symlink_to(folder / "cat")
+    images = read_collection(str(folder))
+    assert images.class_names == ("cat", "dog") and images.report.endswith(
+        "passed over 2 files (2 folders linked twice)"
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    folder, scandir = write(tree(), tmp_path / "images"), os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # as root may read everything
+    with pytest.raises(DataError, match=r"cannot read .*/images/dog: Permission denied"):
+        read_collection(str(folder))
 
 
 def test_a_pipe_is_refused(tmp_path):
@@ -143,6 +243,26 @@ def test_a_missing_or_empty_folder_is_an_absent_error(tmp_path):
         read_class_folders(str(tmp_path / "nowhere"))
     with pytest.raises(AbsentError, match="holds no images"):
         read_class_folders(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_whole_or_refused(tmp_path, mode):
+    """Wherever it is cut, and whichever byte is damaged."""
+    path = tmp_path / f"images.tar.{mode}"
+    with tarfile.open(path, f"w:{mode}") as archive:
+        for name, content in tree(3).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = path.read_bytes()
+    assert len(read_collection(str(path))) == 6
+    for cut in range(10, len(whole) - 1, 7):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DataError):
+            read_collection(str(path))
+        path.write_bytes(whole[:cut] + bytes([whole[cut] ^ 1]) + whole[cut + 1 :])
+        with contextlib.suppress(DataError):
+            assert len(read_collection(str(path))) == 6
 
 
 @pytest.mark.parametrize("name", ["archive.tar.xz", "archive.zip", "archive.tar"])
@@ -164,8 +284,8 @@ def test_train_and_test_need_the_same_size_and_classes(tmp_path):
 
 
 def test_an_archive_is_read_once_and_again_after_it_changed(tmp_path, monkeypatch):
-    reads, read_tree = [], load.read_tree
-    monkeypatch.setattr(load, "read_tree", lambda *arguments: reads.append(arguments) or read_tree(*arguments))
+    reads, collect = [], collection.collect_members
+    monkeypatch.setattr(collection, "collect_members", lambda *given: reads.append(given) or collect(*given))
     path = write(tree(4), tmp_path / "images.zip")
     first, second = (read_class_folders(str(path)) for _ in range(2))
     assert len(reads) == 1 and first["train"].digest() == second["train"].digest()

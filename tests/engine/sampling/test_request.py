@@ -29,6 +29,16 @@ def test_classes_are_given_by_name_or_number_or_all():
     assert parse_classes("none", NAMES) == [0, 1, 2]  # unconditional chains start from all classes
 
 
+def test_a_class_whose_name_is_a_number_or_has_a_comma():
+    assert parse_classes("4, 07", ("2", "4", "07")) == [1, 2]
+    for number in ("0", "1", "7"):
+        with pytest.raises(ConfigError, match=f"--class '{number}' is unknown"):
+            parse_classes(number, ("2", "4", "07"))
+    assert parse_classes("goose, grey", ("goose, grey", "owl")) == [0]
+    assert parse_classes('owl, "goose, grey"', ("goose, grey", "owl")) == [1, 0]
+    assert parse_classes("A\u0308ffchen", ("Äffchen", "owl")) == [0]
+
+
 @pytest.mark.parametrize("text", ["cot", "3", "-1", "", "cat,,dog"])
 def test_an_unknown_class_is_named(text):
     with pytest.raises(ConfigError, match="--class '.*' is unknown"):

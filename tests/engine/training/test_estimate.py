@@ -35,7 +35,7 @@ def test_each_further_attack_or_chain_step_costs_one_pass(fixed_times, pgd_steps
 
 def test_the_shape_of_a_published_data_set_is_known_before_it_is_downloaded():
     shape = DataShape.from_options(TrainConfig(dataset="cifar10", val_fraction=0.1, epochs=1.0))
-    assert shape == ((3, 32, 32), 10, 45_000, 5_000, 10_000)
+    assert shape == DataShape((3, 32, 32), classes=10, train=45_000, val=5_000, test=10_000)
     digits = DataShape.from_options(TrainConfig(dataset="digits", val_fraction=0.1, steps=1))
     assert digits.image_shape == (1, 8, 8) and digits.train + digits.val + digits.test == 1797
 

@@ -1,0 +1,203 @@
+"""Splits and classes from folders, tables and sidecars, as people lay them out."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import PurePosixPath
+
+import pytest
+
+from rjem_cli.engine.data.layout import find_layout, parse_split
+
+
+def layout(*names: str, **texts: str | bytes):
+    """The layout of image files; `texts` are files, with `__` for a slash and `_` before the suffix."""
+    files = {PurePosixPath(name.replace("__", "/")): text for name, text in texts.items()}
+    contents = {name: text.encode() if isinstance(text, str) else text for name, text in files.items()}
+    return find_layout([PurePosixPath(name) for name in names], contents)
+
+
+def table(content: str | bytes, name: str = "labels.csv", images: tuple[str, ...] = ("a.png", "b.png")):
+    content = content.encode() if isinstance(content, str) else content
+    return find_layout([PurePosixPath(image) for image in images], {PurePosixPath(name): content})
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "labels"),
+    [
+        (["cat/1.png", "dog/2.png"], ["train", "train"], ["cat", "dog"]),
+        (["photos/cat/1.png", "photos/dog/2.png"], ["train", "train"], ["cat", "dog"]),
+        (["bus/1.png", "car/1.png", "train/1.png"], ["train"] * 3, ["bus", "car", "train"]),
+        (
+            ["train/bus/1.png", "train/train/1.png", "test/train/1.png"],
+            ["train", "train", "test"],
+            ["bus", "train", "train"],
+        ),
+        (["training_set/cat/1.png", "test_set/cat/2.png"], ["train", "test"], ["cat", "cat"]),
+        (["set/Train/cat/1.png", "set/VAL/cat/2.png"], ["train", "val"], ["cat", "cat"]),
+        (["train/n01/images/1.png", "train/n02/images/1.png"], ["train", "train"], ["n01", "n02"]),
+        (
+            ["train/images/cat/1.png", "train/images/dog/1.png", "test/images/cat/2.png"],
+            ["train", "train", "test"],
+            ["cat", "dog", "cat"],
+        ),
+        (["cat/train/1.png", "cat/test/2.png", "dog/train/1.png"], ["train", "test", "train"], ["cat", "cat", "dog"]),
+        (["test/cat/1.png", "test/dog/1.png"], ["test", "test"], ["cat", "dog"]),
+    ],
+)
+def test_classes_and_splits_come_from_folders(names, splits, labels):
+    found = layout(*names)
+    assert (list(found.splits), list(found.labels), found.problem) == (splits, labels, "")
+
+
+def test_images_of_val_and_test_without_class_folders_have_no_class_and_are_counted():
+    found = layout("train/n01/images/1.png", "train/n02/images/2.png", "val/images/3.png", "test/4.png", "test/5.png")
+    assert found.labels == ("n01", "n02", None, None, None) and not found.problem
+    assert found.notes == ("images without a class: test 2, val 1",)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["1.png", "cat/2.png"], "1.png lies in no class folder"),
+        (["cat/1.png", "dog/new/2.png"], "cat/1.png and dog/new/2.png lie at different depths"),
+        (["train/1.png", "test/2.png"], "train/1.png lies in no class folder"),
+        (["a/cat/1.png", "a/dog/1.png", "b/cat/1.png", "b/dog/1.png"], "a and b both contain cat and dog"),
+        (["extra/cat/1.png", "extra/dog/1.png", "train/cat/1.png", "train/dog/1.png"], "extra and train both contain"),
+        (["00000/img00000000.png", "00001/img00001000.png"], "the numbered folders are no classes"),
+        (["train/cat.0.jpg", "test1/1.jpg"], "lies in no class folder"),
+        (["x/train/good/1.png", "x/test/bad/1.png", "x/truth/bad/1.png"], "test and train look like splits"),
+    ],
+)
+def test_folders_that_could_be_read_in_two_ways_give_no_classes_and_an_example(names, problem):
+    found = layout(*names)
+    assert problem in found.problem and found.problem.endswith("give class folders, such as cats/1.png dogs/1.png")
+    assert set(found.labels) == {None}
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "Training", "train_set", "trainset", "training-data", "images_train", "train2017", "trainA"]
+)
+def test_the_names_of_splits_are_understood(name):
+    assert parse_split(name) == "train" and parse_split(f"{name}_cats") == ""
+
+
+@pytest.mark.parametrize("name", ["trains", "data", "cat", "validator", "train_cat", "images", ""])
+def test_other_names_are_no_splits(name):
+    assert parse_split(name) == ""
+
+
+CSV = "file,class\na.png,cat\nb.png,Äffchen\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CSV,
+        codecs.BOM_UTF8 + CSV.encode(),
+        CSV.encode("utf-16"),
+        CSV.encode("cp1252"),
+        CSV.replace("\n", "\r\n"),
+        CSV.replace(",", ";"),
+        CSV.replace(",", "\t"),
+        "sep=;\n" + CSV.replace(",", ";"),
+        CSV.replace("a.png", '"a.png"').replace("cat", '"cat"'),
+        CSV.replace("file,class", "File , Class"),
+        CSV.replace("file,class", "image_id,label").replace(".png", ""),
+        CSV.replace("a.png", ".\\a.png"),
+        CSV.replace("Ä", "A\u0308"),
+        CSV + ",\n\n",
+    ],
+)
+def test_a_table_is_read_as_spreadsheets_save_it(content):
+    found = table(content)
+    assert found.labels == ("cat", "Äffchen") and not found.notes and not found.problem
+
+
+def test_the_table_of_rjem_names_classes_and_its_samples_without_a_class_have_none():
+    assert table("file,label,class,seed\na.png,0,cat,0\nb.png,1,dog,1\n").labels == ("cat", "dog")
+    assert table("file,label,class,seed\na.png,-1,none,0\nb.png,-1,none,1\n").labels == (None, None)
+    assert table("file,label,class\na.png,-1,cat\nb.png,1,dog\n").labels == ("cat", "dog")  # another program's
+    assert table("file,label\na.png,-1\nb.png,1\n").labels == ("-1", "1")
+
+
+def test_a_table_that_cannot_be_used_is_named():
+    assert table("x,y\n1,2\n").notes == ("labels.csv gives no classes: it needs a column `file` and a column `class`",)
+    found = table("file,class\na.png,cat\nb.png,dog\nc.png,dog\nd.png,cat\n")
+    assert found.notes == ("2 files of labels.csv are missing, such as c.png",) and found.labels == ("cat", "dog")
+    for rows in ("a.png,cat\n", "a.png,cat\nb.png\n"):  # the second is cut off
+        assert table(f"file,class\n{rows}").problem == "b.png has no class, but other images have one"
+    found = table("file,class\nx.png,cat\n", images=("images/a.png", "images/b.png"))
+    assert "1 files of labels.csv are missing, such as x.png" in found.problem
+
+
+def test_an_image_with_two_classes_is_named():
+    found = table("file,class\na.png,cat\nb.png,dog\na.png,dog\n")
+    assert found.problem == "a.png has two classes in labels.csv, cat and dog"
+
+
+def test_a_table_of_some_images_is_noted():
+    images = ("cat/a.png", "cat/b.png", "dog/a.png")
+    found = table("file,class\na.png,zebra\n", "cat/labels.csv", images)
+    assert found.labels == ("zebra", "cat", "dog") and found.notes == ("1 of 3 images have their class from a table",)
+
+
+@pytest.mark.parametrize("name", ["c\x0bat", "d\u2028og", "cat\nbig", "a/b", "../x", "test"])
+def test_a_class_is_called_as_the_table_says(name):
+    assert table(f'file,class\na.png,"{name}"\nb.png,owl\n').labels == (name, "owl")
+
+
+def test_a_table_in_a_split_folder_gives_the_split():
+    found = table("file,class\na.png,cat\n", "test/labels.csv", ("test/a.png", "train/cat/b.png"))
+    assert found.splits == ("test", "train") and found.labels == ("cat", "cat") and found.has_splits
+
+
+def test_tiny_imagenets_annotations_are_read():
+    names = ("train/n01/images/a.png", "train/n02/images/b.png", "val/images/v.png")
+    found = table("v.png\tn02\t0\t0\t31\t31\n", "val/val_annotations.txt", names)
+    assert found.labels == ("n01", "n02", "n02") and found.splits == ("train", "train", "val")
+
+
+def test_a_table_finds_images_by_their_name_alone_and_in_any_case():
+    images = ("images/A.JPG", "images/b.png")
+    assert table("file,class\na.jpg,cat\nC:\\me\\b.png,dog\n", images=images).labels == ("cat", "dog")
+    images = ("x/a.png", "y/a.png")
+    assert table("file,class\na.png,cat\n", images=images).labels == ("x", "y")  # which of the two is unknown
+
+
+def test_images_that_only_lack_a_class_in_test_are_no_training_class():
+    found = table(
+        "file,class\na.png,cat\nb.png,dog\n", "train/metadata.csv", ("train/a.png", "train/b.png", "test/c.png")
+    )
+    assert found.labels == ("cat", "dog", None) and found.splits == ("train", "train", "test") and not found.problem
+    assert "images without a class: test 1" in found.notes
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt"])
+def test_class_folders_come_before_descriptions(suffix):
+    text = '{"category": "reddit"}' if suffix == "json" else "a photo"
+    names = [PurePosixPath(f"{name}/{i}.png") for name in ("cat", "dog") for i in range(3)]
+    texts = {name.with_suffix(f".{suffix}"): text.encode() for name in names}
+    assert find_layout(names, texts).labels == ("cat",) * 3 + ("dog",) * 3
+
+
+def test_thousands_of_classes_are_arranged_at_once():
+    names = [PurePosixPath(f"{label}/{i}.png") for label in range(10_000) for i in range(2)]
+    assert len(set(find_layout(names, {}).labels)) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "labels"),
+    [
+        (["0.png", "1.png"], {"0.cls": "3", "1.cls": "12\n"}, (3, 12)),
+        (["0.png", "1.png"], {"0.cls": "cat", "1.cls": "3"}, ("cat", "3")),
+        (["0.input.png", "1.input.png"], {"0.cls": "3", "1.cls": "1"}, (3, 1)),
+        (["a.v2.png", "a.v3.png"], {"a.v2.cls": "1", "a.v3.cls": "2"}, (1, 2)),
+        ([f"{i}.png" for i in range(4)], {f"{i}.txt": "cat dog".split()[i % 2] for i in range(4)}, ("cat", "dog") * 2),
+        ([f"{i}.png" for i in range(4)], {f"{i}.json": f'{{"label": {i % 2}}}' for i in range(4)}, (0, 1, 0, 1)),
+        ([f"{i}.png" for i in range(4)], {f"{i}.txt": f"a photo of {i}" for i in range(4)}, (None,) * 4),
+    ],
+)
+def test_sidecars_of_webdataset_give_classes(images, texts, labels):
+    contents = {PurePosixPath(name): text.encode() for name, text in texts.items()}
+    assert find_layout([PurePosixPath(name) for name in images], contents).labels == labels
