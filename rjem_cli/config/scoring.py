@@ -113,6 +113,9 @@ class EvalConfig(SampleScoreOptions, CheckpointScoreOptions, common.DeviceOption
         le=common.LARGEST_BATCH,
     )
     save: str | None = option(None, "Folder for eval.json and the figures")
+    save_stats: str | None = option(
+        None, "Compute no scores; write mu and sigma of the images' features to this .npz, for --reference"
+    )
     overwrite: bool = option(False, "Replace the results of an earlier call in that folder")
     results: str | None = option(None, "File for one line of JSON per call (default: results.jsonl in RJEM_HOME)")
     require: str | None = option(

@@ -98,6 +98,40 @@ def test_scores_equal_those_of_torch_fidelity_with_images_and_with_statistics(rj
     assert asked.code == 1 and "the reference is statistics" in asked.error_line()
 
 
+def test_saved_statistics_give_the_same_distance_and_are_checked(rjem, inception_file, folders, tmp_path):
+    samples, real = folders
+    flags = ("--features", inception_file, "--allow-few")
+    saved = rjem("eval", real, "--save-stats", tmp_path / "real.npz", *flags)
+    assert saved.code == 0 and saved.out.strip() == str(tmp_path / "real.npz"), saved.err
+    with np.load(tmp_path / "real.npz") as arrays:  # as pytorch-fid reads it
+        assert arrays["mu"].shape == (2048,) and arrays["sigma"].shape == (2048, 2048)
+        assert json.loads(str(arrays["protocol"]))["images"]["count"] == len(read_collection(str(real)))
+    metrics = ("--metrics", "fid", *flags)
+    by_images = evaluate(rjem, samples, "--reference", real, *metrics)
+    by_statistics = evaluate(rjem, samples, "--reference", tmp_path / "real.npz", *metrics)
+    assert by_statistics["fd_custom"] == pytest.approx(by_images["fd_custom"], rel=1e-6)
+    assert not any("does not say which network" in note for note in by_statistics["notes"])
+    other = write_random_inception(tmp_path / "other.pth", seed=1)
+    flags = ("--reference", tmp_path / "real.npz", "--metrics", "fid", "--features", other, "--allow-few")
+    refused = rjem("eval", samples, *flags)
+    assert refused.code == 1 and "was made with weights_sha256" in refused.error_line()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits:test", "--metrics", "fid"], "--metrics does not apply to --save-stats"),
+        (["digits:test", "--save-stats", "/proc/x.npz"], "/proc"),
+        (["digits:test", "--save-stats", "x.csv"], "--save-stats x.csv: give a name that ends in .npz"),
+        (["digits:test", "--features", "efficientnet-lite0", "--num", 99], "99 images are too few for 1280 features"),
+        (["cifar10-16"], "--save-stats applies to images only"),
+    ],
+)
+def test_statistics_that_cannot_be_saved(rjem, tmp_path, arguments, message):
+    outcome = rjem("eval", "--save-stats", tmp_path / "x.npz", *arguments)
+    assert outcome.code != 0 and message in outcome.error_line() and not (tmp_path / "x.npz").exists()
+
+
 def test_only_the_published_weights_make_an_fid(rjem, inception_file, folders, monkeypatch):
     flags = (
         folders[0],

@@ -8,10 +8,10 @@ import typer
 
 from rjem_cli import paths
 from rjem_cli.cli.eval_output import log_job, log_plan, show_checkpoint_scores, show_estimate, show_sample_scores
+from rjem_cli.cli.eval_subjects import resolve_subjects
 from rjem_cli.cli.options import CommandCall, with_options
 from rjem_cli.cli.stopping import stop_on_signals, stoppable
-from rjem_cli.config.scoring import CheckpointScoreOptions, EvalConfig, SampleScoreOptions
-from rjem_cli.errors import ConfigError
+from rjem_cli.config.scoring import EvalConfig
 
 SAMPLES_STOPPED = "stopped; features and the judge are cached; run the same command again to resume"
 CHECKPOINT_STOPPED = "stopped; run the same command again to start over"
@@ -44,36 +44,17 @@ def evaluate(call: CommandCall[EvalConfig], subjects: SubjectArgument = None) ->
 
       rjem generate my-run -n 10000 -o - | rjem eval - --reference cifar10:test
 
+      rjem eval photos/ --image-size 32 --save-stats photos.npz
+
       rjem eval my-run --eps 2/255,8/255 --ood noise,svhn --save scores/
     """
     config, samples, checkpoint = resolve_subjects(call, subjects or [])
-    if samples:
+    if config.save_stats:
+        save_image_statistics(call, config, samples)
+    elif samples:
         evaluate_samples(call, config, samples)
     else:
         evaluate_checkpoint(call, config, checkpoint)
-
-
-def resolve_subjects(call: CommandCall[EvalConfig], subjects: list[str]) -> tuple[EvalConfig, list[str], Path | None]:
-    """(config, locations of samples, checkpoint): samples or a checkpoint, or with --model neither. Raises ConfigError
-    or AbsentError."""
-    config = call.resolve()
-    if config.model is not None:
-        call.reject(SampleScoreOptions, f"applies to samples only, but {config.model} is a network")
-        return config, [], call.find_network(config, subjects[0] if subjects else None)
-    if not subjects:
-        raise ConfigError("nothing to score; give samples, a checkpoint or a run (see --help)")
-    checkpoints = {subject: paths.find_checkpoint_or_images(subject) for subject in subjects}
-    if len(checkpoints) < len(subjects):
-        raise ConfigError(f"{max(subjects, key=subjects.count)} is given twice; give each part once")
-    named = [subject for subject, path in checkpoints.items() if path]
-    if named and len(subjects) > 1:
-        raise ConfigError(f"{named[0]} is a checkpoint; give one checkpoint, or parts of one set (see rjem compare)")
-    if named:
-        call.reject(SampleScoreOptions, f"applies to samples only, but {subjects[0]} is a checkpoint")
-        return config, [], checkpoints[subjects[0]]
-    reason = f"applies to checkpoints only, but {subjects[0]} holds samples"
-    call.reject(CheckpointScoreOptions, reason, allowed=("image_size",))
-    return config, subjects, None
 
 
 def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
@@ -98,6 +79,21 @@ def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, location
         show = partial(show_sample_scores, document, result.scores, console)
         writer.write(document, samples.draw_figures(job, result), show)
     results.check_requirements(plan.requirements, result.scores)
+
+
+def save_image_statistics(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
+    from rjem_cli.engine.metrics.saved_statistics import read_subject, save_statistics
+
+    console, path = call.console, paths.expand(str(config.save_stats))
+    reference = read_subject(config, locations, console.binary_input)
+    if reference.images is not None:
+        console.log(reference.images.report)
+    with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
+        protocol = save_statistics(config, reference, path, console.warn, stoppable(bar, stop, SAMPLES_STOPPED))
+    if call.as_json:
+        console.document({"statistics": str(path.absolute()), "protocol": protocol})
+    else:
+        console.result(str(path.absolute()))
 
 
 def evaluate_checkpoint(call: CommandCall[EvalConfig], config: EvalConfig, path: Path | None) -> None:

@@ -136,6 +136,17 @@ def check_fits(choice: FeatureChoice, samples: ImageCollection, reference: Refer
         raise ConfigError(f"--features {choice.kind} is from the run that made these samples; use another judge")
 
 
+def check_same_features(reference: Reference, extractor: Extractor) -> None:
+    """Raises DataError for statistics whose protocol names other features than the extractor's."""
+    saved = reference.statistics.features if reference.statistics else {}
+    for key in ("network", "weights_sha256", "resize"):
+        if saved and saved.get(key) != extractor.identity[key]:
+            raise DataError(
+                f"{reference.name} was made with {key} {saved.get(key)}, but the features of the samples have "
+                f"{extractor.identity[key]}; use the same --features"
+            )
+
+
 def load_extractor(
     choice: FeatureChoice, reference: Reference, runtime: Runtime, on_progress: OnProgress = noop
 ) -> Extractor:

@@ -22,6 +22,7 @@ from rjem_cli.engine.metrics.eval_inputs import EvalContext, EvalInputs
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE, INCEPTION, Extractor, Features
 from rjem_cli.engine.metrics.feature_choice import (
     check_features,
+    check_same_features,
     choose_features,
     describe_features,
     find_replacement,
@@ -104,13 +105,10 @@ def read_samples(
             images = read_reference(location, "standard", image_size=image_size).images
             assert images is not None
             parts.append(images)
+        elif location == STREAM:
+            parts.append(read_stream(stdin(), "standard input", image_size))
         else:
-            is_stream = location == STREAM
-            parts.append(
-                read_stream(stdin(), "standard input", image_size)
-                if is_stream
-                else read_collection(location, image_size)
-            )
+            parts.append(read_collection(location, image_size))
     return merge_collections(parts)
 
 
@@ -178,6 +176,7 @@ def prepare_evaluation(plan: EvalPlan, log: Log = noop, on_progress: OnProgress 
         plan = plan_replacement(plan, error)
         log(f"features by {plan.inputs.choice.kind} ({plan.inputs.choice.reason})")
         extractor = load_extractor(plan.inputs.choice, plan.inputs.reference, plan.inputs.runtime, on_progress)
+    check_same_features(plan.inputs.reference, extractor)
     samples, real = plan.inputs.samples, plan.inputs.reference.images
     chunks = split_chunks(samples.pixels, extractor, samples.name)
     real_chunks = [] if real is None else split_chunks(real.pixels, extractor, real.name)
@@ -313,10 +312,10 @@ def list_frechet_notes(inputs: EvalInputs) -> list[str]:
         notes.append(f"a Frechet distance falls as samples grow in number, by about c/N: compare at {count} samples")
     if inputs.config.protocol == "standard" and count != STANDARD_COUNT and not inputs.choice.suffix:
         notes.append(f"published FIDs use {STANDARD_COUNT} samples, this one uses {count}")
-    if inputs.reference.statistics is not None:
+    if inputs.reference.statistics is not None and not inputs.reference.statistics.features:
         notes.append("the statistics file does not say which network and resize it was made with")
-        if inputs.real_count is not None:
-            notes.append(f"FID uses the file's mu and sigma, other scores its {inputs.real_count} images")
+    if inputs.reference.statistics is not None and inputs.real_count is not None:
+        notes.append(f"FID uses the file's mu and sigma, other scores its {inputs.real_count} images")
     return notes
 
 
