@@ -56,6 +56,20 @@ def shifted():
     import other  # in the same folder
     return other.Shifted()
 
+class Random(Small):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5, training=True)
+
+def random():
+    return Random()
+
+class Together(Small):
+    def forward(self, x):
+        return super().forward(x - x.mean(dim=0))
+
+def together():
+    return Together()
+
 class Careless(Small):
     def forward(self, x):
         print("hello")
@@ -197,6 +211,18 @@ def test_networks_with_unusual_weights_are_attacked_and_scored(rjem, name):
     for command in ("attack", "eval"):
         outcome = rjem(command, "--model", f"mine:{name}", *SHORT_ATTACK)
         assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("name", "note"), [("random", "output is random"), ("together", "depends on its batch"), ("small", None)]
+)
+def test_random_outputs_and_those_that_depend_on_the_batch_are_noted(rjem, name, note):
+    flags = ("--model", f"mine:{name}", *DATA, "--limit", 20, "--eps", "0.1", "--steps", 1)
+    outcome = rjem("attack", *flags)
+    assert outcome.code == 0 and outcome.err.count("note: the network's output") == bool(note)
+    document = json.loads(rjem("attack", *flags, "--json").out)
+    notes = [json.loads(rjem("eval", *flags, "--samples", 0, "--json").out)["notes"], document["protocol"]["notes"]]
+    assert all(any(note in each for each in found) if note else not found for found in notes)
 
 
 def test_a_network_without_half_precision_kernels_is_attacked_in_bf16(rjem):

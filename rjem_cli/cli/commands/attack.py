@@ -65,6 +65,8 @@ def attack(call: CommandCall[AttackConfig], checkpoint: CheckpointArgument = Non
 def announce(job: AttackJob, console: Console) -> None:
     """Log the checkpoint, the device, the images and the attack."""
     console.log(describe_checkpoint(job.model.checkpoint))
+    for note in job.model.checkpoint.notes:
+        console.note(note)
     console.log(f"device: {job.model.runtime.describe()}")
     if job.report:
         console.log(job.report)

@@ -169,6 +169,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "indices": dataset.indices.tolist(),
         "targets": None if dataset.targets is None else dataset.targets.tolist(),
         "device": job.model.runtime.describe(),
+        "notes": list(checkpoint.notes),
     }
 
 

@@ -186,7 +186,7 @@ def prepare_sampling(config: EvalConfig, model: Model) -> tuple[SampleJob | None
 def evaluate_classifier(job: ClassifierJob, on_progress: OnProgress = noop) -> ClassifierScores:
     """Compute the outputs for all kinds of images, attack the test images, and score; `on_progress` may raise to stop.
     Raises DataError for a score that is not finite."""
-    images, labels, notes = job.test.images, job.test.images.labels, list(job.notes)
+    images, labels, notes = job.test.images, job.test.images.labels, [*job.model.checkpoint.notes, *job.notes]
     outputs = {TEST: job.compute_outputs(TEST, to_model(images.pixels), on_progress)}
     confidence, predictions = outputs[TEST].logits.softmax(dim=1).max(dim=1)
     correct = predictions == labels

@@ -118,7 +118,7 @@ def is_sha256(value: Any) -> bool:
 class Checkpoint:
     """A network in eval mode and what is known about it. `sha256` identifies the network. `is_custom`
     means that it is the user's own network: `path` is then the value of --model. `prior` is None for a custom network
-    and for a judge."""
+    and for a judge. `notes`: what makes its scores unreliable."""
 
     path: Path
     model: nn.Module
@@ -126,6 +126,7 @@ class Checkpoint:
     sha256: str
     prior: ClassGaussianPrior | None = None
     is_custom: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def strip_paths(config: TrainConfig) -> TrainConfig:

@@ -63,7 +63,8 @@ def load_custom_model(name: str, options: NetworkOptions, device: torch.device) 
     )
     check_logits(name, model, info, device)
     model.requires_grad_(False)
-    return Checkpoint(Path(name), model, info, fingerprint(name, model, info, device), is_custom=True)
+    sha256, notes = fingerprint(name, model, info, device), find_irregularities(model, info, device)
+    return Checkpoint(Path(name), model, info, sha256, is_custom=True, notes=notes)
 
 
 def build_network(name: str) -> nn.Module:
@@ -131,11 +132,30 @@ def check_logits(name: str, model: nn.Module, info: CheckpointInfo, device: torc
         )
 
 
+def probe_images(info: CheckpointInfo, device: torch.device) -> Tensor:
+    """A few fixed images of noise in [-1, 1]."""
+    return (2 * torch.rand(PROBES, *info.image_shape, generator=torch.Generator().manual_seed(0)) - 1).to(device)
+
+
+def find_irregularities(model: nn.Module, info: CheckpointInfo, device: torch.device) -> tuple[str, ...]:
+    """What makes scores of this network unreliable: a random output, or one for an image that depends on the other
+    images of its batch."""
+    x = probe_images(info, device)
+    with torch.no_grad():
+        first, second = model(x), model(x)
+        parts = torch.cat([model(part) for part in x.split(PROBES // 2)])
+    tolerance = 1e-3 * first.abs().max()
+    if (first - second).abs().max() > tolerance:
+        return ("the network's output is random, so scores and the success of attacks depend on chance",)
+    if (first - parts).abs().max() > tolerance:
+        return ("the network's output for an image depends on its batch, so scores depend on --batch-size",)
+    return ()
+
+
 def fingerprint(name: str, model: nn.Module, info: CheckpointInfo, device: torch.device) -> str:
     """sha256 of the name, the tensors, and the logits of fixed images: code may change while weights do not."""
-    x = 2 * torch.rand(PROBES, *info.image_shape, generator=torch.Generator().manual_seed(0)) - 1
     with torch.no_grad():
-        logits = model(x.to(device)).flatten().tolist()
+        logits = model(probe_images(info, device)).flatten().tolist()
     tensors = dict(flatten_tensors("", model.state_dict()))
     return digest(tensors, {"name": name, "logits": [f"{value:.3g}" for value in logits]})  # without the last bits
 
