@@ -38,7 +38,9 @@ class AttackConfig(EvalDataOptions, common.RuntimeOptions):
         "random", "random: anywhere in the ball; image: the first restart from the image", choices=("random", "image")
     )
     iterate: str = option("best", "best: any iterate may succeed; last: only the last one", choices=("best", "last"))
-    target: str | None = option(None, "Attack every image towards this class")
+    target: str | None = option(
+        None, "Attack every image towards this class, or each towards its own: a file with one class per line"
+    )
     targeted: str | None = option(None, "random: attack each image towards a random wrong class", choices=("random",))
     standard: bool = option(False, "Run standard AutoAttack instead (needs the package pyautoattack)")
     batch_size: int = option(250, "Images per network pass", ge=1, le=common.LARGEST_BATCH)

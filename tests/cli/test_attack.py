@@ -145,13 +145,24 @@ def test_any_name_of_a_data_folder_can_be_the_title_of_the_figure(rjem, trained,
     assert (tmp_path / "out" / "curve.png").exists()
 
 
-def test_targeted_attacks_report_success_instead_of_robust_accuracy(rjem, trained):
+def test_targeted_attacks_report_success_instead_of_robust_accuracy(rjem, trained, tmp_path):
     one = json.loads(rjem("attack", "--target", "3", "--eps", 1, "--limit", 40, "--json").out)
     assert set(one["protocol"]["targets"]) == {3} and "robust_accuracy" not in one["results"][0]
     every = json.loads(
         rjem("attack", "--targeted", "random", "--eps", 1, "--limit", 40, "--loss", "margin", "--json").out
     )
     assert len(set(every["protocol"]["targets"])) > 3
+    wanted = [(index * 7) % 10 for index in range(one["protocol"]["of"])]
+    (tmp_path / "wanted.txt").write_text("\n".join(map(str, wanted)))
+    each = json.loads(rjem("attack", "--target", tmp_path / "wanted.txt", "--eps", 1, "--limit", 40, "--json").out)
+    assert each["protocol"]["targets"] == [wanted[index] for index in each["protocol"]["indices"]]
+    for lines, message in (
+        ("3\n4\n", "has 2 lines, but digits:test 359 images"),
+        ("3\ncat\n", "line 2 'cat' is unknown"),
+    ):
+        (tmp_path / "wanted.txt").write_text(lines)
+        outcome = rjem("attack", "--target", tmp_path / "wanted.txt")
+        assert outcome.code == 2 and message in outcome.error_line()
     table = rjem("attack", "--target", "3", "--eps", 1, "--limit", 40)
     assert table.code == 0 and table.out.startswith("eps\tsuccess") and "images attacked" in table.err
 

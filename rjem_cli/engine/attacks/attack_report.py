@@ -24,11 +24,18 @@ from rjem_cli.engine.attacks.autoattack import autoattack_dataset, check_autoatt
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
-from rjem_cli.engine.data.images import parse_class, to_model, to_pixels
+from rjem_cli.engine.data.images import to_model, to_pixels
 from rjem_cli.engine.data.png import contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import epsilon_curve
 from rjem_cli.engine.inference import Model
-from rjem_cli.engine.models.eval_images import AttackDataset, load_eval_images, random_targets, resolve_radii
+from rjem_cli.engine.models.eval_images import (
+    AttackDataset,
+    load_eval_images,
+    random_targets,
+    read_target,
+    resolve_radii,
+    select_targets,
+)
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
 from rjem_cli.files import csv_text, empty_output_folder, make_dir, write_atomically, write_json
@@ -76,11 +83,15 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
     info, class_count = model.info, len(model.class_names)
     if config.standard:
         check_autoattack(class_count)
-    target = None if config.target is None else parse_class(config.target, info.class_names, "--target")
+    aim = None if config.target is None else read_target(config.target, info.class_names)
     norm, radii = resolve_radii(config, info)
     test = load_eval_images(config, info)
-    targets = None if target is None else torch.full_like(test.images.labels, target)
-    if config.targeted:
+    targets = None
+    if isinstance(aim, int):
+        targets = torch.full_like(test.images.labels, aim)
+    elif aim is not None:
+        targets = select_targets(aim, test, str(config.target))
+    elif config.targeted:
         targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
     plan = robustness.AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(

@@ -1,5 +1,6 @@
 """The images that a checkpoint is tested on and attacked with, and the radii of the attacks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,11 +10,12 @@ from rjem_cli.config.common import check_radius
 from rjem_cli.config.scoring import EvalDataOptions
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data.collection import suggest_size
-from rjem_cli.engine.data.images import ImageSet, spread_indices
+from rjem_cli.engine.data.images import ImageSet, parse_class, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.noise import TARGET_STREAM, uniform
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
+from rjem_cli.paths import expand
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,32 @@ def resolve_radii(options: EvalDataOptions, info: CheckpointInfo) -> tuple[str, 
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
     check_radius("--eps", max(radii), norm)
     return norm, tuple(sorted(set(radii)))
+
+
+def read_target(text: str, class_names: tuple[str, ...]) -> int | list[int]:
+    """The class that `text` names, or of a file the class in each of its lines. Raises ConfigError, or DataError for a
+    file that cannot be read."""
+    path = expand(text)
+    if text in class_names or not path.is_file():
+        return parse_class(text, class_names, "--target")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"cannot read --target {text}: {error}") from None
+    return [
+        parse_class(line.strip(), class_names, f"--target {text}: line {number}")
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def select_targets(aims: Sequence[int], test: EvalImages, name: str) -> Tensor:
+    """The wanted classes of the selected images, int64 (N,), from those of all images in their order (by file name).
+    Raises ConfigError for another number of them."""
+    if len(aims) != test.total:
+        raise ConfigError(
+            f"--target {name} has {len(aims)} lines, but {test.source} {test.total} images; give one class per image"
+        )
+    return torch.tensor(aims)[test.indices]
 
 
 def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: int) -> Tensor:
