@@ -33,6 +33,15 @@ SYSTEM_FOLDERS = set(
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 # Figures that rjem writes beside samples, chains and attacked images, and what else it writes there
 FIGURE_NAMES = set("grid.png film.png chains.gif energies.png curve.png examples.png nearest.png classes.png".split())
+FOREIGN_ARCHIVES = {
+    b"Rar!": "a .rar file",
+    b"7z\xbc\xaf": "a .7z file",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\x04\x22\x4d\x18": "compressed with lz4",
+    b"PAR1": "a parquet file",
+    b"version https://git-lfs": "a pointer of Git LFS",
+}
+SIGNATURE_BYTES = 32
 MAX_FILE_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16
 STREAM_ERRORS = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
@@ -134,7 +143,15 @@ def read_members(path: Path, selection: Selection) -> Iterator[Member]:
                         yield str(name), archive.read(info)
         else:
             with path.open("rb") as stream:
+                check_not_foreign(location, stream.peek(SIGNATURE_BYTES))
                 yield from read_tar_members(stream, location, selection)
+
+
+def check_not_foreign(location: str, head: bytes) -> None:
+    """Raises DataError for an archive of a kind that is not read."""
+    for signature, kind in FOREIGN_ARCHIVES.items():
+        if head.startswith(signature):
+            raise DataError(f"{location} is {kind}, which rjem does not read; unpack it first")
 
 
 def zip_name(info: zipfile.ZipInfo, selection: Selection) -> str:
@@ -221,7 +238,9 @@ def archive_errors(location: str) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         if "encrypted" in reason:
             raise DataError(f"{location} is encrypted; unpack it first") from None
-        raise DataError(f"cannot read {location} as .zip, .tar or .tar.xz ({reason}); is it complete?") from None
+        raise DataError(
+            f"cannot read {location} as .zip, .tar or .tar.xz ({reason}); is it one, and complete?"
+        ) from None
     except OSError as error:
         raise DataError(f"cannot read {error.filename or location}: {error.strerror or error}") from None
 

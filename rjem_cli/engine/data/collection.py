@@ -256,7 +256,11 @@ def collect_members(
         rjem_folders.update(path.parent for path in texts if path.name in RJEM_FILES)
         yield from (figure for figure in figures if PurePosixPath(figure[0]).parent not in rjem_folders)
 
-    decoded = decode_images(images(), location, HINT, image_size)
+    try:
+        decoded = decode_images(images(), location, HINT, image_size)
+    except AbsentError as error:
+        kinds = describe_kinds(selection.skipped + Counter(text.suffix for text in texts))
+        raise AbsentError(f"{error} (found: {kinds})" if kinds else str(error)) from None
     names = [PurePosixPath(name) for name in decoded.names]
     layout = find_layout(names, texts)
     meta_name = find_unique(texts, META_NAMES)
@@ -283,11 +287,15 @@ def describe_reading(location: str, layout: Layout, skipped: Counter[str], anima
         parts += [f"{split or 'train'} {layout.splits.count(split)}" for split in sorted(set(layout.splits))]
     sentences = [f"read {location}: {', '.join(parts)}"]
     if total := skipped.total():
-        kinds = ", ".join(f"{number} {kind}" for kind, number in skipped.most_common() if number)
-        sentences.append(f"passed over {total} file{'s' * (total != 1)} ({kinds})")
+        sentences.append(f"passed over {total} file{'s' * (total != 1)} ({describe_kinds(skipped)})")
     if animations:
         sentences.append(f"read the first image of {animations} file{'s' * (animations != 1)} with several")
     return "; ".join([*sentences, *layout.notes])
+
+
+def describe_kinds(skipped: Counter[str]) -> str:
+    """`2 .txt, 1 .json`."""
+    return ", ".join(f"{number} {kind}" for kind, number in skipped.most_common() if number)
 
 
 def find_unique(paths: Iterable[PurePosixPath], names: set[str]) -> PurePosixPath | None:

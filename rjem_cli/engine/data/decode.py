@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rjem_cli.engine.data.archives import Member
@@ -29,6 +29,7 @@ from rjem_cli.errors import AbsentError, DataError
 FORMATS = "AVIF BMP DDS DIB GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TGA TIFF WEBP".split()
 WITHOUT_SIGNATURE = {"DIB", "ICO", "PCX", "TGA"}  # or with one so short that other files have it, too
 SIGNATURE_BYTES = 16
+HEIC_SIGNATURES = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"}
 GREY_MODES = {"1", "L", "LA", "La"}
 BACKGROUND = (255, 255, 255, 255)  # white
 MAX_IMAGE_PIXELS = 4096 * 4096
@@ -134,6 +135,10 @@ def decode_image(content: bytes, name: str, image_size: int | None = None) -> De
             return Decoded(array, has_more_frames)
     except DataError:
         raise
+    except UnidentifiedImageError:
+        if content[4:12] in HEIC_SIGNATURES:
+            raise DataError(f"{name} is HEIC, whatever its suffix says; convert it to JPEG or PNG") from None
+        raise DataError(f"{name} is corrupt or not an image; remove or replace it") from None
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         reason = str(error).split(" <")[0] or type(error).__name__
         raise DataError(f"{name} is corrupt or not an image ({reason}); remove or replace it") from None

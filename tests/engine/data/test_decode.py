@@ -14,7 +14,7 @@ from torchvision.io import decode_image as decode_with_torchvision
 
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.decode import decode_image, has_signature
-from rjem_cli.errors import DataError
+from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import png, write
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -104,6 +104,14 @@ def test_jpegs_by_any_name_and_images_without_a_suffix_are_read(tmp_path):
     collection = read_collection(str(write(files, tmp_path / "set.zip")))
     assert len(collection) == 5 and collection.class_names == ("cat", "dog")
     assert collection.report.endswith("passed over 6 files (4 hidden or of the system, 1 .idx, 1 without a suffix)")
+
+
+def test_heic_is_named(tmp_path):
+    content = b"\0\0\0\x18ftypheic" + bytes(40)
+    with pytest.raises(DataError, match=r"a.jpg is HEIC, whatever its suffix says; convert it"):
+        read_collection(str(write({"a.jpg": content}, tmp_path / "x")))
+    with pytest.raises(AbsentError, match=r"holds no images; .* \(found: 2 .heic, 1 .txt\)"):
+        read_collection(str(write({"a.heic": content, "b.HEIC": content, "c.txt": b"x"}, tmp_path / "y")))
 
 
 def test_animations_are_counted(tmp_path):

@@ -141,6 +141,16 @@ def test_one_class_whatever_bytes_spell_its_name(tmp_path, target):
     assert sorted(images.class_names) == ["dog", "Äffchen"] and images.labels.bincount().sum() == 3
 
 
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [(b"Rar!\x1a\7", "a .rar file"), (b"7z\xbc\xaf\x27\x1c", "a .7z file"), (b"\x28\xb5\x2f\xfd", "zstd")],
+)
+def test_other_archives_are_named(tmp_path, head, kind):
+    (tmp_path / "x.tar").write_bytes(head + bytes(600))
+    with pytest.raises(DataError, match=f"{kind}, which rjem does not read; unpack it first"):
+        read_collection(str(tmp_path / "x.tar"))
+
+
 def test_a_zip_that_does_not_say_that_its_names_are_utf8(tmp_path):
     path = write({"Äffchen/1.png": png(1), "dog/1.png": png(2)}, tmp_path / "images.zip")
     content, flag = path.read_bytes(), (0x800).to_bytes(2, "little")
