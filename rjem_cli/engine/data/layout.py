@@ -240,7 +240,7 @@ def read_tables(names: Sequence[PurePosixPath], texts: Texts) -> Found:
         if not rows:
             notes.append(f"{table} gives no classes: it needs a column `file` and a column `class`")
         elif absent:
-            notes.append(f"{len(absent)} files of {table} are missing, such as {absent[0]}")
+            notes.append(f"missing files of {table}: {len(absent)}, such as {absent[0]}")
     if labels and len(labels) < len(names):
         notes.append(f"{len(labels)} of {len(names)} images have their class from a table")
     return Found(labels, used, tuple(notes), *problems[:1])

@@ -138,7 +138,7 @@ def find_overlaps(splits: Splits) -> list[str]:
         name: sum(digest in known for digest in hash_images(part.pixels))
         for name, part in (("val", splits.val), ("test", splits.test))
     }
-    return [f"{count} of the {name} images are training images, too" for name, count in counts.items() if count]
+    return [f"training images that are also in {name}: {count}" for name, count in counts.items() if count]
 
 
 def check_compatible(train: ImageSet, test: ImageSet, train_name: str, test_name: str) -> None:

@@ -124,11 +124,11 @@ def test_the_table_of_rjem_names_classes_and_its_samples_without_a_class_have_no
 def test_a_table_that_cannot_be_used_is_named():
     assert table("x,y\n1,2\n").notes == ("labels.csv gives no classes: it needs a column `file` and a column `class`",)
     found = table("file,class\na.png,cat\nb.png,dog\nc.png,dog\nd.png,cat\n")
-    assert found.notes == ("2 files of labels.csv are missing, such as c.png",) and found.labels == ("cat", "dog")
+    assert found.notes == ("missing files of labels.csv: 2, such as c.png",) and found.labels == ("cat", "dog")
     for rows in ("a.png,cat\n", "a.png,cat\nb.png\n"):  # the second is cut off
         assert table(f"file,class\n{rows}").problem == "b.png has no class, but other images have one"
     found = table("file,class\nx.png,cat\n", images=("images/a.png", "images/b.png"))
-    assert "1 files of labels.csv are missing, such as x.png" in found.problem
+    assert "missing files of labels.csv: 1, such as x.png" in found.problem
 
 
 def test_an_image_with_two_classes_is_named():

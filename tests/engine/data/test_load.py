@@ -113,7 +113,7 @@ def test_images_in_training_and_test_are_counted(tmp_path):
     test = {**{f"cat/{i}.png": png(i) for i in range(3)}, "dog/1.png": png(199)}
     paths = write(tree(), tmp_path / "a.zip"), write(test, tmp_path / "b.zip")
     splits = load_splits(DataOptions(data=str(paths[0]), test_data=str(paths[1]), val_fraction=0))
-    assert splits.report.endswith("3 of the test images are training images, too")
+    assert splits.report.endswith("training images that are also in test: 3")
     assert "training images" not in load_splits(DataOptions(data=str(paths[0]))).report
 
 
