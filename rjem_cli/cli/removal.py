@@ -20,8 +20,8 @@ def remove_entries(
     entries: Sequence[Entry], show: Callable[[], None], console: Console, *, ask: bool = False, dry_run: bool = False
 ) -> None:
     """Remove each entry, after a question if `ask`; a dry run only shows them. Raises RjemError for a pretrained model
-    (nothing is removed), if the user refuses, or if some cannot be removed, once the others are; ConfigError if there
-    is no terminal to ask on."""
+    (nothing is removed), if the user refuses, or if some cannot be removed, once the others are; ConfigError without a
+    terminal to ask on."""
     for entry in entries:
         check_removable(entry)
     if ask and not dry_run:

@@ -86,8 +86,9 @@ def show(name: Annotated[str, NAME], as_json: AsJson = False) -> None:
     console.table(run.name, ("what", "value"), rows)
     if run.card:
         console.table("Model card", ("what", "value"), [(key, str(value)) for key, value in run.card.items()])
-    names = [str(path.relative_to(run.path)) for path in run.checkpoints]
-    cells = [(name, str(step), *usage_cells(usage, console)) for name, (_, step, usage) in zip(names, checkpoints)]
+    cells = [
+        (str(path.relative_to(run.path)), str(step), *usage_cells(usage, console)) for path, step, usage in checkpoints
+    ]
     console.table("Checkpoints", ("checkpoint", "step", "size", "changed"), cells)
 
 

@@ -31,7 +31,7 @@ SYSTEM_FOLDERS = set(
     "lost.dir".split()
 ) | {"system volume information", "network trash folder"}
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-# Figures that rjem writes beside samples, chains and attacked images, and what else it writes there
+# Figures that rjem writes beside samples, chains and attacked images
 FIGURE_NAMES = set("grid.png film.png chains.gif energies.png curve.png examples.png nearest.png classes.png".split())
 FOREIGN_ARCHIVES = {
     b"Rar!": "a .rar file",
@@ -41,7 +41,7 @@ FOREIGN_ARCHIVES = {
     b"PAR1": "a parquet file",
     b"version https://git-lfs": "a pointer of Git LFS",
 }
-SIGNATURE_BYTES = 32
+LONGEST_SIGNATURE = max(map(len, FOREIGN_ARCHIVES))  # bytes
 MAX_FILE_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16
 STREAM_ERRORS = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
@@ -143,11 +143,11 @@ def read_members(path: Path, selection: Selection) -> Iterator[Member]:
                         yield str(name), archive.read(info)
         else:
             with path.open("rb") as stream:
-                check_not_foreign(location, stream.peek(SIGNATURE_BYTES))
+                check_archive_kind(location, stream.peek(LONGEST_SIGNATURE))
                 yield from read_tar_members(stream, location, selection)
 
 
-def check_not_foreign(location: str, head: bytes) -> None:
+def check_archive_kind(location: str, head: bytes) -> None:
     """Raises DataError for an archive of a kind that is not read."""
     for signature, kind in FOREIGN_ARCHIVES.items():
         if head.startswith(signature):

@@ -25,7 +25,7 @@ from rjem_cli.engine.data.png import from_image, to_image
 from rjem_cli.engine.memory import physical_memory
 from rjem_cli.errors import AbsentError, DataError
 
-# Without formats that Pillow hands to other programs (EPS), or that are no photographs (HDF5, MPEG)
+# Not EPS, which Pillow passes to another program, and not HDF5 or MPEG, which do not hold photographs
 FORMATS = "AVIF BMP DDS DIB GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TGA TIFF WEBP".split()
 WITHOUT_SIGNATURE = {"DIB", "ICO", "PCX", "TGA"}  # or with one so short that other files have it, too
 SIGNATURE_BYTES = 16

@@ -121,7 +121,7 @@ def arrange_folders(names: Sequence[PurePosixPath]) -> Layout:
     if loose is not None:
         return without_classes(names, f"{loose} lies in no class folder")
     if names and all(map(is_in_numbered_folder, names)):
-        return without_classes(names, "the numbered folders are no classes")
+        return without_classes(names, "the numbered folders are not classes")
     level = find_split_level(folders)
     if level is not None:
         splits = [parse_split(parts[level]) for parts in folders]

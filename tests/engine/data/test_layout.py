@@ -64,7 +64,7 @@ def test_images_of_val_and_test_without_class_folders_have_no_class_and_are_coun
         (["train/1.png", "test/2.png"], "train/1.png lies in no class folder"),
         (["a/cat/1.png", "a/dog/1.png", "b/cat/1.png", "b/dog/1.png"], "a and b both contain cat and dog"),
         (["extra/cat/1.png", "extra/dog/1.png", "train/cat/1.png", "train/dog/1.png"], "extra and train both contain"),
-        (["00000/img00000000.png", "00001/img00001000.png"], "the numbered folders are no classes"),
+        (["00000/img00000000.png", "00001/img00001000.png"], "the numbered folders are not classes"),
         (["train/cat.0.jpg", "test1/1.jpg"], "lies in no class folder"),
         (["x/train/good/1.png", "x/test/bad/1.png", "x/truth/bad/1.png"], "test and train look like splits"),
     ],
