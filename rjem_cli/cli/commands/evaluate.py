@@ -86,7 +86,7 @@ def save_image_statistics(call: CommandCall[EvalConfig], config: EvalConfig, loc
 
     console, path = call.console, paths.expand(str(config.save_stats))
     reference = read_subject(config, locations, console.binary_input)
-    if reference.images is not None:
+    if reference.images is not None and reference.images.report:
         console.log(reference.images.report)
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
         protocol = save_statistics(config, reference, path, console.warn, stoppable(bar, stop, SAMPLES_STOPPED))
