@@ -37,7 +37,7 @@ __all__ = ["AttackResult", "Model", "Scores", "attack", "load", "sample", "score
 SCORE_GROUPS = (SampleScoreOptions, CheckpointScoreOptions)
 Class = str | int  # a class name, or its number
 FLAG_NAMES = {"class": "classes"}  # flags whose argument has another name
-ATTACK_OPTIONS = {"norm", "method", "steps", "restarts", "step_size", "loss", "start", "iterate", "seed", "batch_size"}
+ATTACK_OPTIONS = set("norm method steps restarts step_size loss start iterate min_confidence seed batch_size".split())
 FILE_OPTIONS = {"save", "overwrite", "results", "require", "output", "shard", "batch_size"}
 MODEL_OPTIONS = {"device", "precision", "compile", "model", "dataset"}  # what a loaded model already has
 
@@ -114,8 +114,9 @@ def attack(
     """Attack images x (B, C, H, W) in [-1, 1] of classes y (B,), numbers or names.
 
     `eps`: a radius in model units, or "8/255" in pixel units; by default that of the model's training. Other options
-    are those of `rjem attack`: norm, method, steps, restarts, step_size, loss, start, iterate, seed, batch_size; and
-    targeted=True, if y are the classes to push towards. Raises ConfigError for an invalid option or shape.
+    are those of `rjem attack`: norm, method, steps, restarts, step_size, loss, start, iterate, min_confidence, seed,
+    batch_size; and targeted=True, if y are the classes to push towards. Raises ConfigError for an invalid option or
+    shape.
     """
     with argument_errors():
         if (targeted := options.pop("targeted", False)) not in (True, False):

@@ -23,7 +23,8 @@ def describe_attack(plan: AttackPlan, radii: tuple[float, ...]) -> str:
     restarts = f"{pluralize(plan.restarts, 'restart')} from {start}, {plan.iterate} iterate"
     name = "PGD" if plan.method == "pgd" else "APGD"
     eps = "; ".join(format_epsilon(eps, plan.norm) for eps in radii)
-    return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}"
+    confidence = f", success from {plan.min_confidence:.0%} confidence" if plan.min_confidence else ""
+    return f"{target}{name}-{plan.loss.upper()} {plan.norm}, eps {eps}, {plan.steps} steps, {restarts}{confidence}"
 
 
 def show_attack(report: dict[str, Any], console: Console) -> None:

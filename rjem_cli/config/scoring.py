@@ -29,6 +29,9 @@ class EvalDataOptions(common.NetworkOptions):
             raise ConfigError("--test-data needs --data")
 
 
+STANDARD_FIXES = "method steps step_size loss restarts start iterate target targeted min_confidence".split()
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig(EvalDataOptions, common.RuntimeOptions):
     method: str = option("pgd", "pgd, or apgd with adaptive steps (Croce & Hein 2020)", choices=("pgd", "apgd"))
@@ -42,6 +45,9 @@ class AttackConfig(EvalDataOptions, common.RuntimeOptions):
         None, "Attack every image towards this class, or each towards its own: a file with one class per line"
     )
     targeted: str | None = option(None, "random: attack each image towards a random wrong class", choices=("random",))
+    min_confidence: float = option(
+        0.0, "An attack succeeds only where the predicted class has at least this probability", ge=0, le=1
+    )
     standard: bool = option(False, "Run standard AutoAttack instead (needs the package pyautoattack)")
     batch_size: int = option(250, "Images per network pass", ge=1, le=common.LARGEST_BATCH)
     save: str | None = option(None, "Folder for attack.json, curve.png and a folder of images per radius")
@@ -51,7 +57,7 @@ class AttackConfig(EvalDataOptions, common.RuntimeOptions):
         super().__post_init__()
         if self.target and self.targeted:
             raise ConfigError("--target and --targeted exclude each other; give one")
-        for name in ("method", "steps", "step_size", "loss", "restarts", "start", "iterate", "target", "targeted"):
+        for name in STANDARD_FIXES:
             if self.standard and getattr(self, name) != getattr(AttackConfig, name):
                 raise ConfigError(f"--standard fixes its own attacks; remove {flag_name(name)}")
         if self.method == "apgd" and self.step_size is not None:

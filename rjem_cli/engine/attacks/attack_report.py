@@ -172,7 +172,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "checkpoint": {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.info.step},
         "attack": describe_autoattack(job) if job.config.standard else describe_plan(job.plan),
         "radii": list(job.radii),
-        "robust_means": robustness.ROBUST_MEANS,
+        "robust_means": job.plan.robust_means,
         "data": job.source,
         "images": len(dataset),
         "of": job.total,
@@ -249,7 +249,7 @@ def write_attacked_images(
     def measure(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = to_model(pixels[rows])
         logits_BK, offset = job.logits_fn(x.to(job.device)).cpu(), x - to_model(images.pixels[rows])
-        success_B = is_success(logits_BK, dataset.attack_labels[rows], dataset.targets is not None)
+        success_B = is_success(logits_BK, dataset.attack_labels[rows], job.plan.targeted, job.plan.min_confidence)
         distance_B = offset.flatten(1).abs().amax(dim=1) if job.plan.norm == "linf" else l2_norm(offset).flatten()
         return logits_BK.argmax(dim=1), success_B, distance_B
 
@@ -272,7 +272,7 @@ def write_attacked_images(
     document: dict[str, Any] = {"folder": str(folder)}
     document["success"] = Accuracy(int(success.sum()), len(attacked)).to_dict()
     if dataset.targets is None:
-        document["robust_accuracy"] = Accuracy(int((predictions == images.labels).sum()), len(dataset)).to_dict()
+        document["robust_accuracy"] = Accuracy(int((clean.correct & ~success).sum()), len(dataset)).to_dict()
     document["largest_distance"] = float(attacked.max()) if len(attacked) else 0.0
     document["over_eps"] = int((attacked > result.eps + 1e-6).sum())
     return document

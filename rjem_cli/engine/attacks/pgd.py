@@ -64,10 +64,12 @@ def attack_loss(loss: str | AttackLoss, targeted: bool) -> AttackLoss:
     return (lambda logits_BK, labels_B: -loss(logits_BK, labels_B)) if targeted else loss
 
 
-def is_success(logits_BK: Tensor, labels_B: Tensor, targeted: bool) -> Tensor:
-    """Whether the attack succeeded, bool (B,). NaN logits are never a success."""
+def is_success(logits_BK: Tensor, labels_B: Tensor, targeted: bool, min_confidence: float = 0.0) -> Tensor:
+    """Whether the attack succeeded, bool (B,): the predicted class is the wanted one, or a wrong one if untargeted, and
+    has a probability of at least `min_confidence`. NaN logits are never a success."""
     agrees = logits_BK.argmax(dim=1) == labels_B
-    return (agrees if targeted else ~agrees) & ~logits_BK.isnan().any(dim=1)
+    success_B = (agrees if targeted else ~agrees) & ~logits_BK.isnan().any(dim=1)
+    return success_B & (logits_BK.softmax(dim=1).amax(dim=1) >= min_confidence) if min_confidence else success_B
 
 
 def default_step_size(eps: float, steps: int) -> float:

@@ -25,6 +25,7 @@ from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.errors import RjemError
 
 ROBUST_MEANS = "classified correctly, and no attack at this or a smaller radius succeeds; the box is [-1, 1]"
+CONFIDENCE_MEANS = "; an attack succeeds only where the predicted class has a probability of at least {:g}"
 DROP_EVERY = 5  # steps between two removals of images on which the attack has succeeded; each one is a host sync
 
 AttackProgress = Callable[[str, int, int, str], None]  # phase, images done, images at most, state
@@ -43,6 +44,7 @@ class AttackPlan:
     start: str = "random"
     iterate: str = "best"
     targeted: bool = False
+    min_confidence: float = 0.0
 
     @classmethod
     def from_config(cls, config: AttackConfig, norm: str, targeted: bool) -> "AttackPlan":
@@ -56,7 +58,13 @@ class AttackPlan:
             start=config.start,
             iterate=config.iterate,
             targeted=targeted,
+            min_confidence=config.min_confidence,
         )
+
+    @property
+    def robust_means(self) -> str:
+        """What a robust image is."""
+        return ROBUST_MEANS + (CONFIDENCE_MEANS.format(self.min_confidence) if self.min_confidence else "")
 
     @property
     def gradient_steps(self) -> int:
@@ -145,7 +153,7 @@ class BestIterate:
 
     def record(self, x: Tensor, logits_BK: Tensor, loss_B: Tensor) -> None:
         """Replace the best iterate of each image where this one is better."""
-        success_B = is_success(logits_BK, self.labels_B[self.rows], self.plan.targeted)
+        success_B = is_success(logits_BK, self.labels_B[self.rows], self.plan.targeted, self.plan.min_confidence)
         previous = AttackResult(*(part[self.rows] for part in self.best))
         better = ~previous.success_B & (success_B | (loss_B > previous.loss_B))
         for best, old, new in zip(self.best, previous, (x, success_B, loss_B)):

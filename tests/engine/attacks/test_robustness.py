@@ -183,6 +183,17 @@ def test_the_margin_breaks_what_a_saturated_cross_entropy_cannot():
     assert clean.zero_images == 0 and result.success_rate(clean).correct == 40
 
 
+@pytest.mark.parametrize("method", ["pgd", "apgd"])
+@pytest.mark.parametrize("iterate", ["best", "last"])
+def test_with_a_minimum_confidence_exactly_the_images_that_reach_it_are_broken(method, iterate):
+    """p(wrong class) = sigmoid(2 level) reaches sigmoid(20 LEVEL) at 10 levels beyond the border."""
+    confidence = float(torch.tensor(20 * LEVEL).sigmoid())
+    plan = AttackPlan(method=method, iterate=iterate, steps=10, min_confidence=confidence)
+    clean, (result,) = attack(brightness, GREYS, plan, [20 * LEVEL])
+    assert result.robust_accuracy(clean).correct == 256 - 20  # 10 levels on each side
+    assert (brightness(result.x).softmax(dim=1).amax(dim=1)[result.success] >= confidence).all()
+
+
 def test_targeted_attacks_reach_the_target(model, images):
     targets = random_targets(images.labels, torch.arange(60), 4, seed=5)
     assert (targets != images.labels).all() and set(targets.tolist()) == {0, 1, 2, 3}
