@@ -371,6 +371,7 @@ def test_chains_start_from_what_init_names(rjem, trained, tmp_path, init):
     start = tmp_path / "user" if init == "user" else init
     outcome = rjem("generate", "-n", 7, "--init", start, "--sgld-steps", 0, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
+    assert (f"read {start}: 3 images, 2 classes (1, 2)" in outcome.err) == (init == "user")
     samples, labels = read(tmp_path / "out")
     if init == "noise":
         assert 100 < samples.mean() < 155 and samples.std() > 60

@@ -62,6 +62,8 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.model.device))
         return
     job, start = setup.load_start(), time.perf_counter()
+    if job.start.report:
+        console.log(job.start.report)
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
         written = write_samples(job, config, console.binary, lambda done: bar.update("generating", done, total), stop)
     if written.done < total:

@@ -48,6 +48,8 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
         console.estimate(seconds, estimated_bytes(setup.model.device), ", and a few seconds for figures")
         return
     job, folder = setup.load_start(), paths.expand(config.output)
+    if job.start.report:
+        console.log(job.start.report)
     options = {"clamp": config.clamp, "record": config.record}
     with open_chains_folder(folder, {**job.meta, **options}, config.overwrite), console.progress_bar() as bar:
         chains = run_chains(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.data import archives
+from rjem_cli.engine.data.annotations import SIDECARS, is_table
 from rjem_cli.engine.data.archives import Selection
 from rjem_cli.engine.data.decode import decode_images, has_signature, resize_pixels
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
-from rjem_cli.engine.data.layout import EXAMPLE, SIDECARS, Layout, find_layout, is_table
+from rjem_cli.engine.data.layout import EXAMPLE, Layout, find_layout
 from rjem_cli.engine.data.npz import load_arrays
 from rjem_cli.errors import AbsentError, ConfigError, DataError
 
@@ -199,9 +200,9 @@ def read_collection(location: str, image_size: int | None = None) -> ImageCollec
 recall_collection = archives.read_once(read_collection)
 
 
-def read_images(location: str, image_shape: tuple[int, int, int], image_size: int | None = None) -> Tensor:
-    """The images of `read_collection`, or of one image file, in the shape (C, H, W) of a checkpoint: uint8
-    (N, C, H, W). Raises AbsentError, and DataError for images of another size, or with colour where C is 1."""
+def read_images(location: str, image_shape: tuple[int, int, int], image_size: int | None = None) -> ImageCollection:
+    """The images of `read_collection`, or of one image file, in the shape (C, H, W) of a checkpoint. Raises
+    AbsentError, and DataError for images of another size, or with colour where C is 1."""
     path = archives.check_readable(location)
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         selection = Selection(is_text)
@@ -217,7 +218,7 @@ def read_images(location: str, image_shape: tuple[int, int, int], image_size: in
             f"images of {location} are {own_width}x{own_height}; this checkpoint takes {width}x{height}"
             f"{suggest_size(image_shape)}"
         )
-    return convert_channels(collection.pixels, channels, location).contiguous()
+    return replace(collection, pixels=convert_channels(collection.pixels, channels, location).contiguous())
 
 
 def suggest_size(image_shape: tuple[int, int, int]) -> str:

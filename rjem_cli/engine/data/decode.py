@@ -1,7 +1,7 @@
 """Image files to pixels, and the resizing of pixels.
 
-The first frame of an image is taken, upright as the camera's EXIF orientation says, in 8 bits per channel. Transparent
-parts show a white background.
+The first frame of an image is taken, upright as its orientation tag (EXIF or XMP) says, in 8 bits per channel.
+Transparent parts show a white background.
 """
 
 import io

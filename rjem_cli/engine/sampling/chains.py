@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rjem_cli.engine.batching import BatchSizer, concatenate
 from rjem_cli.engine.callbacks import Log, noop
+from rjem_cli.engine.data.annotations import LABELS_NAME
 from rjem_cli.engine.data.images import to_pixels
-from rjem_cli.engine.data.layout import LABELS_NAME
 from rjem_cli.engine.data.png import INK, PAPER, contact_sheet, png_bytes, side_by_side, write_images
 from rjem_cli.engine.figures import energy_plot
 from rjem_cli.engine.models.energy import energy, joint_energy

@@ -24,7 +24,7 @@ from PIL import Image
 from rjem_cli import files
 from rjem_cli.config.common import STREAM
 from rjem_cli.config.sampling import GenerateConfig
-from rjem_cli.engine.data.layout import LABELS_NAME
+from rjem_cli.engine.data.annotations import LABELS_NAME
 from rjem_cli.engine.data.png import contact_sheet, from_image, png_bytes, side_by_side, to_image, write_images
 from rjem_cli.engine.sampling.generate import SampleBatch, SampleJob
 from rjem_cli.engine.sampling.request import LABEL_COLUMNS

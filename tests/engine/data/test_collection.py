@@ -158,7 +158,7 @@ def test_images_are_read_in_the_shape_of_a_checkpoint(tmp_path):
     write({"1.png": png(7, mode="L"), "2.png": png(8, mode="L")}, tmp_path / "grey")
     for path, count in ((tmp_path / "grey", 2), (tmp_path / "grey" / "2.png", 1)):
         for channels in (1, 3):
-            pixels = read_images(str(path), (channels, 5, 6))
+            pixels = read_images(str(path), (channels, 5, 6)).pixels
             assert pixels.shape == (count, channels, 5, 6) and (pixels[-1] == 8).all()
         with pytest.raises(DataError, match="are 6x5; this checkpoint takes 5x6"):
             read_images(str(path), (1, 6, 5))

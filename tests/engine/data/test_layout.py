@@ -7,7 +7,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from rjem_cli.engine.data.layout import find_layout, parse_split
+from rjem_cli.engine.data.annotations import parse_split
+from rjem_cli.engine.data.layout import find_layout
 
 
 def layout(*names: str, **texts: str | bytes):
@@ -134,6 +135,7 @@ def test_a_table_that_cannot_be_used_is_named():
 def test_an_image_with_two_classes_is_named():
     found = table("file,class\na.png,cat\nb.png,dog\na.png,dog\n")
     assert found.problem == "a.png has two classes in labels.csv, cat and dog"
+    assert found.labels == (None, "dog")
 
 
 def test_a_table_of_some_images_is_noted():
@@ -150,6 +152,46 @@ def test_a_class_is_called_as_the_table_says(name):
 def test_a_table_in_a_split_folder_gives_the_split():
     found = table("file,class\na.png,cat\n", "test/labels.csv", ("test/a.png", "train/cat/b.png"))
     assert found.splits == ("test", "train") and found.labels == ("cat", "cat") and found.has_splits
+
+
+@pytest.mark.parametrize("column", ["split", "Set", "subset", "partition"])
+def test_a_table_can_name_splits(column):
+    found = table(f"file,class,{column}\na.png,cat,train\nb.png,cat,Validation\n")
+    assert found.splits == ("train", "val") and found.has_splits and not found.notes
+    names = ("cat/a.png", "dog/b.png")  # classes from folders
+    found = table(f"file,{column}\ncat/a.png,train\ndog/b.png,test\n", images=names)
+    assert found.splits == ("train", "test") and found.labels == ("cat", "dog") and not found.problem
+
+
+def test_splits_of_a_table_that_are_not_read_are_noted():
+    found = table("file,class,split\na.png,cat,fold1\nb.png,dog,fold2\n")
+    assert found.splits == ("train", "train") and found.labels == ("cat", "dog")
+    assert found.notes == ("the splits of labels.csv are ignored where they are not train, val or test, such as fold1",)
+
+
+def test_an_image_in_two_splits_is_named():
+    found = table("file,class,split\na.png,cat,train\nb.png,dog,train\na.png,cat,test\n")
+    assert found.problem == "a.png is in two splits in labels.csv, train and test"
+    images = ("train/cat/a.png", "test/cat/b.png")
+    found = table("file,split\ntrain/cat/a.png,test\n", images=images)
+    assert found.problem == "train/cat/a.png is in the split test by a table, but train by its folder"
+
+
+def test_edms_numbered_folders_have_the_classes_of_dataset_json():
+    images = ("00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png")
+    rows = ", ".join(f'["{name}", {label}]' for name, label in zip(images, (6, 0, 6)))
+    found = table(f'{{"labels": [{rows}]}}', "dataset.json", images)
+    assert found.labels == (6, 0, 6) and not found.notes and not found.problem
+    for useless in ("null", "[]", '[["00000/img00000000.png", [0.5, 0.1]]]', '{"a": 1}', "[[1, 2]]"):
+        found = table(f'{{"labels": {useless}}}', "dataset.json", images)
+        assert set(found.labels) == {None} and "the numbered folders are not classes" in found.problem
+        assert "dataset.json gives no classes" in found.notes[0]
+
+
+def test_hugging_faces_metadata_jsonl_is_read():
+    rows = '{"file_name": "a.png", "label": "cat"}\n\nnot json\n{"file_name": "b.png", "label": "dog", "text": "x"}\n'
+    assert table(rows, "metadata.jsonl").labels == ("cat", "dog")
+    assert table('{"file_name": "a.png", "label": 0}\n', "metadata.jsonl", ("a.png",)).labels == ("0",)
 
 
 def test_tiny_imagenets_annotations_are_read():
