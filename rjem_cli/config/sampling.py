@@ -3,9 +3,17 @@
 from dataclasses import dataclass
 
 from rjem_cli.config.common import LARGEST_BATCH, SAMPLE_MODES, STARTS, NetworkOptions, RuntimeOptions, radius
-from rjem_cli.config.fields import option
+from rjem_cli.config.fields import flag_name, option
 from rjem_cli.config.training import PAPER_SAMPLING
 from rjem_cli.errors import ConfigError
+
+ATTACK_OPTIONS = ("attack_eps", "attack_steps", "attack_confidence")
+SGLD_OPTIONS = ("sgld_steps", "sgld_step_size", "inner_steps", "noise_std", "langevin_noise", "temperature")
+MODES = {  # that use an option
+    **dict.fromkeys(ATTACK_OPTIONS, ("attack", "combined")),
+    **dict.fromkeys(SGLD_OPTIONS, ("energy", "combined")),
+    "contrast": ("combined",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,12 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     contrast: float | None = option(
         None, "Factor that scales the attacked images towards grey before SGLD (mode combined)", gt=0, le=1
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, modes in MODES.items():
+            if self.mode not in modes and getattr(self, name) != getattr(GenerateConfig, name):
+                raise ConfigError(f"{flag_name(name)} needs --mode {' or '.join(modes)}, not {self.mode}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,13 @@ from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 
 NAME = "cifar10-16"
 FOLDER = paths.PRETRAINED_DIR / NAME
-FEW = ("--sgld-steps", "1", "--attack-steps", "1")
+FEW = ("--sgld-steps", "1")
 
 
 @pytest.fixture
 def cats(rjem, tmp_path):
-    outcome = rjem("generate", NAME, "--class", "cat", "--mode", "combined", "-n", "4", *FEW, "-o", tmp_path / "cats")
+    combined = ("--mode", "combined", "--attack-steps", "1", *FEW)
+    outcome = rjem("generate", NAME, "--class", "cat", *combined, "-n", "4", "-o", tmp_path / "cats")
     assert outcome.code == 0, outcome.err
     return tmp_path / "cats"
 
@@ -125,6 +126,12 @@ def test_a_local_run_of_the_same_name_comes_before_the_pretrained_model(rjem, tr
     shutil.move(own_home / "runs" / "tiny", tmp_path / NAME)
     assert paths.find_checkpoint_or_images(NAME) == paths.find_checkpoint(NAME)
     assert "digits" in rjem("generate", NAME, "-n", "1").err
+
+
+def test_a_folder_of_its_name_without_a_checkpoint_does_not_hide_a_pretrained_model(rjem, own_home):
+    paths.checkpoints_dir(own_home / "runs" / NAME).mkdir(parents=True)
+    (run,) = json.loads(rjem("runs", "ls", "--json").out)["runs"]
+    assert run["name"] == NAME and run["pretrained"]
 
 
 def test_without_runs_the_pretrained_model_is_named(rjem):

@@ -64,8 +64,9 @@ class WriteResult(NamedTuple):
 
 
 def check_output(output: str) -> None:
-    """Raises ConfigError for the name of an unsupported format."""
-    if Path(output).suffix.lower() in UNSUPPORTED_SUFFIXES:
+    """Raises ConfigError for the name of an unsupported format, or a suffix without a name."""
+    path = Path(output)
+    if path.suffix.lower() in UNSUPPORTED_SUFFIXES or path.name.lower() in (".npz", ".tar"):
         raise ConfigError(f"-o {output}: give a folder, a .npz, a .tar or - (a tar stream on stdout)")
 
 
