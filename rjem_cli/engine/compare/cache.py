@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from rjem_cli import __version__
 from rjem_cli.engine.callbacks import Log, OnProgress
 from rjem_cli.engine.training.progress import Stopped
-from rjem_cli.files import json_digest, write_atomically
+from rjem_cli.files import check_writable, json_digest, make_dir, write_atomically
 from rjem_cli.paths import comparisons_dir
 
 
@@ -38,12 +38,14 @@ def cache_path(kind: str, decisive: list[Any]) -> Path:
 
 
 def load_or_measure(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The cached document, or else a new one, which is cached. A damaged file does not match its digest."""
+    """The cached document, or else a new one, which is cached. A damaged file does not match its digest.
+    Raises RjemError before the work if the folder cannot be written."""
     cached = read_document(path)
     with contextlib.suppress(LookupError, TypeError):
         if cached["sha256"] == json_digest(cached["document"]):
             document: dict[str, Any] = cached["document"]
             return document
+    check_writable(make_dir(path.parent))
     document = json.loads(json.dumps(measure(), allow_nan=False))  # as it will be read again
     write_atomically(path, json.dumps({"sha256": json_digest(document), "document": document}).encode())
     return document
