@@ -1,6 +1,7 @@
 """What samples are compared with: part of a built-in data set, a set of images, or statistics of features."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
         return Reference(text, statistics=statistics)
     images = recall_collection(name, image_size)
 
+    @functools.cache  # building them hashes every image
     def make_splits() -> Splits:
         options = DataOptions(data=name, test_data=test_data, val_fraction=0.0, image_size=image_size)
         return build_user_splits(images, options)
