@@ -1,4 +1,4 @@
-"""The known errors: each is one line on stderr, and has an exit code that a script can rely on."""
+"""The known errors, each of one line and with an exit code that a script can rely on; and how messages are worded."""
 
 import difflib
 from collections.abc import Iterable
@@ -79,6 +79,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def summarize(error: BaseException) -> str:
     """The message of another library's error, or its type, as at most 160 characters of one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def pluralize(count: int, noun: str, plural: str = "") -> str:
+    """`1 chain`, `2 chains`; with the plural of another noun, `2 classes`."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

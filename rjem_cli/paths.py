@@ -31,8 +31,10 @@ def existing_data(name: str) -> Path:
     if not path.exists():
         whole, part = parse_part(name)
         if part and expand(whole).exists():
-            raise AbsentError(f"{name} does not exist; give {whole}, and in rjem attack or eval --split {part}")
-        raise AbsentError(f"{name} does not exist; give a folder of class folders, a .zip, a .tar or a .tar.xz")
+            raise AbsentError(
+                f"{name} does not exist; give {whole}, and add --split {part} in rjem attack or rjem eval"
+            )
+        raise AbsentError(f"{name} does not exist; give a folder of images, an archive or an .npz")
     return path
 
 
@@ -143,7 +145,7 @@ def model_names() -> list[str]:
     return sorted({*run_names(), *pretrained_names()})
 
 
-def use_pretrained() -> str:
+def pretrained_hint() -> str:
     return f"use a pretrained model: {', '.join(pretrained_names())}"
 
 
@@ -235,7 +237,7 @@ def find_checkpoint(name: str | None) -> Path:
     if name is None:
         newest = newest_run(trained_checkpoints_in)
         if newest is None:
-            raise AbsentError(f"no checkpoint in {runs_dir()}; train one first (rjem train), or {use_pretrained()}")
+            raise AbsentError(f"no checkpoint in {runs_dir()}; train one first (rjem train), or {pretrained_hint()}")
         return latest_checkpoint(newest)
     check_not_foreign(Path(name))
     if Path(name).is_file():
@@ -243,7 +245,7 @@ def find_checkpoint(name: str | None) -> Path:
     folder = find_run(name)
     if folder is not None:
         return latest_checkpoint(folder)
-    hint = did_you_mean(name, model_names()) if run_names() else f"train one (rjem train), or {use_pretrained()}"
+    hint = did_you_mean(name, model_names()) if run_names() else f"train one (rjem train), or {pretrained_hint()}"
     raise AbsentError(f"no run or checkpoint named {name!r} in {runs_dir()}; {hint}")
 
 
@@ -300,6 +302,6 @@ def find_checkpoint_or_images(name: str) -> Path | None:
         return latest_checkpoint(run_dir)
     if path.exists():
         return None
-    others = f"give a folder, an .npz, a .tar or a checkpoint, or {use_pretrained()}"
+    others = f"give a folder, an .npz, a .tar or a checkpoint, or {pretrained_hint()}"
     hint = did_you_mean(name, model_names()) if run_names() else others
     raise AbsentError(f"no images, checkpoint or run named {name!r}, neither here nor in {runs_dir()}; {hint}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.formatting import pluralize
 from rjem_cli.config.fields import format_epsilon, format_short_epsilon
+from rjem_cli.errors import pluralize
 
 if TYPE_CHECKING:
     from rjem_cli.engine.attacks.robustness import AttackPlan

@@ -32,8 +32,8 @@ class Console:
         return is_terminal(sys.stdout)
 
     def log(self, text: str) -> None:
-        """One message for a person, to stderr."""
-        if not self.quiet:
+        """One message for a person, to stderr; nothing if it is empty."""
+        if text and not self.quiet:
             log(text)
 
     def warn(self, text: str) -> None:

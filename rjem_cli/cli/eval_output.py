@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from rjem_cli.cli.attack_output import describe_attack
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.sampling_output import describe_checkpoint
 from rjem_cli.config.fields import format_short_epsilon
+from rjem_cli.errors import pluralize
 from rjem_cli.paths import results_file
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def log_plan(plan: EvalPlan, judge_training: str | None, console: Console) -> No
     """Log what will be compared and computed."""
     inputs, choice = plan.inputs, plan.inputs.choice
     samples, real = inputs.samples, inputs.reference.images
-    for report in filter(None, (samples.report, real.report if real else "")):
-        console.log(report)
+    console.log(samples.read_summary)
+    console.log(real.read_summary if real else "")
     console.log(f"samples: {describe_images(len(samples), inputs.total, samples.image_shape, samples.name)}")
     reference = f"statistics of {inputs.reference.name}"
     if real is not None:
@@ -49,8 +49,7 @@ def log_job(job: ClassifierJob, console: Console) -> None:
     """Log the checkpoint, the images, the attack and its cost."""
     console.log(describe_checkpoint(job.model.checkpoint))
     console.log(f"device: {job.model.runtime.describe()}")
-    if job.test.report:
-        console.log(job.test.report)
+    console.log(job.test.read_summary)
     console.log(f"{len(job.test.images)} of {job.test.total} images of {job.test.source}, evenly spaced")
     console.log(describe_attack(job.plan, job.radii))
     console.log(f"out-of-distribution images: {', '.join(job.ood_sets) or 'none'}")

@@ -48,11 +48,6 @@ def format_bytes(count: int) -> str:
     return f"{size:.3g} {units[0]}"
 
 
-def pluralize(count: int, noun: str) -> str:
-    """`1 chain`, `2 chains`."""
-    return f"{count} {noun}{'s' * (count != 1)}"
-
-
 def sparkline(values: Sequence[float | None]) -> str:
     """At most SPARK_WIDTH values, evenly spread, as bars between the lowest and the highest. None, infinity and NaN are
     blank."""

@@ -13,6 +13,7 @@ from rjem_cli.cli.progress import ProgressBar
 from rjem_cli.cli.resume import how_to_resume, shell_name
 from rjem_cli.config.fields import format_epsilon
 from rjem_cli.config.training import TrainConfig
+from rjem_cli.errors import pluralize
 
 if TYPE_CHECKING:
     from rjem_cli.engine.data.images import Splits
@@ -64,11 +65,9 @@ def log_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
     if runtime.device.type == "cpu" and (note := describe_load()):
         console.log(note)
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
-    if splits.report:
-        console.log(splits.report)
+    console.log(splits.read_summary)
     count = len(splits.class_names)
-    classes = f"{count} class{'es' * (count != 1)}"
-    console.log(f"data: {splits.name}, {classes}, {sizes}")
+    console.log(f"data: {splits.name}, {pluralize(count, 'class', 'classes')}, {sizes}")
     if count == 1:
         console.warn(f"all images are of one class, {splits.class_names[0]}: the classifier learns nothing")
 

@@ -7,10 +7,10 @@ from rjem_cli.config.fields import flag_name, option
 from rjem_cli.config.training import PAPER_SAMPLING
 from rjem_cli.errors import ConfigError
 
-ATTACK_OPTIONS = ("attack_eps", "attack_steps", "attack_confidence")
+SAMPLING_ATTACK_OPTIONS = ("attack_eps", "attack_steps", "attack_confidence")
 SGLD_OPTIONS = ("sgld_steps", "sgld_step_size", "inner_steps", "noise_std", "langevin_noise", "temperature")
-MODES = {  # that use an option
-    **dict.fromkeys(ATTACK_OPTIONS, ("attack", "combined")),
+MODES_BY_OPTION = {  # the modes that use it
+    **dict.fromkeys(SAMPLING_ATTACK_OPTIONS, ("attack", "combined")),
     **dict.fromkeys(SGLD_OPTIONS, ("energy", "combined")),
     "contrast": ("combined",),
 }
@@ -65,9 +65,9 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     batch_size: int = option(250, "Samples per write; does not change the samples", ge=1, le=LARGEST_BATCH)
     paper: bool = option(
         False,
-        f"Use the paper's settings instead of the checkpoint's own: attack eps {PAPER_SAMPLING.attack_eps:g}, "
-        f"{PAPER_SAMPLING.attack_steps} steps, contrast {PAPER_SAMPLING.contrast:g}, {PAPER_SAMPLING.sample_steps} "
-        f"SGLD steps ({PAPER_SAMPLING.unconditional_steps} without a class)",
+        "Use the paper's settings, and rjem's where it is silent, instead of the checkpoint's own: attack eps "
+        f"{PAPER_SAMPLING.attack_eps:g}, {PAPER_SAMPLING.attack_steps} steps, contrast {PAPER_SAMPLING.contrast:g}, "
+        f"{PAPER_SAMPLING.sample_steps} SGLD steps ({PAPER_SAMPLING.unconditional_steps} without a class)",
     )
     output: str = option("samples", "Folder (PNG, labels.csv, meta.json, grid.png), x.npz, x.tar, or - (tar on stdout)")
     overwrite: bool = option(False, "Replace the samples of an earlier call in the output")
@@ -82,7 +82,7 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, modes in MODES.items():
+        for name, modes in MODES_BY_OPTION.items():
             if self.mode not in modes and getattr(self, name) != getattr(GenerateConfig, name):
                 raise ConfigError(f"{flag_name(name)} needs --mode {' or '.join(modes)}, not {self.mode}")
 

@@ -11,7 +11,9 @@ from rjem_cli.errors import ConfigError, OptionError
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Config):
     dataset: str = option("cifar10", "Built-in data set", choices=DATASETS, replaces="data")
-    data: str | None = option(None, "Your images: a folder of class folders, .zip, .tar or .tar.xz", replaces="dataset")
+    data: str | None = option(
+        None, "Your images: a folder, an archive (.zip, .tar, ...) or an .npz, with classes", replaces="dataset"
+    )
     test_data: str | None = option(None, "Test images for --data, in the same formats (default: split off)")
     image_size: int | None = image_size(
         "Crop the central square of each image and resize it to this many pixels (default: images stay as they are)"

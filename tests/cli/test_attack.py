@@ -157,7 +157,7 @@ def test_targeted_attacks_report_success_instead_of_robust_accuracy(rjem, traine
     each = json.loads(rjem("attack", "--target", tmp_path / "wanted.txt", "--eps", 1, "--limit", 40, "--json").out)
     assert each["protocol"]["targets"] == [wanted[index] for index in each["protocol"]["indices"]]
     for lines, message in (
-        ("3\n4\n", "has 2 lines, but digits:test 359 images"),
+        ("3\n4\n", "has 2 lines, but digits:test has 359 images"),
         ("3\ncat\n", "line 2 'cat' is unknown"),
     ):
         (tmp_path / "wanted.txt").write_text(lines)

@@ -7,8 +7,9 @@ from rich.cells import cell_len
 
 from rjem_cli.cli import console, progress
 from rjem_cli.cli.console import Console
-from rjem_cli.cli.formatting import format_age, format_bytes, format_duration, least_width, pluralize, sparkline
+from rjem_cli.cli.formatting import format_age, format_bytes, format_duration, least_width, sparkline
 from rjem_cli.cli.progress import LOG_SECONDS, ProgressBar
+from rjem_cli.errors import pluralize
 
 
 @pytest.fixture

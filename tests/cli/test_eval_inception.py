@@ -101,6 +101,8 @@ def test_scores_equal_those_of_torch_fidelity_with_images_and_with_statistics(rj
 def test_saved_statistics_give_the_same_distance_and_are_checked(rjem, inception_file, folders, tmp_path):
     samples, real = folders
     flags = ("--features", inception_file, "--allow-few")
+    planned = rjem("eval", real, "--save-stats", tmp_path / "real.npz", *flags, "--dry-run")
+    assert planned.code == 0 and "writes" in planned.err and not (tmp_path / "real.npz").exists()
     saved = rjem("eval", real, "--save-stats", tmp_path / "real.npz", *flags)
     assert saved.code == 0 and saved.out.strip() == str(tmp_path / "real.npz"), saved.err
     with np.load(tmp_path / "real.npz") as arrays:  # as pytorch-fid reads it
@@ -114,7 +116,7 @@ def test_saved_statistics_give_the_same_distance_and_are_checked(rjem, inception
     other = write_random_inception(tmp_path / "other.pth", seed=1)
     flags = ("--reference", tmp_path / "real.npz", "--metrics", "fid", "--features", other, "--allow-few")
     refused = rjem("eval", samples, *flags)
-    assert refused.code == 1 and "was made with weights_sha256" in refused.error_line()
+    assert refused.code == 1 and "has the weights_sha256" in refused.error_line()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,8 @@ def test_saved_statistics_give_the_same_distance_and_are_checked(rjem, inception
         (["digits:test", "--save-stats", "x.csv"], "--save-stats x.csv: give a name that ends in .npz"),
         (["digits:test", "--features", "efficientnet-lite0", "--num", 99], "99 images are too few for 1280 features"),
         (["cifar10-16"], "--save-stats applies to images only"),
+        (["--model", "torch.nn:Identity", "--dataset", "digits"], "--save-stats applies to images only"),
+        (["digits:test", "--require", "is>1"], "--require does not apply to --save-stats"),
     ],
 )
 def test_statistics_that_cannot_be_saved(rjem, tmp_path, arguments, message):

@@ -68,8 +68,7 @@ def announce(job: AttackJob, console: Console) -> None:
     for note in job.model.checkpoint.notes:
         console.note(note)
     console.log(f"device: {job.model.runtime.describe()}")
-    if job.report:
-        console.log(job.report)
+    console.log(job.read_summary)
     console.log(f"{len(job.dataset)} of {job.total} images of {job.source}, evenly spaced")
     if job.config.standard:
         console.log(f"AutoAttack, standard version, {job.plan.norm}")

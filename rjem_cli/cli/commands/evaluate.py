@@ -82,14 +82,16 @@ def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, location
 
 
 def save_image_statistics(call: CommandCall[EvalConfig], config: EvalConfig, locations: list[str]) -> None:
-    from rjem_cli.engine.metrics.saved_statistics import read_subject, save_statistics
+    from rjem_cli.engine.metrics.saved_statistics import plan_statistics, read_subject, save_statistics
 
     console, path = call.console, paths.expand(str(config.save_stats))
-    reference = read_subject(config, locations, console.binary_input)
-    if reference.images is not None and reference.images.report:
-        console.log(reference.images.report)
+    plan = plan_statistics(config, read_subject(config, locations, console.binary_input))
+    console.log(plan.images.read_summary)
+    console.log(f"features of {len(plan.images)} images by {plan.choice.kind} ({plan.choice.reason}); writes {path}")
+    if call.dry_run:
+        return
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
-        protocol = save_statistics(config, reference, path, console.warn, stoppable(bar, stop, SAMPLES_STOPPED))
+        protocol = save_statistics(plan, path, console.warn, stoppable(bar, stop, SAMPLES_STOPPED))
     if call.as_json:
         console.document({"statistics": str(path.absolute()), "protocol": protocol})
     else:

@@ -5,14 +5,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import describe_classes, describe_plan, log_setup
 from rjem_cli.cli.stopping import interrupted, stop_on_signals
 from rjem_cli.config.common import STREAM
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.engine.distributed import is_distributed, rank_from_environment, world_size_from_environment
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, pluralize
 from rjem_cli.paths import expand
 
 
@@ -62,8 +61,7 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
         console.estimate(call.elapsed() + setup.estimate_seconds(), estimated_bytes(setup.model.device))
         return
     job, start = setup.load_start(), time.perf_counter()
-    if job.start.report:
-        console.log(job.start.report)
+    console.log(job.start.read_summary)
     with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
         written = write_samples(job, config, console.binary, lambda done: bar.update("generating", done, total), stop)
     if written.done < total:

@@ -4,12 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 from rjem_cli import paths
-from rjem_cli.cli.formatting import pluralize
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.cli.sampling_output import MAX_INDICES, describe_classes, describe_plan, log_setup, show_chains
 from rjem_cli.config.common import STREAM
 from rjem_cli.config.sampling import LangevinConfig
-from rjem_cli.errors import ConfigError, RjemError
+from rjem_cli.errors import ConfigError, RjemError, pluralize
 
 
 @with_options(LangevinConfig)
@@ -48,8 +47,7 @@ def langevin(call: CommandCall[LangevinConfig], checkpoint: CheckpointArgument =
         console.estimate(seconds, estimated_bytes(setup.model.device), ", and a few seconds for figures")
         return
     job, folder = setup.load_start(), paths.expand(config.output)
-    if job.start.report:
-        console.log(job.start.report)
+    console.log(job.start.read_summary)
     options = {"clamp": config.clamp, "record": config.record}
     with open_chains_folder(folder, {**job.meta, **options}, config.overwrite), console.progress_bar() as bar:
         chains = run_chains(

@@ -84,8 +84,7 @@ def train_run(
             console.log(download)
         first_step, shape = paths.parse_step(checkpoint) if checkpoint else 0, DataShape.from_options(config)
         start_up = call.elapsed()
-        if shape.report:
-            console.log(shape.report)
+        console.log(shape.read_summary)
         console.log(f"timing a few steps from step {first_step}; a large network takes a minute or two")
         training_output.log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return

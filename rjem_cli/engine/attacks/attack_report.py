@@ -22,6 +22,7 @@ from rjem_cli.engine.accuracy import Accuracy, accuracy_per_class
 from rjem_cli.engine.attacks import robustness
 from rjem_cli.engine.attacks.autoattack import autoattack_dataset, check_autoattack, describe_autoattack, estimate_cost
 from rjem_cli.engine.attacks.pgd import is_success, l2_norm
+from rjem_cli.engine.attacks.targets import choose_targets
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_model, to_pixels
@@ -31,10 +32,7 @@ from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.eval_images import (
     AttackDataset,
     load_eval_images,
-    random_targets,
-    read_target,
     resolve_radii,
-    select_targets,
 )
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.timing import find_batch_size, time_pass
@@ -55,7 +53,7 @@ class AttackJob(robustness.AttackSetup):
     radii: tuple[float, ...]
     source: str
     total: int
-    report: str  # of what was read
+    read_summary: str
 
     def estimate_seconds(self) -> float:
         """An upper limit, reached if no attack succeeds, from the time of one batch."""
@@ -83,16 +81,9 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
     info, class_count = model.info, len(model.class_names)
     if config.standard:
         check_autoattack(class_count)
-    aim = None if config.target is None else read_target(config.target, info.class_names)
     norm, radii = resolve_radii(config, info)
     test = load_eval_images(config, info)
-    targets = None
-    if isinstance(aim, int):
-        targets = torch.full_like(test.images.labels, aim)
-    elif aim is not None:
-        targets = select_targets(aim, test, str(config.target))
-    elif config.targeted:
-        targets = random_targets(test.images.labels, test.indices, class_count, config.seed)
+    targets = choose_targets(config, test, info.class_names)
     plan = robustness.AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(
         logits_fn=model.logits_fn,
@@ -105,7 +96,7 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
         radii=radii,
         source=test.source,
         total=test.total,
-        report=test.report,
+        read_summary=test.read_summary,
     )
 
 

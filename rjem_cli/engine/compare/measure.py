@@ -104,8 +104,7 @@ def score_plan(name: str, plan: EvalPlan, callbacks: CompareCallbacks) -> Row:
     inputs, reference = job.plan.inputs, job.plan.inputs.reference
 
     def measure() -> dict[str, Any]:
-        if inputs.samples.report:
-            callbacks.log(inputs.samples.report)
+        callbacks.log(inputs.samples.read_summary)
         callbacks.log(f"{name}: scoring {len(inputs.samples)} samples")
         started = time.perf_counter()
         scores = sample_scores.evaluate_samples(job, callbacks.on_progress)

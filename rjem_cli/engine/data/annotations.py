@@ -78,7 +78,7 @@ def read_tables(names: Sequence[PurePosixPath], texts: Texts) -> Annotations:
     notes: list[str] = []
     problems: dict[PurePosixPath, str] = {}
     for table in filter(is_table, texts):
-        rows, absent, unclear = list(read_rows(table, texts[table])), [], ""
+        rows, absent, unknown_split = list(read_rows(table, texts[table])), [], ""
         for file, label, split in rows:
             name = file if file in known else others.get(str(file).lower()) or others.get(file.name.lower())
             if name is None:
@@ -89,13 +89,15 @@ def read_tables(names: Sequence[PurePosixPath], texts: Texts) -> Annotations:
                 problems.setdefault(name, f"{name} has two classes in {table}, {labels[name]} and {label}")
             if split and splits.setdefault(name, parse_split(split)) != parse_split(split):
                 problems.setdefault(name, f"{name} is in two splits in {table}, {splits[name]} and {split}")
-            unclear = unclear or (split if not parse_split(split) else "")
+            unknown_split = unknown_split or (split if not parse_split(split) else "")
         if not rows:
             notes.append(describe_useless(table))
         elif absent:
             notes.append(f"missing files of {table}: {len(absent)}, such as {absent[0]}")
-        if unclear:
-            notes.append(f"the splits of {table} are ignored where they are not train, val or test, such as {unclear}")
+        if unknown_split:
+            notes.append(
+                f"the splits of {table} are ignored where they are not train, val or test, such as {unknown_split}"
+            )
     if labels and len(labels) < len(names):
         notes.append(f"{len(labels)} of {len(names)} images have their class from a table")
     contradictory: dict[PurePosixPath, Label] = dict.fromkeys(problems)
@@ -191,8 +193,8 @@ def decode_text(content: bytes) -> str:
 
 
 def read_sidecars(names: Sequence[PurePosixPath], texts: Texts, suffixes: Sequence[str]) -> Annotations:
-    """Classes from sidecars: `x.cls`, `x.json` or `x.txt` describe `x.png` and `x.input.png`. Of .json and .txt, those
-    that describe every image with few classes. Classes are numbers if all are."""
+    """Classes from sidecars: `x.cls`, `x.json` or `x.txt` describe `x.png` and `x.input.png`. A .json or .txt counts
+    only if every image has one, with at least two images per class on average. Classes are numbers if all are."""
     for suffix in suffixes:
         by_key = {key: text for text in texts if text.suffix == suffix for key in sidecar_keys(text)}
         keys = {name: next(filter(by_key.__contains__, sidecar_keys(name)), None) for name in names}

@@ -33,15 +33,15 @@ SYSTEM_FOLDERS = set(
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 # Figures that rjem writes beside samples, chains and attacked images
 FIGURE_NAMES = set("grid.png film.png chains.gif energies.png curve.png examples.png nearest.png classes.png".split())
-FOREIGN_ARCHIVES = {
-    b"Rar!": "a .rar file",
-    b"7z\xbc\xaf": "a .7z file",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd",
-    b"\x04\x22\x4d\x18": "compressed with lz4",
-    b"PAR1": "a parquet file",
-    b"version https://git-lfs": "a pointer of Git LFS",
+UNREADABLE_FORMATS = {
+    b"Rar!": ("a .rar file", "unpack it"),
+    b"7z\xbc\xaf": ("a .7z file", "unpack it"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", "unpack it"),
+    b"PAR1": ("a parquet file", "export its images as files"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull"),
 }
-LONGEST_SIGNATURE = max(map(len, FOREIGN_ARCHIVES))  # bytes
+LONGEST_SIGNATURE = max(map(len, UNREADABLE_FORMATS))  # bytes
 MAX_FILE_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 2**16
 STREAM_ERRORS = (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
@@ -74,11 +74,11 @@ def clean_name(name: str) -> PurePosixPath:
 @dataclass
 class Selection:
     """Which files are read: images, files without a suffix, which may be images, and what `is_text` accepts. The others
-    are counted in `skipped`, by what they are. `unclear`: a name in an unknown encoding."""
+    are counted in `skipped`, by what they are. `undecodable_name`: a name in an unknown encoding."""
 
     is_text: Callable[[PurePosixPath], bool]
     skipped: Counter[str] = field(default_factory=Counter)
-    unclear: str = ""
+    undecodable_name: str = ""
 
     def accepts(self, location: str, name: PurePosixPath, size: int) -> bool:
         """Raises DataError for an image that is too large."""
@@ -103,22 +103,22 @@ def check_readable(location: str) -> Path:
     return path
 
 
-def read_once(read: Callable[[str, int | None], ContentT]) -> Callable[[str, int | None], ContentT]:
-    """A reader of (location, image size) that reads an archive again only if it changed, because a comparison needs
-    the training and the test images for each of its rows. Folders are always read."""
+def cache_archives(read: Callable[[str, int | None], ContentT]) -> Callable[[str, int | None], ContentT]:
+    """Cache a reader of (location, image size): an archive is read again only if it changed, a folder always. A
+    comparison reads the same archive for each row."""
 
     @functools.lru_cache(maxsize=2)
     def read_archive(path: Path, location: str, image_size: int | None, mtime_ns: int, size: int) -> ContentT:
         return read(location, image_size)
 
-    def read_or_recall(location: str, image_size: int | None) -> ContentT:
+    def read_cached(location: str, image_size: int | None) -> ContentT:
         path = check_readable(location)
         if path.is_dir():
             return read(location, image_size)
         status = path.stat()
         return read_archive(path.resolve(), location, image_size, status.st_mtime_ns, status.st_size)
 
-    return read_or_recall
+    return read_cached
 
 
 def read_members(path: Path, selection: Selection) -> Iterator[Member]:
@@ -149,18 +149,18 @@ def read_members(path: Path, selection: Selection) -> Iterator[Member]:
 
 def check_archive_kind(location: str, head: bytes) -> None:
     """Raises DataError for an archive of a kind that is not read."""
-    for signature, kind in FOREIGN_ARCHIVES.items():
+    for signature, (kind, remedy) in UNREADABLE_FORMATS.items():
         if head.startswith(signature):
-            raise DataError(f"{location} is {kind}, which rjem does not read; unpack it first")
+            raise DataError(f"{location} is {kind}, which rjem does not read; {remedy} first")
 
 
 def zip_name(info: zipfile.ZipInfo, selection: Selection) -> str:
-    """Some programs write UTF-8 without saying so; zipfile then reads the bytes as code page 437."""
+    """The member's name. zipfile reads UTF-8 without its flag as code page 437; this undoes that."""
     if info.flag_bits & 0x800 or info.filename.isascii():
         return info.filename
     with contextlib.suppress(UnicodeError):
         return info.filename.encode("cp437").decode("utf-8")
-    selection.unclear = info.filename
+    selection.undecodable_name = info.filename
     return info.filename
 
 
@@ -239,7 +239,7 @@ def archive_errors(location: str) -> Iterator[None]:
         if "encrypted" in reason:
             raise DataError(f"{location} is encrypted; unpack it first") from None
         raise DataError(
-            f"cannot read {location} as .zip, .tar or .tar.xz ({reason}); is it one, and complete?"
+            f"{location} is not a complete .zip, .tar or .tar.xz ({reason}); download or create it again"
         ) from None
     except OSError as error:
         raise DataError(f"cannot read {error.filename or location}: {error.strerror or error}") from None

@@ -22,7 +22,7 @@ from rjem_cli.engine.data.decode import decode_images, has_signature, resize_pix
 from rjem_cli.engine.data.images import ImageSet, convert_channels, pixels_digest, spread_indices
 from rjem_cli.engine.data.layout import EXAMPLE, Layout, find_layout
 from rjem_cli.engine.data.npz import load_arrays
-from rjem_cli.errors import AbsentError, ConfigError, DataError
+from rjem_cli.errors import AbsentError, ConfigError, DataError, pluralize
 
 META_NAMES = {"meta.json", "__meta.json__"}
 # What is equal in the meta.json of all shards of one `rjem generate`
@@ -38,7 +38,7 @@ Labels = tuple[str, ...] | tuple[int, ...]  # class names or numbers
 class ImageCollection:
     """pixels: uint8 (N, C, H, W), C 1 or 3. labels: (N,), None if an image has none. meta: rjem's description of its
     samples. layout: splits, and classes of the images that have one. ordered_classes: class names by number, if the
-    data set has them. report: what was read and what was not, in one line."""
+    data set has them. read_summary: what was read and what was not, in one line."""
 
     name: str
     pixels: Tensor
@@ -46,7 +46,7 @@ class ImageCollection:
     meta: dict[str, Any] | None = None
     layout: Layout | None = None
     ordered_classes: tuple[str, ...] = ()
-    report: str = ""
+    read_summary: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,7 +63,7 @@ class ImageCollection:
 
     @property
     def has_splits(self) -> bool:
-        """Whether folders name splits."""
+        """Whether folders or a table name splits."""
         return self.layout is not None and self.layout.has_splits
 
     @property
@@ -101,7 +101,7 @@ class ImageCollection:
     def group_by_split(self) -> dict[str, ImageSet]:
         """Image sets by split, "train" without split folders, without the images of val and test that have no class.
         All have the same class names, sorted. Raises DataError if an image has no class."""
-        layout = self.layout or Layout(("",) * len(self), self.labels or (None,) * len(self))
+        layout = self.layout or Layout(("train",) * len(self), self.labels or (None,) * len(self))
         known = {label for label in layout.labels if label is not None}
         if layout.problem or not known:
             problem = layout.problem or f"the images have no classes; {EXAMPLE}"
@@ -114,7 +114,7 @@ class ImageCollection:
             members = [row for row, own in enumerate(layout.splits) if own == split and layout.labels[row] is not None]
             if members:
                 labels = torch.tensor([index[str(layout.labels[row])] for row in members])
-                sets[split or "train"] = ImageSet(self.pixels[members], labels, class_names)
+                sets[split] = ImageSet(self.pixels[members], labels, class_names)
         return sets
 
 
@@ -139,7 +139,7 @@ def merge_collections(parts: Sequence[ImageCollection]) -> ImageCollection:
         torch.cat([part.pixels for part in parts]),
         complete_labels([label for part in parts for label in part.labels or [None]]),
         merge_meta(parts),
-        report="; ".join(part.report for part in parts),
+        read_summary="; ".join(part.read_summary for part in parts),
     )
 
 
@@ -197,7 +197,7 @@ def read_collection(location: str, image_size: int | None = None) -> ImageCollec
     return collect_members(archives.read_members(path, selection), location, image_size, selection)
 
 
-recall_collection = archives.read_once(read_collection)
+read_collection_cached = archives.cache_archives(read_collection)
 
 
 def read_images(location: str, image_shape: tuple[int, int, int], image_size: int | None = None) -> ImageCollection:
@@ -260,7 +260,7 @@ def collect_members(
     try:
         decoded = decode_images(images(), location, HINT, image_size)
     except AbsentError as error:
-        kinds = describe_kinds(selection.skipped + Counter(text.suffix for text in texts))
+        kinds = describe_kinds(selection.skipped + Counter(text.suffix or "without a suffix" for text in texts))
         raise AbsentError(f"{error} (found: {kinds})" if kinds else str(error)) from None
     names = [PurePosixPath(name) for name in decoded.names]
     layout = find_layout(names, texts)
@@ -268,29 +268,29 @@ def collect_members(
     meta = None if meta_name is None else parse_meta(texts[meta_name], f"{location}: {meta_name}")
     unused = [text for text in texts if text not in layout.used and text.name not in RJEM_FILES]
     skipped = selection.skipped + Counter(text.suffix or "without a suffix" for text in unused)
-    skipped["figures"] += sum(PurePosixPath(name).parent in rjem_folders for name, _ in figures)
+    skipped["figures of rjem"] += sum(PurePosixPath(name).parent in rjem_folders for name, _ in figures)
     is_one_folder = len(set(layout.labels)) < 2 and not layout.used
     labels = None if is_one_folder else complete_labels(layout.labels)
-    report = describe_reading(location, layout, skipped, decoded.animations)
-    if selection.unclear:
-        report += f"; names that are not in Unicode, such as {selection.unclear}"
-    return ImageCollection(location, decoded.pixels, labels, meta, layout, report=report)
+    summary = describe_reading(location, layout, skipped, decoded.animations)
+    if selection.undecodable_name:
+        summary += f"; names that are not in Unicode, such as {selection.undecodable_name}"
+    return ImageCollection(location, decoded.pixels, labels, meta, layout, read_summary=summary)
 
 
 def describe_reading(location: str, layout: Layout, skipped: Counter[str], animations: int = 0) -> str:
     """`read photos: 120 images, 2 classes, train 100, test 20; passed over 3 files (2 .txt, 1 .json)`, and what is
     unusual."""
     count, classes = len(layout.labels), len(set(layout.labels) - {None})
-    parts = [f"{count} image{'s' * (count != 1)}", f"{classes or 'no'} class{'es' * (classes != 1)}"]
+    parts = [pluralize(count, "image"), pluralize(classes, "class", "classes") if classes else "no classes"]
     if 0 < classes <= MAX_CLASS_NAMES:
         parts[-1] += f" ({', '.join(sorted(map(str, set(layout.labels) - {None})))})"
     if layout.has_splits:
-        parts += [f"{split or 'train'} {layout.splits.count(split)}" for split in sorted(set(layout.splits))]
+        parts += [f"{split} {layout.splits.count(split)}" for split in sorted(set(layout.splits))]
     sentences = [f"read {location}: {', '.join(parts)}"]
     if total := skipped.total():
-        sentences.append(f"passed over {total} file{'s' * (total != 1)} ({describe_kinds(skipped)})")
+        sentences.append(f"passed over {pluralize(total, 'file')} ({describe_kinds(skipped)})")
     if animations:
-        sentences.append(f"read the first image of {animations} file{'s' * (animations != 1)} with several")
+        sentences.append(f"read the first image of {pluralize(animations, 'file')} with several")
     return "; ".join([*sentences, *layout.notes])
 
 
@@ -335,6 +335,6 @@ def read_npz(path: Path, image_size: int | None = None) -> ImageCollection:
         numbers = tuple(labels.tolist())
     meta = parse_meta(str(arrays["meta"]), f"{path}: meta") if "meta" in arrays and arrays["meta"].ndim == 0 else None
     pixels_NCHW = resize_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), image_size)
-    layout = Layout(("",) * len(pixels), numbers or (None,) * len(pixels))
-    report = describe_reading(str(path), layout, Counter())
-    return ImageCollection(str(path), pixels_NCHW, numbers, meta, layout, report=report)
+    layout = Layout(("train",) * len(pixels), numbers or (None,) * len(pixels))
+    summary = describe_reading(str(path), layout, Counter())
+    return ImageCollection(str(path), pixels_NCHW, numbers, meta, layout, read_summary=summary)

@@ -137,7 +137,7 @@ def decode_image(content: bytes, name: str, image_size: int | None = None) -> De
         raise
     except UnidentifiedImageError:
         if content[4:12] in HEIC_SIGNATURES:
-            raise DataError(f"{name} is HEIC, whatever its suffix says; convert it to JPEG or PNG") from None
+            raise DataError(f"{name} is a HEIC image; convert it to JPEG or PNG") from None
         raise DataError(f"{name} is corrupt or not an image; remove or replace it") from None
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes
         reason = str(error).split(" <")[0] or type(error).__name__

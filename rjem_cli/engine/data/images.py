@@ -116,13 +116,13 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """One data set in parts. `report`: what was read of a user's images, in one line."""
+    """One data set in parts. `read_summary`: what was read of a user's images, in one line."""
 
     name: str
     train: ImageSet
     val: ImageSet
     test: ImageSet
-    report: str = ""
+    read_summary: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from rjem_cli.engine.data.annotations import SIDECARS, Label, Texts, parse_split, read_sidecars, read_tables
+from rjem_cli.engine.data.annotations import (
+    SIDECARS,
+    Annotations,
+    Label,
+    Texts,
+    parse_split,
+    read_sidecars,
+    read_tables,
+)
 
 EXAMPLE = "give class folders, such as cats/1.png dogs/1.png"
 NUMBERED_FOLDER = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
@@ -24,7 +32,7 @@ Folders = tuple[str, ...]
 class Layout:
     """By image: `splits`, "train" without split folders; `labels`, class names or numbers, None for an image without a
     class. `problem` says why an image that needs a class has none; `notes` are for the user. `has_splits`: whether
-    folders name splits. `used`: the tables and sidecars that gave classes."""
+    folders or a table name splits. `used`: the tables and sidecars that gave classes."""
 
     splits: tuple[str, ...]
     labels: tuple[Label, ...]
@@ -35,34 +43,43 @@ class Layout:
 
 
 def find_layout(names: Sequence[PurePosixPath], texts: Texts) -> Layout:
-    """The layout of the image files `names`. A class in a table or a .cls comes before the folder, the folder before
-    other sidecars. A split in a table and a folder must agree."""
+    """The layout of the image files `names`. Precedence of classes: table, .cls, folder, other sidecars. A split in a
+    table and a folder must agree."""
     folders, tables = arrange_folders(names), read_tables(names, texts)
     has_classes = len(set(folders.labels) - {None}) > (0 if folders.has_splits else 1)  # one may be any folder
-    rest = [name for name in names if name not in tables.labels]
-    sidecars = read_sidecars(rest, texts, (".cls",) if has_classes else SIDECARS)
+    unlabelled = [name for name in names if name not in tables.labels]
+    sidecars = read_sidecars(unlabelled, texts, (".cls",) if has_classes else SIDECARS)
+    if tables.labels or tables.splits or sidecars.labels:
+        return combine(names, folders, has_classes, tables, sidecars)
+    hidden = "" if has_classes else next(iter(tables.notes), "")
+    return replace(
+        folders,
+        splits=tuple(split or "train" for split in folders.splits),
+        problem="; ".join(filter(None, (folders.problem, hidden))),
+        notes=(*tables.notes, *sidecars.notes, *folders.notes),
+    )
+
+
+def combine(
+    names: Sequence[PurePosixPath], folders: Layout, has_classes: bool, tables: Annotations, sidecars: Annotations
+) -> Layout:
+    """The layout of images that tables or sidecars describe. `has_classes`: whether the folders are classes."""
     given = tables.labels | sidecars.labels
-    notes = [*tables.notes, *sidecars.notes]
-    if not given and not tables.splits:
-        hidden = "" if has_classes else next(iter(tables.notes), "")
-        problem = "; ".join(filter(None, (folders.problem, hidden)))
-        splits = [split or "train" for split in folders.splits]
-        return replace(folders, splits=tuple(splits), problem=problem, notes=(*notes, *folders.notes))
     by_folder = dict(zip(names, folders.labels)) if has_classes or not given else {}
-    labels = {name: given[name] if name in given else by_folder.get(name) for name in names}
+    labels = dict.fromkeys(names) | by_folder | given
     splits = [split or innermost_split(name) for name, split in zip(names, folders.splits)]
     problem = tables.problem or find_contradiction(names, splits, tables.splits)
     splits = [tables.splits.get(name) or split for name, split in zip(names, splits)]
-    bare = [split for name, split in zip(names, splits) if labels[name] is None]
-    lost = next((name for name, split in zip(names, splits) if labels[name] is None and split in ("", "train")), None)
-    if bare:
-        notes.append(describe_bare(bare))
+    has_splits, splits = any(splits), [split or "train" for split in splits]
+    unlabelled = [(name, split) for name, split in zip(names, splits) if labels[name] is None]
+    lost = next((name for name, split in unlabelled if split == "train"), None)
     if lost and not problem:
         problem = f"{lost} has no class, but other images have one" if given else folders.problem
-    named = tuple(split or "train" for split in splits)
-    return Layout(
-        named, tuple(labels.values()), problem, tuple(notes), any(splits), frozenset(tables.used | sidecars.used)
-    )
+    notes = (*tables.notes, *sidecars.notes)
+    if unlabelled:
+        notes = (*notes, describe_unlabelled([split for _, split in unlabelled]))
+    used = frozenset(tables.used | sidecars.used)
+    return Layout(tuple(splits), tuple(labels[name] for name in names), problem, notes, has_splits, used)
 
 
 def find_contradiction(
@@ -75,9 +92,9 @@ def find_contradiction(
     return ""
 
 
-def describe_bare(splits: Sequence[str]) -> str:
+def describe_unlabelled(splits: Sequence[str]) -> str:
     """Of images without a class: `images without a class: test 2, val 1`."""
-    counts = Counter(split or "train" for split in splits)
+    counts = Counter(splits)
     return f"images without a class: {', '.join(f'{split} {count}' for split, count in sorted(counts.items()))}"
 
 
@@ -112,8 +129,8 @@ def without_classes(names: Sequence[PurePosixPath], problem: str) -> Layout:
 
 
 def find_split_level(folders: Sequence[Folders]) -> int | None:
-    """How many folders lie above those that are splits; None without splits. At that level, each folder is a split, and
-    class folders lie below some. So `bus/ car/ train/` are three classes."""
+    """The depth of the split folders; None without splits. Every folder at that depth must be a split, with class
+    folders below some. So `bus/ car/ train/` are three classes."""
     for level in range(len(common_folders(folders)) + 1):
         found = {parts[level] if len(parts) > level else "" for parts in folders}
         if found and all(map(parse_split, found)):
@@ -143,16 +160,16 @@ def arrange_classes(names: Sequence[PurePosixPath], folders: Sequence[Folders], 
     bare = {split for split in ("val", "test") if train and has_no_class(folders, splits, split, classes)}
     members = [index for index, split in enumerate(splits) if split not in bare]
     problem = find_problem([names[index] for index in members], [folders[index] for index in members])
-    if not any(splits) and len(lookalikes := sorted(filter(parse_split, classes_of(folders)))) > 1:
+    if not any(splits) and len(lookalikes := sorted(filter(parse_split, class_folders(folders)))) > 1:
         problem = f"{lookalikes[0]} and {lookalikes[1]} look like splits, but no class folders lie below them"
     if problem:
         return without_classes(names, problem)
     labels = tuple(None if split in bare else parts[0] for parts, split in zip(folders, splits))
-    notes = (describe_bare([split for split in splits if split in bare]),) if bare else ()
+    notes = (describe_unlabelled([split for split in splits if split in bare]),) if bare else ()
     return Layout(tuple(splits), labels, notes=notes, has_splits=any(splits))
 
 
-def classes_of(folders: Sequence[Folders]) -> set[str]:
+def class_folders(folders: Sequence[Folders]) -> set[str]:
     return {parts[0] for parts in folders if parts}
 
 

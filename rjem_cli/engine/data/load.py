@@ -14,7 +14,7 @@ import torch
 
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
-from rjem_cli.engine.data.collection import ImageCollection, recall_collection
+from rjem_cli.engine.data.collection import ImageCollection, read_collection_cached
 from rjem_cli.engine.data.decode import resize_pixels
 from rjem_cli.engine.data.downloads import load_published
 from rjem_cli.engine.data.images import SPLIT_SEED, ImageSet, Splits, build_splits, concatenate, hash_images
@@ -61,18 +61,18 @@ def place_on_canvas(digits: ImageSet, generator: torch.Generator) -> ImageSet:
 
 
 class Part(NamedTuple):
-    """One split of a data set, or all of it. `report`: what was read of a user's images."""
+    """One split of a data set, or all of it. `read_summary`: what was read of a user's images."""
 
     name: str
     images: ImageSet
-    report: str = ""
+    read_summary: str = ""
 
 
 def load_splits(options: DataOptions, on_progress: OnProgress = noop, warn: Log = noop) -> Splits:
     """The data set that `options` name. `on_progress` reports a download, `warn` one that cannot be saved. Raises
     AbsentError or DataError with the file's name."""
     if options.data:
-        return build_user_splits(recall_collection(options.data, options.image_size), options)
+        return build_user_splits(read_collection_cached(options.data, options.image_size), options)
     if options.dataset in SCIKIT_LEARN_SETS:
         splits = load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
         train, val, test = (resize(part, options.image_size) for part in splits.parts)
@@ -86,39 +86,42 @@ def resize(images: ImageSet, size: int | None) -> ImageSet:
 
 
 def load_part(options: DataOptions, split: str) -> Part:
-    """One split, or with "all" every image. User images without a training part are a test set: the part of that name,
-    or the only one. Raises AbsentError or DataError."""
+    """One split, or with "all" every image. User images without a training part are a test set: the part of that
+    name, else its first part. Raises AbsentError or DataError."""
     if options.data:
-        collection, name = recall_collection(options.data, options.image_size), Path(options.data).name
+        collection, name = read_collection_cached(options.data, options.image_size), Path(options.data).name
         parts = collection.group_by_split()
         if split == "all" and not options.test_data:
-            return Part(f"{name}:all", concatenate(list(parts.values())), collection.report)
+            return Part(f"{name}:all", concatenate(list(parts.values())), collection.read_summary)
         if "train" not in parts:
             part = split if split in parts else next(iter(parts))
-            return Part(f"{name}:{part}", parts[part], collection.report)
+            return Part(f"{name}:{part}", parts[part], collection.read_summary)
         splits = build_user_splits(collection, options)
     else:
         splits = load_splits(options)
-    by_name = {"train": splits.train, "val": splits.val, "test": splits.test}
+    by_name = dict(zip(("train", "val", "test"), splits.parts))
     images = concatenate(list(by_name.values())) if split == "all" else by_name[split]
-    return Part(f"{splits.name}:{split}", images, splits.report)
+    return Part(f"{splits.name}:{split}", images, splits.read_summary)
 
 
 def build_user_splits(collection: ImageCollection, options: DataOptions) -> Splits:
-    """Splits of `options.data`, which is `collection`. Those named by folders stay; others are split off with a fixed
-    seed. Raises DataError."""
+    """The splits of `collection`, the images of `options.data`. Those that folders or a table name stay; others are
+    split off with a fixed seed. Raises DataError."""
     data, test_data = str(options.data), options.test_data
-    parts, report = collection.group_by_split(), collection.report
+    parts, summary = collection.group_by_split(), collection.read_summary
     if "train" not in parts:
-        raise DataError(f"{data} has no training images, only {', '.join(parts)}; give some, and this as --test-data")
+        raise DataError(
+            f"{data} has no training images, only {', '.join(parts)}; give training images as --data, and this one as "
+            "--test-data"
+        )
     train, test = parts["train"], parts.get("test")
     if test_data:
-        tested = recall_collection(test_data, options.image_size)
-        test, report = select_test_images(tested), f"{report}; {tested.report}"
+        tested = read_collection_cached(test_data, options.image_size)
+        test, summary = select_test_images(tested), f"{summary}; {tested.read_summary}"
         check_compatible(train, test, data, test_data)
     splits = build_splits(Path(data).name, train, test, 0 if "val" in parts else options.val_fraction)
     splits = replace(splits, val=parts["val"]) if "val" in parts else splits
-    return replace(splits, report="; ".join([report, *find_overlaps(splits)]))
+    return replace(splits, read_summary="; ".join([summary, *find_overlaps(splits)]))
 
 
 def select_test_images(collection: ImageCollection) -> ImageSet:
@@ -132,7 +135,7 @@ def select_test_images(collection: ImageCollection) -> ImageSet:
 
 
 def find_overlaps(splits: Splits) -> list[str]:
-    """A sentence for val and for test if images of theirs are training images, too."""
+    """One sentence for val and one for test, if they contain training images."""
     known = set(hash_images(splits.train.pixels))
     counts = {
         name: sum(digest in known for digest in hash_images(part.pixels))

@@ -1,4 +1,4 @@
-"""Arrays in .npz files, which anybody may have made."""
+"""Arrays from untrusted .npz files."""
 
 import contextlib
 from collections.abc import Iterable, Iterator

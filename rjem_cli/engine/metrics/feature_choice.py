@@ -142,8 +142,8 @@ def check_same_features(reference: Reference, extractor: Extractor) -> None:
     for key in ("network", "weights_sha256", "resize"):
         if saved and saved.get(key) != extractor.identity[key]:
             raise DataError(
-                f"{reference.name} was made with {key} {saved.get(key)}, but the features of the samples have "
-                f"{extractor.identity[key]}; use the same --features"
+                f"{reference.name} has the {key} {saved.get(key)}, the samples' features have "
+                f"{extractor.identity[key]}; give the same --features"
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rjem_cli.config.common import DATASETS, LARGEST_SIDE
 from rjem_cli.config.training import DataOptions
-from rjem_cli.engine.data.collection import ImageCollection, get_nested, recall_collection
+from rjem_cli.engine.data.collection import ImageCollection, get_nested, read_collection_cached
 from rjem_cli.engine.data.images import Splits, concatenate
 from rjem_cli.engine.data.load import build_user_splits, load_splits
 from rjem_cli.engine.data.npz import load_arrays, read_array_names
@@ -107,7 +107,7 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
         raise ConfigError(f"--protocol jempp compares with train and test images, but {text} holds statistics")
     if statistics is not None and IMAGES_KEY not in read_array_names(path):
         return Reference(text, statistics=statistics)
-    images = recall_collection(name, image_size)
+    images = read_collection_cached(name, image_size)
 
     @functools.cache  # building them hashes every image
     def make_splits() -> Splits:

@@ -4,6 +4,7 @@ how they were made."""
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,9 +15,10 @@ from rjem_cli.config.common import STREAM
 from rjem_cli.config.scoring import EvalConfig
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import Log, OnProgress, noop
+from rjem_cli.engine.data.collection import ImageCollection
 from rjem_cli.engine.metrics.distances import fit_statistics
 from rjem_cli.engine.metrics.extractors import BATCH_SIZE, GPU_BATCH_SIZE
-from rjem_cli.engine.metrics.feature_choice import choose_features, load_extractor
+from rjem_cli.engine.metrics.feature_choice import FeatureChoice, choose_features, load_extractor
 from rjem_cli.engine.metrics.features import load_features, split_chunks
 from rjem_cli.engine.metrics.reference import Reference, Statistics, read_reference
 from rjem_cli.engine.metrics.samples import read_samples
@@ -25,21 +27,36 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.files import write_atomically
 
 
-def save_statistics(
-    config: EvalConfig, reference: Reference, path: Path, log: Log = noop, on_progress: OnProgress = noop
-) -> dict[str, Any]:
-    """Compute and write the statistics of the reference's images. Returns their protocol. `on_progress` may raise to
-    stop. Raises ConfigError for images that have none (they are too few, or statistics themselves), AbsentError without
-    the network's weights, RjemError if the file cannot be written."""
+@dataclass(frozen=True)
+class StatisticsPlan:
+    """The images, some of `reference`, and the features of which statistics are saved."""
+
+    config: EvalConfig
+    reference: Reference
+    images: ImageCollection
+    choice: FeatureChoice
+
+
+def plan_statistics(config: EvalConfig, reference: Reference) -> StatisticsPlan:
+    """Raises ConfigError if the images are too few, or if `reference` already holds statistics."""
     if reference.images is None:
         raise ConfigError(f"--save-stats: {reference.name} holds statistics already; give images")
-    images = reference.images.spread(config.num)
-    choice, runtime = choose_features(config.features, reference), scoring_runtime(config.device)
+    images, choice = reference.images.spread(config.num), choose_features(config.features, reference)
     if len(images) <= choice.dimensions and not config.allow_few:
         raise ConfigError(
             f"--save-stats: {len(images)} images are too few for {choice.dimensions} features; "
             f"use {choice.dimensions + 1} or more, or add --allow-few"
         )
+    return StatisticsPlan(config, reference, images, choice)
+
+
+def save_statistics(
+    plan: StatisticsPlan, path: Path, log: Log = noop, on_progress: OnProgress = noop
+) -> dict[str, Any]:
+    """Compute and write the statistics. Returns their protocol. `on_progress` may raise to stop. Raises AbsentError
+    without the network's weights, RjemError if the file cannot be written."""
+    config, reference, images, choice = plan.config, plan.reference, plan.images, plan.choice
+    runtime = scoring_runtime(config.device)
     extractor = load_extractor(choice, reference, runtime, on_progress)
     chunks = split_chunks(images.pixels, extractor, images.name)
     batches = BatchSizer(config.batch_size or BATCH_SIZE.get(runtime.device.type, GPU_BATCH_SIZE), log)
@@ -62,7 +79,7 @@ def write_statistics(path: Path, statistics: Statistics, protocol: dict[str, Any
 
 
 def read_subject(config: EvalConfig, locations: Sequence[str], stdin: Callable[[], BinaryIO]) -> Reference:
-    """The images of `read_samples` as a reference. Raises as it does."""
+    """The images of one location as `read_reference` reads them, else as `read_samples` does. Raises as these do."""
     if len(locations) == 1 and locations[0] != STREAM:
         return read_reference(locations[0], config.protocol, image_size=config.image_size)
     samples = read_samples(locations, stdin, config.image_size)

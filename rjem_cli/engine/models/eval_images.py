@@ -1,6 +1,5 @@
 """The images that a checkpoint is tested on and attacked with, and the radii of the attacks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,24 +9,22 @@ from rjem_cli.config.common import check_radius
 from rjem_cli.config.scoring import EvalDataOptions
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data.collection import suggest_size
-from rjem_cli.engine.data.images import ImageSet, parse_class, spread_indices
+from rjem_cli.engine.data.images import ImageSet, spread_indices
 from rjem_cli.engine.data.load import load_part
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
-from rjem_cli.engine.noise import TARGET_STREAM, uniform
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
-from rjem_cli.paths import expand
 
 
 @dataclass(frozen=True)
 class EvalImages:
     """Images with the checkpoint's class numbers. `indices` (N,) are their positions in `source`, which has `total`
-    images. `report`: what was read of a user's images."""
+    images. `read_summary`: what was read of a user's images."""
 
     images: ImageSet
     indices: Tensor
     source: str
     total: int
-    report: str
+    read_summary: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def load_eval_images(options: EvalDataOptions, info: CheckpointInfo) -> EvalImag
     if not len(images):
         raise DataError(f"{part.name} has no images; choose another --split")
     indices = spread_indices(len(images), options.limit)
-    return EvalImages(images.subset(indices), indices, part.name, len(images), part.report)
+    return EvalImages(images.subset(indices), indices, part.name, len(images), part.read_summary)
 
 
 def match_classes(images: ImageSet, info: CheckpointInfo, name: str) -> ImageSet:
@@ -107,35 +104,3 @@ def resolve_radii(options: EvalDataOptions, info: CheckpointInfo) -> tuple[str, 
         raise ConfigError(f"--norm {norm} needs --eps: the checkpoint was trained with {info.config.norm} radii")
     check_radius("--eps", max(radii), norm)
     return norm, tuple(sorted(set(radii)))
-
-
-def read_target(text: str, class_names: tuple[str, ...]) -> int | list[int]:
-    """The class that `text` names, or of a file the class in each of its lines. Raises ConfigError, or DataError for a
-    file that cannot be read."""
-    path = expand(text)
-    if text in class_names or not path.is_file():
-        return parse_class(text, class_names, "--target")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"cannot read --target {text}: {error}") from None
-    return [
-        parse_class(line.strip(), class_names, f"--target {text}: line {number}")
-        for number, line in enumerate(lines, 1)
-    ]
-
-
-def select_targets(aims: Sequence[int], test: EvalImages, name: str) -> Tensor:
-    """The wanted classes of the selected images, int64 (N,), from those of all images in their order (by file name).
-    Raises ConfigError for another number of them."""
-    if len(aims) != test.total:
-        raise ConfigError(
-            f"--target {name} has {len(aims)} lines, but {test.source} {test.total} images; give one class per image"
-        )
-    return torch.tensor(aims)[test.indices]
-
-
-def random_targets(labels_N: Tensor, indices_N: Tensor, num_classes: int, seed: int) -> Tensor:
-    """A wrong class for each image, int64 (N,): uniform, and determined by the seed and the image's index."""
-    chance = 1 - uniform(seed + indices_N, (1,), TARGET_STREAM).squeeze(1)  # [0, 1)
-    return (labels_N + 1 + (chance * (num_classes - 1)).long().clamp_max(num_classes - 2)) % num_classes

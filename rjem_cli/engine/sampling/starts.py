@@ -33,12 +33,13 @@ PREDICT_BATCH = 250
 @dataclass(frozen=True)
 class Start:
     """The first stage of a sampler. `sha256` is the digest of starts that were read from files, which the checkpoint
-    does not determine. `user_pixels` are a user's images, uint8 (N, C, H, W); `report` says what was read of them."""
+    does not determine. `user_pixels` are a user's images, uint8 (N, C, H, W), and `read_summary` says what was
+    read of them."""
 
     sampler: Sampler
     sha256: str | None = None
     user_pixels: Tensor | None = None
-    report: str = ""
+    read_summary: str = ""
 
 
 def load_start(options: SampleConfig, plan: SamplePlan, checkpoint: Checkpoint, runtime: Runtime) -> Start:
@@ -63,8 +64,8 @@ def load_start(options: SampleConfig, plan: SamplePlan, checkpoint: Checkpoint, 
             return Start(random_image_start(move(pixels)), pixels_digest(pixels))
     if not expand(init).exists() and "/" not in init and "." not in init:
         raise ConfigError(f"--init {init!r} is not a known start or a file; {did_you_mean(init, STARTS)}")
-    own = read_images(init, info.image_shape, options.image_size or info.config.image_size)
-    return Start(image_start(move(own.pixels), options.seed), own.digest(), own.pixels, own.report)
+    starts = read_images(init, info.image_shape, options.image_size or info.config.image_size)
+    return Start(image_start(move(starts.pixels), options.seed), starts.digest(), starts.pixels, starts.read_summary)
 
 
 def predict_classes(logits_fn: LogitsFn, pixels: Tensor, device: torch.device) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ class DataShape(NamedTuple):
     train: int
     val: int
     test: int
-    report: str = ""  # of what was read of a user's images
+    read_summary: str = ""  # of what was read of a user's images
 
     @classmethod
     def from_options(cls, options: DataOptions) -> "DataShape":
@@ -52,7 +52,7 @@ class DataShape(NamedTuple):
     @classmethod
     def from_splits(cls, splits: Splits) -> "DataShape":
         train, val, test = (len(part) for part in (splits.train, splits.val, splits.test))
-        return cls(splits.train.image_shape, len(splits.class_names), train, val, test, splits.report)
+        return cls(splits.train.image_shape, len(splits.class_names), train, val, test, splits.read_summary)
 
     @property
     def dimensions(self) -> int:

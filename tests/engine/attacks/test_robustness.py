@@ -18,10 +18,11 @@ from rjem_cli.engine.attacks.robustness import (
     evaluate_clean,
     run_restart,
 )
+from rjem_cli.engine.attacks.targets import random_targets
 from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import ImageSet, to_model
-from rjem_cli.engine.models.eval_images import AttackDataset, random_targets
+from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.errors import RjemError
 
 CPU = torch.device("cpu")

@@ -43,7 +43,7 @@ def test_a_truncated_stream_is_an_error(tmp_path):
     content = write(FLAT, tmp_path / "x.tar").read_bytes()
     assert len(read_stream(io.BytesIO(content), "standard input")) == 12
     for cut in (len(content) // 2, 3 * 512, 512 * 7 + 100, 0):
-        with pytest.raises(DataError, match="cannot read standard input"):
+        with pytest.raises(DataError, match="standard input is not a complete"):
             read_stream(io.BytesIO(content[:cut]), "standard input")
 
 

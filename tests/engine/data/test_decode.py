@@ -103,12 +103,14 @@ def test_jpegs_by_any_name_and_images_without_a_suffix_are_read(tmp_path):
     files |= {"dog/Thumbs.db": b"x", "@eaDir/cat/a.jfif/SYNOPHOTO_THUMB.jpg": jpeg, ".DS_Store": b"x", "._a.jpg": b"x"}
     collection = read_collection(str(write(files, tmp_path / "set.zip")))
     assert len(collection) == 5 and collection.class_names == ("cat", "dog")
-    assert collection.report.endswith("passed over 6 files (4 hidden or of the system, 1 .idx, 1 without a suffix)")
+    assert collection.read_summary.endswith(
+        "passed over 6 files (4 hidden or of the system, 1 .idx, 1 without a suffix)"
+    )
 
 
 def test_heic_is_named(tmp_path):
     content = b"\0\0\0\x18ftypheic" + bytes(40)
-    with pytest.raises(DataError, match=r"a.jpg is HEIC, whatever its suffix says; convert it"):
+    with pytest.raises(DataError, match=r"a.jpg is a HEIC image; convert it"):
         read_collection(str(write({"a.jpg": content}, tmp_path / "x")))
     with pytest.raises(AbsentError, match=r"holds no images; .* \(found: 2 .heic, 1 .txt\)"):
         read_collection(str(write({"a.heic": content, "b.HEIC": content, "c.txt": b"x"}, tmp_path / "y")))
@@ -119,7 +121,7 @@ def test_animations_are_counted(tmp_path):
     animation = encode(first, "GIF", save_all=True, append_images=[second])
     collection = read_collection(str(write({"a.gif": animation, "b.png": png(9, (5, 7))}, tmp_path / "set")))
     assert (collection.pixels[0] == 0).all()
-    assert collection.report.endswith("2 images, no classes; read the first image of 1 file with several")
+    assert collection.read_summary.endswith("2 images, no classes; read the first image of 1 file with several")
 
 
 def test_a_ppm_of_sixteen_bits_is_refused():

@@ -11,14 +11,14 @@ from PIL import Image
 
 from rjem_cli.config.training import DataOptions
 from rjem_cli.engine.data import collection
-from rjem_cli.engine.data.collection import read_collection, recall_collection
+from rjem_cli.engine.data.collection import read_collection, read_collection_cached
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.errors import AbsentError, DataError
 from tests.image_files import png, tree, write
 
 
 def read_class_folders(location, image_size=None):
-    return recall_collection(location, image_size).group_by_split()
+    return read_collection_cached(location, image_size).group_by_split()
 
 
 @pytest.mark.parametrize("target", ["images", "images.zip", "images.tar", "images.tar.xz"])
@@ -113,8 +113,8 @@ def test_images_in_training_and_test_are_counted(tmp_path):
     test = {**{f"cat/{i}.png": png(i) for i in range(3)}, "dog/1.png": png(199)}
     paths = write(tree(), tmp_path / "a.zip"), write(test, tmp_path / "b.zip")
     splits = load_splits(DataOptions(data=str(paths[0]), test_data=str(paths[1]), val_fraction=0))
-    assert splits.report.endswith("training images that are also in test: 3")
-    assert "training images" not in load_splits(DataOptions(data=str(paths[0]))).report
+    assert splits.read_summary.endswith("training images that are also in test: 3")
+    assert "training images" not in load_splits(DataOptions(data=str(paths[0]))).read_summary
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_class_behind_two_links_has_the_name_of_the_real_folder(tmp_path):
     for name in ("aaa", "kitty"):
         (folder / name).symlink_to(folder / "cat")
     images = read_collection(str(folder))
-    assert images.class_names == ("cat", "dog") and images.report.endswith(
+    assert images.class_names == ("cat", "dog") and images.read_summary.endswith(
         "passed over 2 files (2 folders linked twice)"
     )
 
