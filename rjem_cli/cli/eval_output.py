@@ -31,8 +31,8 @@ def log_plan(plan: EvalPlan, judge_training: str | None, console: Console) -> No
     """Log what will be compared and computed."""
     inputs, choice = plan.inputs, plan.inputs.choice
     samples, real = inputs.samples, inputs.reference.images
-    console.log(samples.read_summary)
-    console.log(real.read_summary if real else "")
+    for summary in dict.fromkeys((samples.read_summary, real.read_summary if real else "")):
+        console.log(summary)
     console.log(f"samples: {describe_images(len(samples), inputs.total, samples.image_shape, samples.name)}")
     reference = f"statistics of {inputs.reference.name}"
     if real is not None:

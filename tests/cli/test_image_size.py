@@ -85,7 +85,7 @@ def test_a_folder_whose_name_ends_like_a_part_is_that_folder(rjem, own_home, tmp
     protocol = json.loads(rjem("eval", "a:test", "--reference", "a:test", *flags).out)["protocol"]
     assert (protocol["samples"]["count"], protocol["reference"]["count"]) == (4, 4)
     outcome = rjem("train", "--data", "a:train", *TINY)
-    assert outcome.code == 3 and "a, and in rjem attack or eval --split train" in outcome.err
+    assert outcome.code == 3 and "a, and add --split train in rjem attack or rjem eval" in outcome.err
 
 
 def test_images_that_would_not_fit_into_memory_are_refused_before_they_are_made(rjem, monkeypatch):

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -32,7 +33,11 @@ SPLIT_WORDS = {
 }
 SPLIT_FILLERS = {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder"}
 
+ROOT = PurePosixPath(".")
+AMBIGUOUS = PurePosixPath("")  # not the name of an image
+
 Label = str | int | None
+NameIndex = dict[str, PurePosixPath]
 Texts = Mapping[PurePosixPath, bytes]  # contents of tables and sidecars
 
 
@@ -48,11 +53,12 @@ class Annotations(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table; without a class or a split, None or empty."""
+    """A row of a table. `file` is relative to the folder of the table. Without a class or a split, None or empty."""
 
     file: PurePosixPath
     label: Label
     split: str
+    is_absolute: bool = False  # the path of the file on another machine
 
 
 def parse_split(name: str) -> str:
@@ -70,39 +76,81 @@ def is_table(name: PurePosixPath) -> bool:
 
 
 def read_tables(names: Sequence[PurePosixPath], texts: Texts) -> Annotations:
-    """Classes and splits of the images `names` from tables."""
-    known, others = set(names), other_names(names)
-    labels: dict[PurePosixPath, Label] = {}
-    splits: dict[PurePosixPath, str] = {}
-    used: set[PurePosixPath] = set()
-    notes: list[str] = []
-    problems: dict[PurePosixPath, str] = {}
-    for table in filter(is_table, texts):
-        rows, absent, unknown_split = list(read_rows(table, texts[table])), [], ""
-        for file, label, split in rows:
-            name = file if file in known else others.get(str(file).lower()) or others.get(file.name.lower())
-            if name is None:
-                absent.append(file)
-                continue
-            used.add(table)
-            if label is not None and labels.setdefault(name, label) != label:
-                problems.setdefault(name, f"{name} has two classes in {table}, {labels[name]} and {label}")
-            if split and splits.setdefault(name, parse_split(split)) != parse_split(split):
-                problems.setdefault(name, f"{name} is in two splits in {table}, {splits[name]} and {split}")
-            unknown_split = unknown_split or (split if not parse_split(split) else "")
+    """Classes and splits of the images `names` from tables. A table describes the images in its folder, or if there are
+    none, all images."""
+    tables = list(filter(is_table, texts))
+    by_folder: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for name in names if tables else ():
+        for folder in name.parents:
+            by_folder.setdefault(folder, []).append(name)
+    indices: dict[PurePosixPath, NameIndex] = {}
+    result = TableReader()
+    for table in tables:
+        folder = table.parent if table.parent in by_folder else ROOT
+        if folder not in indices:
+            indices[folder] = index_names(by_folder.get(folder, []))
+        result.read(table, list(read_rows(table, texts[table])), indices[folder])
+    return result.annotations(len(names))
+
+
+class TableReader:
+    """Collects the rows of all tables. `problems`: of images that rows describe in different ways."""
+
+    def __init__(self) -> None:
+        self.labels: dict[PurePosixPath, Label] = {}
+        self.splits: dict[PurePosixPath, str] = {}
+        self.sources: dict[PurePosixPath, PurePosixPath] = {}  # the first table of an image
+        self.used: set[PurePosixPath] = set()
+        self.notes: list[str] = []
+        self.problems: dict[PurePosixPath, str] = {}
+
+    def read(self, table: PurePosixPath, rows: Sequence[Row], index: NameIndex) -> None:
+        found = [(find_image(row, table.parent, index), row) for row in rows]
+        self.note_unmatched(table, [(name, row.file) for name, row in found])
         if not rows:
-            notes.append(describe_useless(table))
-        elif absent:
-            notes.append(f"missing files of {table}: {len(absent)}, such as {absent[0]}")
-        if unknown_split:
-            notes.append(
-                f"the splits of {table} are ignored where they are not train, val or test, such as {unknown_split}"
-            )
-    if labels and len(labels) < len(names):
-        notes.append(f"{len(labels)} of {len(names)} images have their class from a table")
-    contradictory: dict[PurePosixPath, Label] = dict.fromkeys(problems)
-    problem = next(iter(problems.values()), "")
-    return Annotations(labels | contradictory, splits, used, (*notes, problem) if problem else tuple(notes), problem)
+            self.notes.append(describe_useless(table))
+        images = [(name, row) for name, row in found if name is not None and name != AMBIGUOUS]
+        self.used |= {table} if images else set()
+        for name, row in images:
+            first = self.sources.setdefault(name, table)
+            where = f"{table}" if first == table else f"{first} and {table}"
+            if row.label is not None and self.labels.setdefault(name, row.label) != row.label:
+                self.problems.setdefault(
+                    name, f"{name} has two classes in {where}, {self.labels[name]} and {row.label}"
+                )
+        self.read_splits(table, images)
+
+    def read_splits(self, table: PurePosixPath, images: Sequence[tuple[PurePosixPath, Row]]) -> None:
+        """Images in splits other than train, val and test keep its name, and are not used."""
+        others = sorted({row.split for _, row in images if not parse_split(row.split)})
+        if all(not parse_split(row.split) for _, row in images):
+            if named := next(filter(None, others), None):
+                self.notes.append(f"the splits of {table} are ignored: none is train, val or test (such as {named})")
+            return
+        for name, row in images:
+            split = parse_split(row.split) or row.split or "none"
+            if self.splits.setdefault(name, split) != split:
+                self.problems.setdefault(name, f"{name} is in two splits in {table}, {self.splits[name]} and {split}")
+        if others:
+            count, example = sum(not parse_split(row.split) for _, row in images), others[-1] or "none"
+            self.notes.append(f"left out of training and tests by {table}: {count}, such as split {example}")
+
+    def note_unmatched(self, table: PurePosixPath, found: Sequence[tuple[PurePosixPath | None, PurePosixPath]]) -> None:
+        missing = [file for name, file in found if name is None]
+        ambiguous = [file for name, file in found if name == AMBIGUOUS]
+        if missing:
+            self.notes.append(f"missing files of {table}: {len(missing)}, such as {missing[0]}")
+        if ambiguous:
+            self.notes.append(f"files of {table} that fit several images: {len(ambiguous)}, such as {ambiguous[0]}")
+
+    def annotations(self, image_count: int) -> Annotations:
+        """What the tables say of `image_count` images."""
+        if self.labels and len(self.labels) < image_count:
+            self.notes.append(f"{len(self.labels)} of {image_count} images have their class from a table")
+        contradictory: dict[PurePosixPath, Label] = dict.fromkeys(self.problems)
+        problem = next(iter(self.problems.values()), "")
+        notes = (*self.notes, problem) if problem else tuple(self.notes)
+        return Annotations(self.labels | contradictory, self.splits, self.used, notes, problem)
 
 
 def describe_useless(table: PurePosixPath) -> str:
@@ -112,14 +160,32 @@ def describe_useless(table: PurePosixPath) -> str:
     return f"{table} gives no classes: it needs a column `file` and a column `class`"
 
 
-def other_names(names: Sequence[PurePosixPath]) -> dict[str, PurePosixPath]:
-    """Images by what tables call them: in small letters, without suffix, without folders; only where that is unique."""
-    found: dict[str, PurePosixPath | None] = {}
+def index_names(names: Sequence[PurePosixPath]) -> NameIndex:
+    """Images by the ends of their paths, in small letters, with and without suffix: `cat/A.png` by `cat/a.png`,
+    `cat/a`, `a.png` and `a`. An end of several images means AMBIGUOUS."""
+    index: NameIndex = {}
     for name in names:
-        for other in {str(name), str(name.with_suffix("")), name.name, name.stem}:
-            key = other.lower()
-            found[key] = name if found.get(key, name) == name else None
-    return {other: name for other, name in found.items() if name is not None}
+        index[f"/{name}"] = name  # exact
+        for path in (name, name.with_suffix("")):
+            parts = [part.lower() for part in path.parts]
+            for start in range(len(parts)):
+                key = "/".join(parts[start:])
+                index[key] = name if index.get(key, name) == name else AMBIGUOUS
+    return index
+
+
+def find_image(row: Row, folder: PurePosixPath, index: NameIndex) -> PurePosixPath | None:
+    """The image that a row in a table in `folder` describes: the file itself, or the only image whose path ends like
+    the row's, or is the end of it. For an absolute path the file's name is enough. None if it is missing."""
+    if (exact := f"/{folder / row.file}") in index:
+        return index[exact]
+    parts = [part.lower() for part in row.file.parts]
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    for key in ends[1:]:
+        name = index.get(key, AMBIGUOUS)
+        if ends[0] not in index and key in (str(name).lower(), str(name.with_suffix("")).lower() if name.name else ""):
+            return name
+    return index.get(ends[-1] if row.is_absolute and ends[0] not in index else ends[0])
 
 
 def read_rows(table: PurePosixPath, content: bytes) -> Iterator[Row]:
@@ -127,15 +193,16 @@ def read_rows(table: PurePosixPath, content: bytes) -> Iterator[Row]:
     text = decode_text(content)
     match table.name.lower():
         case name if name == EDM_TABLE:
-            yield from read_edm_rows(table.parent, text)
+            yield from read_edm_rows(text)
         case name if name == TINY_IMAGENET_TABLE:
-            yield from read_records(table.parent / "images", read_csv(f"file\tclass\n{text}", "\t"))
+            for row in read_records(read_csv(f"file\tclass\n{text}", "\t")):
+                yield row._replace(file="images" / row.file)
         case "metadata.jsonl":
-            yield from read_records(table.parent, map(parse_json_object, text.splitlines()))
+            yield from read_records(map(parse_json_object, text.splitlines()))
         case _:
             text = re.sub(r"\Asep=.\r?\n", "", text)  # Excel's first line
             delimiter = max(",;\t|", key=text.partition("\n")[0].count)
-            yield from read_records(table.parent, read_csv(text, delimiter))
+            yield from read_records(read_csv(text, delimiter))
 
 
 def read_csv(text: str, delimiter: str) -> Iterator[dict[str, str]]:
@@ -150,24 +217,24 @@ def read_csv(text: str, delimiter: str) -> Iterator[dict[str, str]]:
             yield record
 
 
-def read_records(folder: PurePosixPath, records: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """The rows of the images in `folder`."""
+def read_records(records: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     for record in records:
         file, label, split = (
             next((str(record[name]) for name in columns if type(record.get(name)) in (str, int)), "")
             for columns in (FILE_COLUMNS, CLASS_COLUMNS, SPLIT_COLUMNS)
         )
         if file and (label or split):
-            yield Row(folder / clean_name(file), unicodedata.normalize("NFC", label) or None, split)
+            is_absolute = re.match(r"([A-Za-z]:)?[\\/]", file) is not None
+            yield Row(clean_name(file), unicodedata.normalize("NFC", label) or None, split, is_absolute)
 
 
-def read_edm_rows(folder: PurePosixPath, text: str) -> Iterator[Row]:
+def read_edm_rows(text: str) -> Iterator[Row]:
     """The rows of EDM's dataset.json with a class number; in other programs' files, labels may be vectors."""
     labels = parse_json_object(text).get("labels")
     for entry in labels if isinstance(labels, list) else ():
         match entry:
             case [str(file), int(number)] if file and number >= 0:
-                yield Row(folder / clean_name(file), number, "")
+                yield Row(clean_name(file), number, "")
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
@@ -196,7 +263,9 @@ def read_sidecars(names: Sequence[PurePosixPath], texts: Texts, suffixes: Sequen
     """Classes from sidecars: `x.cls`, `x.json` or `x.txt` describe `x.png` and `x.input.png`. A .json or .txt counts
     only if every image has one, with at least two images per class on average. Classes are numbers if all are."""
     for suffix in suffixes:
-        by_key = {key: text for text in texts if text.suffix == suffix for key in sidecar_keys(text)}
+        sidecars = [text for text in texts if text.suffix == suffix]
+        counts = Counter(key for text in sidecars for key in {*sidecar_keys(text)})
+        by_key = {key: text for text in sidecars for key in sidecar_keys(text) if counts[key] == 1}
         keys = {name: next(filter(by_key.__contains__, sidecar_keys(name)), None) for name in names}
         found = {name: by_key[key] for name, key in keys.items() if key is not None}
         words = {name: parse_sidecar(suffix, texts[text]) for name, text in found.items()}

@@ -73,26 +73,26 @@ def clean_name(name: str) -> PurePosixPath:
 
 @dataclass
 class Selection:
-    """Which files are read: images, files without a suffix, which may be images, and what `is_text` accepts. The others
-    are counted in `skipped`, by what they are. `undecodable_name`: a name in an unknown encoding."""
+    """Which files are read: images, files without a suffix, which may be images, and those of at most `text_limit`
+    bytes, which is 0 for files that describe no images. The others are counted in `skipped`, by what they are.
+    `undecodable_name`: a name in an unknown encoding."""
 
-    is_text: Callable[[PurePosixPath], bool]
+    text_limit: Callable[[PurePosixPath], int]
     skipped: Counter[str] = field(default_factory=Counter)
     undecodable_name: str = ""
 
     def accepts(self, location: str, name: PurePosixPath, size: int) -> bool:
-        """Raises DataError for an image that is too large."""
+        """Raises DataError for an image or a table that is too large."""
         if not name.parts or is_hidden(name):
             self.skipped["hidden or of the system"] += 1
-        elif not (is_image(name) or name.suffix == "" or self.is_text(name)):
-            self.skipped[name.suffix.lower()] += 1
-        elif size <= MAX_FILE_BYTES:
-            return True
-        elif is_image(name):
-            raise DataError(f"{location}: {name} has {size} bytes, too many for an image; remove it")
-        else:
+            return False
+        limit = MAX_FILE_BYTES if is_image(name) or not name.suffix else self.text_limit(name)
+        if size > limit == MAX_FILE_BYTES and name.suffix:
+            raise DataError(f"{location}: {name} has {size} bytes, more than the {MAX_FILE_BYTES} allowed; remove it")
+        if size > limit or not limit:
             self.skipped[name.suffix.lower() or "without a suffix"] += 1
-        return False
+            return False
+        return True
 
 
 def check_readable(location: str) -> Path:
@@ -133,7 +133,7 @@ def read_members(path: Path, selection: Selection) -> Iterator[Member]:
                     if not file.is_file():
                         raise DataError(f"{path}: {name} is not a file (a broken link?); remove it")
                     yield str(name), file.read_bytes()
-        elif zipfile.is_zipfile(path):
+        elif not is_tar(path) and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     name = clean_name(zip_name(info, selection))
@@ -145,6 +145,12 @@ def read_members(path: Path, selection: Selection) -> Iterator[Member]:
             with path.open("rb") as stream:
                 check_archive_kind(location, stream.peek(LONGEST_SIGNATURE))
                 yield from read_tar_members(stream, location, selection)
+
+
+def is_tar(path: Path) -> bool:
+    """Whether it begins like a plain tar, whose last member may be a zip."""
+    with path.open("rb") as stream:
+        return stream.read(262).endswith(b"ustar")
 
 
 def check_archive_kind(location: str, head: bytes) -> None:

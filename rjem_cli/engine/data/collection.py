@@ -28,6 +28,8 @@ META_NAMES = {"meta.json", "__meta.json__"}
 # What is equal in the meta.json of all shards of one `rjem generate`
 CALL_KEYS = "checkpoint_sha256 dataset.train_digest plan init init_sha256 classes seed block_size".split()
 RJEM_FILES = {*META_NAMES, "labels.csv", "chains.json", "attack.json", "eval.json"}  # beside rjem's figures
+MAX_SIDECAR_BYTES = 2**20
+ARCHIVE_SUFFIXES = {".tar", ".zip", ".gz", ".tgz", ".parquet"}
 MAX_CLASS_NAMES = 5  # in the line that says what was read
 HINT = "give PNG files, class folders of them, an archive or an .npz"
 
@@ -99,8 +101,8 @@ class ImageCollection:
         return None if -1 in indices else torch.tensor(indices)
 
     def group_by_split(self) -> dict[str, ImageSet]:
-        """Image sets by split, "train" without split folders, without the images of val and test that have no class.
-        All have the same class names, sorted. Raises DataError if an image has no class."""
+        """Image sets of train, val and test, "train" without splits; without the images of val and test that have no
+        class. All have the same class names, sorted. Raises DataError if an image has no class."""
         layout = self.layout or Layout(("train",) * len(self), self.labels or (None,) * len(self))
         known = {label for label in layout.labels if label is not None}
         if layout.problem or not known:
@@ -110,7 +112,7 @@ class ImageCollection:
         class_names = self.ordered_classes or tuple(map(str, ordered))
         index = {name: number for number, name in enumerate(class_names)}
         sets: dict[str, ImageSet] = {}
-        for split in sorted(set(layout.splits)):
+        for split in sorted({*layout.splits} & {"train", "val", "test"}):
             members = [row for row, own in enumerate(layout.splits) if own == split and layout.labels[row] is not None]
             if members:
                 labels = torch.tensor([index[str(layout.labels[row])] for row in members])
@@ -193,7 +195,7 @@ def read_collection(location: str, image_size: int | None = None) -> ImageCollec
         raise DataError(f"{location} is a single array; save images with np.savez as arr_0, uint8 (N, H, W, C)")
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
         raise ConfigError(f"{location} is a single image; give a folder of images, an archive or an .npz")
-    selection = Selection(is_text)
+    selection = Selection(text_limit)
     return collect_members(archives.read_members(path, selection), location, image_size, selection)
 
 
@@ -205,7 +207,7 @@ def read_images(location: str, image_shape: tuple[int, int, int], image_size: in
     AbsentError, and DataError for images of another size, or with colour where C is 1."""
     path = archives.check_readable(location)
     if path.is_file() and archives.is_image(PurePosixPath(path.name)):
-        selection = Selection(is_text)
+        selection = Selection(text_limit)
         with archives.archive_errors(location):
             selection.accepts(location, PurePosixPath("image" + path.suffix), path.stat().st_size)
             collection = collect_members([(path.name, path.read_bytes())], location, image_size, selection)
@@ -229,13 +231,15 @@ def suggest_size(image_shape: tuple[int, int, int]) -> str:
 
 def read_stream(stream: BinaryIO, name: str, image_size: int | None = None) -> ImageCollection:
     """The images of a tar stream, as `rjem generate -o -` writes it. Raises DataError for an incomplete one."""
-    selection = Selection(is_text)
+    selection = Selection(text_limit)
     return collect_members(archives.read_tar_members(stream, name, selection), name, image_size, selection)
 
 
-def is_text(name: PurePosixPath) -> bool:
-    """Whether a file may describe images."""
-    return name.name in RJEM_FILES or is_table(name) or name.suffix in SIDECARS
+def text_limit(name: PurePosixPath) -> int:
+    """How many bytes a file that describes images may have; 0 for other files."""
+    if name.name in RJEM_FILES or is_table(name):
+        return archives.MAX_FILE_BYTES
+    return MAX_SIDECAR_BYTES if name.suffix in SIDECARS else 0
 
 
 def collect_members(
@@ -253,15 +257,16 @@ def collect_members(
             elif archives.is_image(path) or (not path.suffix and has_signature(member[1])):
                 yield member
             else:
-                texts[path] = member[1]
+                texts[path] = member[1] if path.suffix else b""
         rjem_folders.update(path.parent for path in texts if path.name in RJEM_FILES)
         yield from (figure for figure in figures if PurePosixPath(figure[0]).parent not in rjem_folders)
 
     try:
         decoded = decode_images(images(), location, HINT, image_size)
     except AbsentError as error:
-        kinds = describe_kinds(selection.skipped + Counter(text.suffix or "without a suffix" for text in texts))
-        raise AbsentError(f"{error} (found: {kinds})" if kinds else str(error)) from None
+        others = selection.skipped + Counter(text.suffix or "without a suffix" for text in texts)
+        inner = "; unpack the archives in it first" if ARCHIVE_SUFFIXES & set(others) else ""
+        raise AbsentError(f"{error} (found: {describe_kinds(others)}{inner})" if others else str(error)) from None
     names = [PurePosixPath(name) for name in decoded.names]
     layout = find_layout(names, texts)
     meta_name = find_unique(texts, META_NAMES)
@@ -310,10 +315,12 @@ def complete_labels(labels: Sequence[Any]) -> tuple[Any, ...] | None:
 
 
 def parse_meta(text: bytes | str, name: str) -> dict[str, Any] | None:
-    """rjem's meta.json; None for another program's. Raises DataError for invalid JSON."""
+    """rjem's meta.json; None for another program's. Raises DataError for a damaged one of rjem."""
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError):
+        if '"rjem"' not in str(text):
+            return None
         raise DataError(f"{name} is not valid JSON; remove it, or export the samples again") from None
     return meta if isinstance(meta, dict) and "rjem" in meta else None
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from rjem_cli.engine.data.archives import Member
@@ -27,12 +28,15 @@ from rjem_cli.errors import AbsentError, DataError
 
 # Not EPS, which Pillow passes to another program, and not HDF5 or MPEG, which do not hold photographs
 FORMATS = "AVIF BMP DDS DIB GIF ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI TGA TIFF WEBP".split()
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 WITHOUT_SIGNATURE = {"DIB", "ICO", "PCX", "TGA"}  # or with one so short that other files have it, too
 SIGNATURE_BYTES = 16
 HEIC_SIGNATURES = {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"}
 GREY_MODES = {"1", "L", "LA", "La"}
 BACKGROUND = (255, 255, 255, 255)  # white
 MAX_IMAGE_PIXELS = 4096 * 4096
+MAX_RESIZED_PIXELS = 2**27  # of an image that is resized at once; a phone's has up to 108 million
+LFS_SIGNATURE = b"version https://git-lfs"
 MAX_MEMORY_SHARE = 0.4  # for decoded images, which are then copied into one array
 THREADS = 8  # Pillow decodes without Python's lock
 
@@ -126,8 +130,9 @@ def decode_image(content: bytes, name: str, image_size: int | None = None) -> De
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")) or is_deep(image):  # Pillow cuts colours of 16 bits to 8
                 raise DataError(f"{name} has more than 8 bits per channel; convert it to 8 bits")
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise DataError(f"{name} is {image.width}x{image.height}, too large for a training image; remove it")
+            if image.width * image.height > (MAX_RESIZED_PIXELS if image_size else MAX_IMAGE_PIXELS):
+                remedy = "remove it" if image_size else "add --image-size 32 to resize it"
+                raise DataError(f"{name} is {image.width}x{image.height}, too large for a training image; {remedy}")
             # A JPEG of a phone (MPO) holds previews of the same picture
             has_more_frames = image.format != "MPO" and getattr(image, "is_animated", False)
             converted = flatten(turn_upright(image))
@@ -136,6 +141,8 @@ def decode_image(content: bytes, name: str, image_size: int | None = None) -> De
     except DataError:
         raise
     except UnidentifiedImageError:
+        if content.startswith(LFS_SIGNATURE):
+            raise DataError(f"{name} is a pointer of Git LFS; run git lfs pull first") from None
         if content[4:12] in HEIC_SIGNATURES:
             raise DataError(f"{name} is a HEIC image; convert it to JPEG or PNG") from None
         raise DataError(f"{name} is corrupt or not an image; remove or replace it") from None
@@ -145,8 +152,10 @@ def decode_image(content: bytes, name: str, image_size: int | None = None) -> De
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether the file has more than 8 bits per channel, which Pillow cuts to 8: by raw modes such as `RGB;16B`, or by
-    the highest value of a PPM."""
+    """Whether the file has more than 8 bits per channel, which Pillow cuts to 8: by raw modes such as `RGB;16B`, by the
+    bits that a TIFF states, or by the highest value of a PPM."""
+    if isinstance(image, TiffImageFile):
+        return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8)
     tiles: list[Any] = getattr(image, "tile", None) or []
     arguments = [part for *_, last in tiles for part in (last if isinstance(last, tuple) else (last,))]
     if image.format == "PPM":

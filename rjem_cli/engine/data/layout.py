@@ -22,7 +22,7 @@ from rjem_cli.engine.data.annotations import (
     read_tables,
 )
 
-EXAMPLE = "give class folders, such as cats/1.png dogs/1.png"
+EXAMPLE = "give class folders, such as cats/1.png dogs/1.png, or a labels.csv with the columns file,class"
 NUMBERED_FOLDER = re.compile(r"(.*/)?(?P<folder>\d{5,12})/(img)?(?P<number>\d{5,12})\.\w+")
 
 Folders = tuple[str, ...]
@@ -46,11 +46,15 @@ def find_layout(names: Sequence[PurePosixPath], texts: Texts) -> Layout:
     """The layout of the image files `names`. Precedence of classes: table, .cls, folder, other sidecars. A split in a
     table and a folder must agree."""
     folders, tables = arrange_folders(names), read_tables(names, texts)
-    has_classes = len(set(folders.labels) - {None}) > (0 if folders.has_splits else 1)  # one may be any folder
     unlabelled = [name for name in names if name not in tables.labels]
+    by_folder = dict(zip(names, folders.labels)) if not folders.problem else arrange_labels(unlabelled)
+    distinct = {by_folder.get(name) for name in names} - {None}
+    has_classes = len(distinct) > (0 if folders.has_splits or folders.problem else 1)  # one may be any folder
     sidecars = read_sidecars(unlabelled, texts, (".cls",) if has_classes else SIDECARS)
-    if tables.labels or tables.splits or sidecars.labels:
-        return combine(names, folders, has_classes, tables, sidecars)
+    given = tables.labels | sidecars.labels
+    if given or tables.splits:
+        labels = dict.fromkeys(names) | (by_folder if has_classes or not given else {}) | given
+        return combine(names, folders, labels, tables, sidecars)
     hidden = "" if has_classes else next(iter(tables.notes), "")
     return replace(
         folders,
@@ -60,26 +64,43 @@ def find_layout(names: Sequence[PurePosixPath], texts: Texts) -> Layout:
     )
 
 
+def arrange_labels(names: Sequence[PurePosixPath]) -> dict[PurePosixPath, Label]:
+    """The classes of some images only, from their folders below a split; empty without splits."""
+    folders = arrange_folders(names)
+    return dict(zip(names, folders.labels)) if folders.has_splits and not folders.problem else {}
+
+
 def combine(
-    names: Sequence[PurePosixPath], folders: Layout, has_classes: bool, tables: Annotations, sidecars: Annotations
+    names: Sequence[PurePosixPath],
+    folders: Layout,
+    labels: dict[PurePosixPath, Label],
+    tables: Annotations,
+    sidecars: Annotations,
 ) -> Layout:
-    """The layout of images that tables or sidecars describe. `has_classes`: whether the folders are classes."""
-    given = tables.labels | sidecars.labels
-    by_folder = dict(zip(names, folders.labels)) if has_classes or not given else {}
-    labels = dict.fromkeys(names) | by_folder | given
-    splits = [split or innermost_split(name) for name, split in zip(names, folders.splits)]
+    """The layout of images that tables or sidecars describe."""
+    are_classes = len(set(folders.labels)) > 1  # so a folder called test may be a class
+    splits = [split if are_classes else split or innermost_split(name) for name, split in zip(names, folders.splits)]
     problem = tables.problem or find_contradiction(names, splits, tables.splits)
     splits = [tables.splits.get(name) or split for name, split in zip(names, splits)]
     has_splits, splits = any(splits), [split or "train" for split in splits]
     unlabelled = [(name, split) for name, split in zip(names, splits) if labels[name] is None]
     lost = next((name for name, split in unlabelled if split == "train"), None)
     if lost and not problem:
-        problem = f"{lost} has no class, but other images have one" if given else folders.problem
+        problem = f"{lost} has no class, but other images have one" if tables.labels or sidecars.labels else ""
+    if len({type(label) for label in labels.values() if label is not None}) > 1:  # numbers of some, names of others
+        labels = {name: None if label is None else str(label) for name, label in labels.items()}
     notes = (*tables.notes, *sidecars.notes)
     if unlabelled:
         notes = (*notes, describe_unlabelled([split for _, split in unlabelled]))
     used = frozenset(tables.used | sidecars.used)
-    return Layout(tuple(splits), tuple(labels[name] for name in names), problem, notes, has_splits, used)
+    return Layout(
+        tuple(splits),
+        tuple(labels[name] for name in names),
+        problem or (folders.problem if lost else ""),
+        notes,
+        has_splits,
+        used,
+    )
 
 
 def find_contradiction(
@@ -161,7 +182,9 @@ def arrange_classes(names: Sequence[PurePosixPath], folders: Sequence[Folders], 
     members = [index for index, split in enumerate(splits) if split not in bare]
     problem = find_problem([names[index] for index in members], [folders[index] for index in members])
     if not any(splits) and len(lookalikes := sorted(filter(parse_split, class_folders(folders)))) > 1:
-        problem = f"{lookalikes[0]} and {lookalikes[1]} look like splits, but no class folders lie below them"
+        others = sorted(class_folders(folders) - {*lookalikes})
+        problem = f"{lookalikes[0]} and {lookalikes[1]} look like splits, but "
+        problem += f"{others[0]} lies beside them, so move it out" if others else "no class folders lie below them"
     if problem:
         return without_classes(names, problem)
     labels = tuple(None if split in bare else parts[0] for parts, split in zip(folders, splits))
@@ -193,7 +216,8 @@ def find_problem(names: Sequence[PurePosixPath], folders: Sequence[Folders]) -> 
     for first, second in itertools.combinations(several, 2):
         shared = sorted(inner[first] & inner[second])
         if len(shared) > 1:
-            return f"{first} and {second} both contain {shared[0]} and {shared[1]}, so which folders are the classes?"
+            both = f"{first} and {second} both contain {shared[0]} and {shared[1]}"
+            return f"{both}, so it is unclear which folders are the classes"
     return ""
 
 

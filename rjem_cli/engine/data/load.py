@@ -87,14 +87,14 @@ def resize(images: ImageSet, size: int | None) -> ImageSet:
 
 def load_part(options: DataOptions, split: str) -> Part:
     """One split, or with "all" every image. User images without a training part are a test set: the part of that
-    name, else its first part. Raises AbsentError or DataError."""
+    name, else test or val. Raises AbsentError or DataError."""
     if options.data:
         collection, name = read_collection_cached(options.data, options.image_size), Path(options.data).name
         parts = collection.group_by_split()
         if split == "all" and not options.test_data:
             return Part(f"{name}:all", concatenate(list(parts.values())), collection.read_summary)
         if "train" not in parts:
-            part = split if split in parts else next(iter(parts))
+            part = split if split in parts else "test" if "test" in parts else "val"
             return Part(f"{name}:{part}", parts[part], collection.read_summary)
         splits = build_user_splits(collection, options)
     else:
@@ -119,6 +119,7 @@ def build_user_splits(collection: ImageCollection, options: DataOptions) -> Spli
         tested = read_collection_cached(test_data, options.image_size)
         test, summary = select_test_images(tested), f"{summary}; {tested.read_summary}"
         check_compatible(train, test, data, test_data)
+        test = order_classes(test, train.class_names)
     splits = build_splits(Path(data).name, train, test, 0 if "val" in parts else options.val_fraction)
     splits = replace(splits, val=parts["val"]) if "val" in parts else splits
     return replace(splits, read_summary="; ".join([summary, *find_overlaps(splits)]))
@@ -144,12 +145,18 @@ def find_overlaps(splits: Splits) -> list[str]:
     return [f"training images that are also in {name}: {count}" for name, count in counts.items() if count]
 
 
+def order_classes(images: ImageSet, class_names: tuple[str, ...]) -> ImageSet:
+    """The images with the same classes in another order."""
+    positions = torch.tensor([class_names.index(name) for name in images.class_names])
+    return ImageSet(images.pixels, positions[images.labels], class_names)
+
+
 def check_compatible(train: ImageSet, test: ImageSet, train_name: str, test_name: str) -> None:
     if train.image_shape != test.image_shape:
         raise DataError(
             f"images of {test_name} are {test.image_shape} (C, H, W), those of {train_name} {train.image_shape}; "
             "convert one of them"
         )
-    if train.class_names != test.class_names:
+    if {*train.class_names} != {*test.class_names}:
         different = sorted(set(train.class_names) ^ set(test.class_names))
         raise DataError(f"{train_name} and {test_name} have different classes: {', '.join(different[:5])}")

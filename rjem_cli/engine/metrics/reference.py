@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,8 @@ def read_reference(text: str, protocol: str, test_data: str | None = None, image
 
 def select_part(name: str, splits: Splits, part: str) -> Reference:
     selected = {"train": [splits.train], "test": [splits.test], "all": [splits.train, splits.test]}[part]
-    return Reference(name, ImageCollection.from_images(concatenate(selected), name), load_splits=lambda: splits)
+    images = replace(ImageCollection.from_images(concatenate(selected), name), read_summary=splits.read_summary)
+    return Reference(name, images, load_splits=lambda: splits)
 
 
 def read_statistics(path: Path) -> Statistics | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rjem_cli.engine.data import archives
 from rjem_cli.engine.data.collection import read_collection, read_images, read_stream
 from rjem_cli.engine.data.images import convert_channels
 from rjem_cli.errors import AbsentError, DataError
@@ -129,8 +130,25 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_invalid_meta_is_an_error_and_meta_of_another_program_is_ignored(tmp_path):
     with pytest.raises(DataError, match="meta.json is not valid JSON"):
-        read_collection(str(write({**FLAT, "meta.json": b"{"}, tmp_path / "a")))
-    assert read_collection(str(write({**FLAT, "meta.json": json.dumps([1]).encode()}, tmp_path / "b"))).meta is None
+        read_collection(str(write({**FLAT, "meta.json": b'{"rjem": '}, tmp_path / "a")))
+    for name, content in (("b", json.dumps([1]).encode()), ("c", b'{"a": 1}\n{"a": 2}\n')):
+        assert read_collection(str(write({**FLAT, "meta.json": content}, tmp_path / name))).meta is None
+
+
+def test_a_tar_that_ends_in_a_zip_is_read_as_a_tar(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("fish/0.png", png(9))
+    path = write({"cat/0.png": png(1), "dog/0.png": png(2), "z.zip": inner.getvalue()}, tmp_path / "x.tar")
+    assert read_collection(str(path)).class_names == ("cat", "dog")
+
+
+def test_long_descriptions_are_passed_over_and_a_long_table_is_refused(tmp_path, monkeypatch):
+    path = write({**FLAT, "0.txt": bytes(2**20 + 1)}, tmp_path / "set.zip")
+    assert "passed over 1 file (1 .txt)" in read_collection(str(path)).read_summary
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10**4)
+    with pytest.raises(DataError, match=r"labels.csv has \d+ bytes, more than the 10000 allowed; remove it"):
+        read_collection(str(write({**FLAT, "labels.csv": bytes(10**4 + 1)}, tmp_path / "b.zip")))
 
 
 def test_links_in_a_tar_and_hidden_files_are_skipped(tmp_path):

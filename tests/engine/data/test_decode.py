@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_image as decode_with_torchvision
 
+from rjem_cli.engine.data import decode as decode_module
 from rjem_cli.engine.data.collection import read_collection
 from rjem_cli.engine.data.decode import decode_image, has_signature
 from rjem_cli.errors import AbsentError, DataError
@@ -127,6 +129,41 @@ def test_animations_are_counted(tmp_path):
 def test_a_ppm_of_sixteen_bits_is_refused():
     with pytest.raises(DataError, match="more than 8 bits"):
         decode_image(b"P6 2 1 65535\n" + bytes(12), "x")
+
+
+def planar_tiff(bits: int) -> bytes:
+    """One pixel of three channels, each in a strip of its own."""
+    size, tags = bits // 8, ((256, 1), (257, 1), (259, 1), (262, 2), (277, 3), (278, 1), (284, 2))  # short integers
+    entries = [struct.pack("<HHIHxx", tag, 3, 1, value) for tag, value in tags]
+    start = 8 + 2 + 12 * (len(tags) + 3) + 4
+    arrays = ((258, 3, "<3H", (bits,) * 3), (273, 4, "<3I", (start + 30, start + 30 + size, start + 30 + 2 * size)))
+    extra = b""
+    for tag, kind, layout, values in (*arrays, (279, 4, "<3I", (size,) * 3)):
+        entries.append(struct.pack("<HHII", tag, kind, 3, start + len(extra)))
+        extra += struct.pack(layout, *values)
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return header + b"".join(sorted(entries, key=lambda entry: entry[:2][::-1])) + bytes(4) + extra + b"\xa3" * 3 * size
+
+
+def test_a_planar_tiff_of_sixteen_bits_is_refused():
+    assert decode_image(planar_tiff(8), "x").array.tolist() == [[[163, 163, 163]]]
+    with pytest.raises(DataError, match="more than 8 bits"):
+        decode_image(planar_tiff(16), "x")
+
+
+def test_a_large_photograph_is_read_if_it_is_resized(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(DataError, match="10x10, too large for a training image; add --image-size 32 to resize it"):
+        decode_image(png(1, (10, 10)), "x")
+    assert decode_image(png(1, (10, 10)), "x", 4).array.shape[:2] == (4, 4)
+    monkeypatch.setattr(decode_module, "MAX_RESIZED_PIXELS", 99)
+    with pytest.raises(DataError, match="too large for a training image; remove it"):
+        decode_image(png(1, (10, 10)), "x", 4)
+
+
+def test_a_pointer_of_git_lfs_is_named():
+    with pytest.raises(DataError, match="x is a pointer of Git LFS; run git lfs pull first"):
+        decode_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "x")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0", b"\x89HDF\r\n\x1a\n", b"P7"])

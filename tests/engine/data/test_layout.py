@@ -67,12 +67,15 @@ def test_images_of_val_and_test_without_class_folders_have_no_class_and_are_coun
         (["extra/cat/1.png", "extra/dog/1.png", "train/cat/1.png", "train/dog/1.png"], "extra and train both contain"),
         (["00000/img00000000.png", "00001/img00001000.png"], "the numbered folders are not classes"),
         (["train/cat.0.jpg", "test1/1.jpg"], "lies in no class folder"),
-        (["x/train/good/1.png", "x/test/bad/1.png", "x/truth/bad/1.png"], "test and train look like splits"),
+        (
+            ["x/train/good/1.png", "x/test/bad/1.png", "x/truth/bad/1.png"],
+            "test and train look like splits, but truth lies beside them",
+        ),
     ],
 )
 def test_folders_that_could_be_read_in_two_ways_give_no_classes_and_an_example(names, problem):
     found = layout(*names)
-    assert problem in found.problem and found.problem.endswith("give class folders, such as cats/1.png dogs/1.png")
+    assert problem in found.problem and "; give class folders, such as" in found.problem
     assert set(found.labels) == {None}
 
 
@@ -166,7 +169,59 @@ def test_a_table_can_name_splits(column):
 def test_splits_of_a_table_that_are_not_read_are_noted():
     found = table("file,class,split\na.png,cat,fold1\nb.png,dog,fold2\n")
     assert found.splits == ("train", "train") and found.labels == ("cat", "dog")
-    assert found.notes == ("the splits of labels.csv are ignored where they are not train, val or test, such as fold1",)
+    assert found.notes == ("the splits of labels.csv are ignored: none is train, val or test (such as fold1)",)
+
+
+def test_images_in_other_splits_are_left_out_and_counted():
+    images = tuple(f"{i}.png" for i in range(4))
+    found = table("file,class,split\n0.png,a,train\n1.png,b,train\n2.png,a,holdout\n3.png,b,\n", images=images)
+    assert found.splits == ("train", "train", "holdout", "none") and not found.problem
+    assert found.notes == ("left out of training and tests by labels.csv: 2, such as split holdout",)
+
+
+def test_a_row_with_folders_never_describes_an_image_of_other_folders():
+    images = ("siteA/1.png", "siteB/2.png", "siteB/3.png")
+    found = table("file,class\nsiteA/1.png,a\nsiteA/2.png,a\nsiteB/3.png,b\n", images=images)
+    assert found.labels == ("a", "siteB", "b") and "missing files of labels.csv: 1, such as siteA/2.png" in found.notes
+    found = table("file,class\ndata/sitea/1.PNG,a\nsiteB/2,b\n", images=images[:2])  # an outer folder, no suffix
+    assert found.labels == ("a", "b")
+
+
+def test_a_table_beside_images_describes_these_only():
+    images = ("train/1.png", "train/2.png", "test/3.png")
+    found = table("file,class\n1.png,a\n2.png,b\n3.png,a\n", "train/metadata.csv", images)
+    assert found.labels == ("a", "b", None) and found.splits == ("train", "train", "test")
+    assert table("file,class\n1.png,a\n2.png,b\n3.png,a\n", "info/labels.csv", images).labels == ("a", "b", "a")
+
+
+def test_a_name_of_several_images_is_called_so():
+    images = ("train/1.png", "test/1.png")
+    found = table("file,class\n1,a\n", images=images)
+    assert "files of labels.csv that fit several images: 1, such as 1" in found.notes
+
+
+def test_class_folders_of_one_split_stay_beside_the_table_of_another():
+    images = ("train/1.png", "train/2.png", "test/a/3.png", "test/b/4.png")
+    found = table("file,class\n1.png,a\n2.png,b\n", "train/metadata.csv", images)
+    assert found.labels == ("a", "b", "a", "b") and found.splits == ("train", "train", "test", "test")
+
+
+def test_a_class_folder_called_test_is_no_split_because_of_a_table():
+    images = ("control/1.png", "test/2.png", "control/3.png", "test/4.png")
+    found = table("file,class\n1.png,a\n2.png,b\n3.png,a\n4.png,b\n", images=images)
+    assert found.labels == ("a", "b") * 2 and not found.has_splits
+
+
+def test_numbers_and_names_of_classes_are_all_names():
+    names = ("0/a.png", "1/b.png", "0/c.png")
+    assert layout(*names, **{"a.cls": "1"}).labels == ("0", "1", "0")  # of no image here
+    assert layout(*names, **{"0__a.cls": "1"}).labels == ("1", "1", "0")
+
+
+def test_a_sidecar_describes_no_other_image_of_the_same_first_word():
+    images = tuple(f"img.{i}.png" for i in range(3))
+    found = layout(*images, **{"img.0.cls": "4", "img.1.cls": "7"})
+    assert found.labels == (4, 7, None)
 
 
 def test_an_image_in_two_splits_is_named():

@@ -283,6 +283,16 @@ def test_a_truncated_archive_is_named(tmp_path, name):
         read_class_folders(str(archive))
 
 
+def test_test_classes_may_come_in_another_order(tmp_path):
+    train = write({f"{label}/0.png": png(label) for label in range(12)}, tmp_path / "train")  # 0, 1, 10, 11, 2, ...
+    files = {f"{label}.png": png(100 + label) for label in range(12)}
+    test = write(files | {f"{label}.cls": b"%d" % label for label in range(12)}, tmp_path / "test")  # 0, 1, 2, ...
+    splits = load_splits(DataOptions(data=str(train), test_data=str(test), val_fraction=0.0))
+    assert splits.test.class_names == splits.class_names
+    names = [splits.class_names[label] for label in splits.test.labels.tolist()]
+    assert names == [str(pixel - 100) for pixel in splits.test.pixels[:, 0, 0, 0].tolist()]
+
+
 def test_train_and_test_need_the_same_size_and_classes(tmp_path):
     train = write(tree(), tmp_path / "train")
     smaller = write({"cat/0.png": png(1, (4, 4)), "dog/0.png": png(1, (4, 4))}, tmp_path / "small")
