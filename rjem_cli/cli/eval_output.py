@@ -49,7 +49,8 @@ def log_job(job: ClassifierJob, console: Console) -> None:
     """Log the checkpoint, the images, the attack and its cost."""
     console.log(describe_checkpoint(job.model.checkpoint))
     console.log(f"device: {job.model.runtime.describe()}")
-    console.log(job.test.read_summary)
+    for summary in job.read_summaries:
+        console.log(summary)
     console.log(f"{len(job.test.images)} of {job.test.total} images of {job.test.source}, evenly spaced")
     console.log(describe_attack(job.plan, job.radii))
     console.log(f"out-of-distribution images: {', '.join(job.ood_sets) or 'none'}")

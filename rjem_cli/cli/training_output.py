@@ -66,10 +66,13 @@ def log_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
         console.log(note)
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
     console.log(splits.read_summary)
-    count = len(splits.class_names)
-    console.log(f"data: {splits.name}, {pluralize(count, 'class', 'classes')}, {sizes}")
+    console.log(f"data: {splits.name}, {pluralize(len(splits.class_names), 'class', 'classes')}, {sizes}")
+    warn_of_one_class(len(splits.class_names), console)
+
+
+def warn_of_one_class(count: int, console: Console) -> None:
     if count == 1:
-        console.warn(f"all images are of one class, {splits.class_names[0]}: the classifier learns nothing")
+        console.warn("all images are of one class, so the classifier learns nothing")
 
 
 def describe_load() -> str | None:

@@ -52,7 +52,9 @@ def test_a_table_for_people_and_requirements_for_scripts(rjem, trained):
 
 def test_ood_images_can_be_given_by_path(rjem, trained, tmp_path):
     write({f"{i}.png": png(8 * i, size=(9, 7)) for i in range(30)}, tmp_path / "textures")
-    found = json.loads(rjem("eval", "tiny", *FLAGS, "--ood", f"noise,{tmp_path / 'textures'}", "--json").out)
+    outcome = rjem("eval", "tiny", *FLAGS, "--ood", f"noise,{tmp_path / 'textures'}", "--json")
+    assert f"read {tmp_path / 'textures'}: 30 images" in outcome.err
+    found = json.loads(outcome.out)
     assert found["protocol"]["ood"]["sets"] == {"noise": 60, "textures": 30}
     assert 0 <= found["auroc_textures_log_p"] <= 1
     (tmp_path / "textures").rename(tmp_path / "my-textures")

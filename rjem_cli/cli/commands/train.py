@@ -85,6 +85,7 @@ def train_run(
         first_step, shape = paths.parse_step(checkpoint) if checkpoint else 0, DataShape.from_options(config)
         start_up = call.elapsed()
         console.log(shape.read_summary)
+        training_output.warn_of_one_class(shape.classes, console)
         console.log(f"timing a few steps from step {first_step}; a large network takes a minute or two")
         training_output.log_estimate(estimate_training(config, shape, runtime, first_step), start_up, runtime, console)
         return

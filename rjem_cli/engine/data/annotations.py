@@ -27,7 +27,7 @@ JSON_KEYS = ("class_name", "label_name", "class", "cls", "label", "category")
 SIDECARS = (".cls", ".json", ".txt")  # of WebDataset, the first that has a class decides
 LONGEST_CLASS = 100  # characters of a class in a .txt; longer texts are captions
 SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }

@@ -265,7 +265,7 @@ def collect_members(
         decoded = decode_images(images(), location, HINT, image_size)
     except AbsentError as error:
         others = selection.skipped + Counter(text.suffix or "without a suffix" for text in texts)
-        inner = "; unpack the archives in it first" if ARCHIVE_SUFFIXES & set(others) else ""
+        inner = "; unpack or export these first" if ARCHIVE_SUFFIXES & set(others) else ""
         raise AbsentError(f"{error} (found: {describe_kinds(others)}{inner})" if others else str(error)) from None
     names = [PurePosixPath(name) for name in decoded.names]
     layout = find_layout(names, texts)

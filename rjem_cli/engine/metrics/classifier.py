@@ -44,7 +44,8 @@ QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}  # of E(x)
 @dataclass(frozen=True)
 class ClassifierJob:
     """Everything that is known before the network sees an image. Radii in model units, ascending. `ood_sets`: uint8
-    images in the model's shape, by name. `samples` is None if none are drawn. `notes` say what is left out."""
+    images in the model's shape, by name. `samples` is None if none are drawn. `notes` say what is left out,
+    `read_summaries` what was read of a user's images."""
 
     config: EvalConfig
     model: Model
@@ -56,6 +57,7 @@ class ClassifierJob:
     requirements: tuple[results.Requirement, ...]
     notes: tuple[str, ...]
     batches: BatchSizer
+    read_summaries: tuple[str, ...]
 
     @property
     def score_names(self) -> list[str]:
@@ -120,24 +122,29 @@ def prepare_classifier(config: EvalConfig, model: Model, log: Log = noop) -> Cla
     requirements = results.parse_requirements(config.require)
     norm, radii = resolve_radii(config, model.info)
     test = load_eval_images(config, model.info)
-    ood_sets = load_ood_sets(config, model.info, test)
+    ood_sets, summaries = load_ood_sets(config, model.info, test)
     samples, notes = prepare_sampling(config, model)
     plan = robustness.AttackPlan(norm=norm, steps=config.steps, restarts=config.restarts)
     batches = BatchSizer(config.batch_size or BATCH_SIZE, log)
-    job = ClassifierJob(config, model, test, plan, radii, ood_sets, samples, requirements, notes, batches)
+    job = ClassifierJob(config, model, test, plan, radii, ood_sets, samples, requirements, notes, batches, summaries)
     results.check_score_names(requirements, job.score_names)
     return job
 
 
-def load_ood_sets(config: EvalConfig, info: CheckpointInfo, test: EvalImages) -> dict[str, Tensor]:
-    """By name. Raises ConfigError for two sets of one name, or a name that another row has."""
+def load_ood_sets(
+    config: EvalConfig, info: CheckpointInfo, test: EvalImages
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """(images by name, what was read of a user's images). Raises ConfigError for two sets of one name, or a name that
+    another row has."""
     sets: dict[str, Tensor] = {}
+    summaries = [test.read_summary]
     for kind in parse_ood_kinds(config, info):
-        name, pixels = load_ood_images(kind, test, config.seed, config.image_size or info.config.image_size)
+        name, pixels, summary = load_ood_images(kind, test, config.seed, config.image_size or info.config.image_size)
         if name in sets or name in (TEST, SAMPLES) or (name in SYNTHETIC_SETS and kind != name):
             raise ConfigError(f"--ood {kind}: another set is named {name}; rename the folder")
         sets[name] = pixels
-    return sets
+        summaries.append(summary)
+    return sets, tuple(filter(None, summaries))
 
 
 def parse_ood_kinds(config: EvalConfig, info: CheckpointInfo) -> list[str]:
@@ -157,15 +164,17 @@ def parse_ood_kinds(config: EvalConfig, info: CheckpointInfo) -> list[str]:
     return kinds
 
 
-def load_ood_images(kind: str, test: EvalImages, seed: int, image_size: int | None) -> tuple[str, Tensor]:
-    """(name, at most as many images as test images, in the model's shape)."""
+def load_ood_images(kind: str, test: EvalImages, seed: int, image_size: int | None) -> tuple[str, Tensor, str]:
+    """(name, at most as many images as test images, in the model's shape, what was read of a user's images)."""
     if kind in SYNTHETIC_SETS:
-        return kind, synthetic_set(kind, test.images, seed)
+        return kind, synthetic_set(kind, test.images, seed), ""
     if kind in DATASETS:
-        name, pixels = kind, load_part(DataOptions(dataset=kind, image_size=image_size), "test").images.pixels
+        name, summary = kind, ""
+        pixels = load_part(DataOptions(dataset=kind, image_size=image_size), "test").images.pixels
     else:
-        name, pixels = Path(kind).name.split(".")[0], read_collection(kind, image_size).pixels
-    return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape)
+        collection = read_collection(kind, image_size)
+        name, pixels, summary = Path(kind).name.split(".")[0], collection.pixels, collection.read_summary
+    return name, fit_shape(pixels[spread_indices(len(pixels), len(test.images))], test.images.image_shape), summary
 
 
 def prepare_sampling(config: EvalConfig, model: Model) -> tuple[SampleJob | None, tuple[str, ...]]:

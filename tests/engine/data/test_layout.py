@@ -80,7 +80,8 @@ def test_folders_that_could_be_read_in_two_ways_give_no_classes_and_an_example(n
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "Training", "train_set", "trainset", "training-data", "images_train", "train2017", "trainA"]
+    "name",
+    ["train", "Training", "train_set", "trainset", "training-data", "images_train", "train2017", "trainA", "trainval"],
 )
 def test_the_names_of_splits_are_understood(name):
     assert parse_split(name) == "train" and parse_split(f"{name}_cats") == ""
