@@ -37,7 +37,6 @@ ROOT = PurePosixPath(".")
 AMBIGUOUS = PurePosixPath("")  # not the name of an image
 
 Label = str | int | None
-NameIndex = dict[str, PurePosixPath]
 Texts = Mapping[PurePosixPath, bytes]  # contents of tables and sidecars
 
 
@@ -50,6 +49,16 @@ class Annotations(NamedTuple):
     used: set[PurePosixPath]
     notes: tuple[str, ...] = ()
     problem: str = ""
+
+
+class NameIndex(NamedTuple):
+    """Images by what tables call them: `exact` by path, `ends` by the ends of their paths in small letters, with and
+    without suffix, such as `cat/a.png`, `cat/a`, `a.png` and `a`; an end of several images means AMBIGUOUS. `is_flat`:
+    whether all lie in one folder."""
+
+    exact: frozenset[PurePosixPath]
+    ends: dict[str, PurePosixPath]
+    is_flat: bool
 
 
 class Row(NamedTuple):
@@ -99,7 +108,7 @@ class TableReader:
     def __init__(self) -> None:
         self.labels: dict[PurePosixPath, Label] = {}
         self.splits: dict[PurePosixPath, str] = {}
-        self.sources: dict[PurePosixPath, PurePosixPath] = {}  # the first table of an image
+        self.sources: dict[tuple[PurePosixPath, str], PurePosixPath] = {}  # the first table of a class or a split
         self.used: set[PurePosixPath] = set()
         self.notes: list[str] = []
         self.problems: dict[PurePosixPath, str] = {}
@@ -107,17 +116,17 @@ class TableReader:
     def read(self, table: PurePosixPath, rows: Sequence[Row], index: NameIndex) -> None:
         found = [(find_image(row, table.parent, index), row) for row in rows]
         self.note_unmatched(table, [(name, row.file) for name, row in found])
-        if not rows:
+        if not any(row.label is not None or row.split for row in rows):
             self.notes.append(describe_useless(table))
         images = [(name, row) for name, row in found if name is not None and name != AMBIGUOUS]
         self.used |= {table} if images else set()
         for name, row in images:
-            first = self.sources.setdefault(name, table)
-            where = f"{table}" if first == table else f"{first} and {table}"
-            if row.label is not None and self.labels.setdefault(name, row.label) != row.label:
-                self.problems.setdefault(
-                    name, f"{name} has two classes in {where}, {self.labels[name]} and {row.label}"
-                )
+            if row.label is None:
+                continue
+            where = self.where(name, "class", table)
+            if str(self.labels.setdefault(name, row.label)) != str(row.label):
+                problem = f"{name} has two classes in {where}, {self.labels[name]} and {row.label}"
+                self.problems.setdefault(name, problem)
         self.read_splits(table, images)
 
     def read_splits(self, table: PurePosixPath, images: Sequence[tuple[PurePosixPath, Row]]) -> None:
@@ -129,11 +138,17 @@ class TableReader:
             return
         for name, row in images:
             split = parse_split(row.split) or row.split or "none"
+            where = self.where(name, "split", table)
             if self.splits.setdefault(name, split) != split:
-                self.problems.setdefault(name, f"{name} is in two splits in {table}, {self.splits[name]} and {split}")
+                self.problems.setdefault(name, f"{name} is in two splits in {where}, {self.splits[name]} and {split}")
         if others:
             count, example = sum(not parse_split(row.split) for _, row in images), others[-1] or "none"
             self.notes.append(f"left out of training and tests by {table}: {count}, such as split {example}")
+
+    def where(self, name: PurePosixPath, kind: str, table: PurePosixPath) -> str:
+        """The tables that give an image its class or split, the first and this one."""
+        first = self.sources.setdefault((name, kind), table)
+        return f"{table}" if first == table else f"{first} and {table}"
 
     def note_unmatched(self, table: PurePosixPath, found: Sequence[tuple[PurePosixPath | None, PurePosixPath]]) -> None:
         missing = [file for name, file in found if name is None]
@@ -147,6 +162,8 @@ class TableReader:
         """What the tables say of `image_count` images."""
         if self.labels and len(self.labels) < image_count:
             self.notes.append(f"{len(self.labels)} of {image_count} images have their class from a table")
+        if self.splits and len(self.splits) < image_count:
+            self.notes.append(f"{len(self.splits)} of {image_count} images have their split from a table")
         contradictory: dict[PurePosixPath, Label] = dict.fromkeys(self.problems)
         problem = next(iter(self.problems.values()), "")
         notes = (*self.notes, problem) if problem else tuple(self.notes)
@@ -161,31 +178,31 @@ def describe_useless(table: PurePosixPath) -> str:
 
 
 def index_names(names: Sequence[PurePosixPath]) -> NameIndex:
-    """Images by the ends of their paths, in small letters, with and without suffix: `cat/A.png` by `cat/a.png`,
-    `cat/a`, `a.png` and `a`. An end of several images means AMBIGUOUS."""
-    index: NameIndex = {}
+    ends: dict[str, PurePosixPath] = {}
     for name in names:
-        index[f"/{name}"] = name  # exact
         for path in (name, name.with_suffix("")):
             parts = [part.lower() for part in path.parts]
             for start in range(len(parts)):
                 key = "/".join(parts[start:])
-                index[key] = name if index.get(key, name) == name else AMBIGUOUS
-    return index
+                ends[key] = name if ends.get(key, name) == name else AMBIGUOUS
+    return NameIndex(frozenset(names), ends, len({name.parent for name in names}) == 1)
 
 
 def find_image(row: Row, folder: PurePosixPath, index: NameIndex) -> PurePosixPath | None:
     """The image that a row in a table in `folder` describes: the file itself, or the only image whose path ends like
-    the row's, or is the end of it. For an absolute path the file's name is enough. None if it is missing."""
-    if (exact := f"/{folder / row.file}") in index:
-        return index[exact]
+    the row's, or is the end of it. For an absolute path its name is enough if all images lie in one folder. None if it
+    is missing, AMBIGUOUS if there are several."""
+    if (exact := folder / row.file) in index.exact:
+        return exact
     parts = [part.lower() for part in row.file.parts]
-    ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    for key in ends[1:]:
-        name = index.get(key, AMBIGUOUS)
-        if ends[0] not in index and key in (str(name).lower(), str(name.with_suffix("")).lower() if name.name else ""):
+    if (whole := "/".join(parts)) in index.ends:
+        return index.ends[whole]
+    for start in range(1, len(parts)):
+        key = "/".join(parts[start:])
+        name = index.ends.get(key, AMBIGUOUS)
+        if name != AMBIGUOUS and key in (str(name).lower(), str(name.with_suffix("")).lower()):
             return name
-    return index.get(ends[-1] if row.is_absolute and ends[0] not in index else ends[0])
+    return index.ends.get(parts[-1]) if row.is_absolute and index.is_flat else None
 
 
 def read_rows(table: PurePosixPath, content: bytes) -> Iterator[Row]:
@@ -198,7 +215,7 @@ def read_rows(table: PurePosixPath, content: bytes) -> Iterator[Row]:
             for row in read_records(read_csv(f"file\tclass\n{text}", "\t")):
                 yield row._replace(file="images" / row.file)
         case "metadata.jsonl":
-            yield from read_records(map(parse_json_object, text.splitlines()))
+            yield from read_records(map(parse_json_object, text.split("\n")))  # not at U+2028
         case _:
             text = re.sub(r"\Asep=.\r?\n", "", text)  # Excel's first line
             delimiter = max(",;\t|", key=text.partition("\n")[0].count)
@@ -220,12 +237,18 @@ def read_csv(text: str, delimiter: str) -> Iterator[dict[str, str]]:
 def read_records(records: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
     for record in records:
         file, label, split = (
-            next((str(record[name]) for name in columns if type(record.get(name)) in (str, int)), "")
+            next((str(record[name]) for name in columns if is_filled(record.get(name))), "")
             for columns in (FILE_COLUMNS, CLASS_COLUMNS, SPLIT_COLUMNS)
         )
-        if file and (label or split):
+        name, has_split = clean_name(file), any(column in record for column in SPLIT_COLUMNS)
+        if name.parts and (label or split or has_split):
             is_absolute = re.match(r"([A-Za-z]:)?[\\/]", file) is not None
-            yield Row(clean_name(file), unicodedata.normalize("NFC", label) or None, split, is_absolute)
+            yield Row(name, unicodedata.normalize("NFC", label) or None, split, is_absolute)
+
+
+def is_filled(value: object) -> bool:
+    """Whether a cell has a text or a whole number."""
+    return type(value) in (str, int) and value != ""
 
 
 def read_edm_rows(text: str) -> Iterator[Row]:
@@ -233,7 +256,7 @@ def read_edm_rows(text: str) -> Iterator[Row]:
     labels = parse_json_object(text).get("labels")
     for entry in labels if isinstance(labels, list) else ():
         match entry:
-            case [str(file), int(number)] if file and number >= 0:
+            case [str(file), int(number)] if clean_name(file).parts and number >= 0:
                 yield Row(clean_name(file), number, "")
 
 
@@ -264,8 +287,9 @@ def read_sidecars(names: Sequence[PurePosixPath], texts: Texts, suffixes: Sequen
     only if every image has one, with at least two images per class on average. Classes are numbers if all are."""
     for suffix in suffixes:
         sidecars = [text for text in texts if text.suffix == suffix]
-        counts = Counter(key for text in sidecars for key in {*sidecar_keys(text)})
-        by_key = {key: text for text in sidecars for key in sidecar_keys(text) if counts[key] == 1}
+        counts = Counter(sidecar_keys(text)[1] for text in sidecars)
+        by_key = {key: text for text in sidecars if counts[key := sidecar_keys(text)[1]] == 1}
+        by_key |= {text.with_suffix(""): text for text in sidecars}
         keys = {name: next(filter(by_key.__contains__, sidecar_keys(name)), None) for name in names}
         found = {name: by_key[key] for name, key in keys.items() if key is not None}
         words = {name: parse_sidecar(suffix, texts[text]) for name, text in found.items()}

@@ -49,7 +49,9 @@ def find_layout(names: Sequence[PurePosixPath], texts: Texts) -> Layout:
     unlabelled = [name for name in names if name not in tables.labels]
     by_folder = dict(zip(names, folders.labels)) if not folders.problem else arrange_labels(unlabelled)
     distinct = {by_folder.get(name) for name in names} - {None}
-    has_classes = len(distinct) > (0 if folders.has_splits or folders.problem else 1)  # one may be any folder
+    relabelled = any(by_folder.get(name) not in (None, label) for name, label in tables.labels.items())
+    one_may_be_any_folder = not folders.problem and (not folders.has_splits or relabelled)
+    has_classes = len(distinct) > (1 if one_may_be_any_folder else 0)
     sidecars = read_sidecars(unlabelled, texts, (".cls",) if has_classes else SIDECARS)
     given = tables.labels | sidecars.labels
     if given or tables.splits:

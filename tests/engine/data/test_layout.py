@@ -92,6 +92,7 @@ def test_other_names_are_no_splits(name):
     assert parse_split(name) == ""
 
 
+CATS = ("cat/a.png", "cat/b.png", "dog/c.png")
 CSV = "file,class\na.png,cat\nb.png,Äffchen\n"
 
 
@@ -186,6 +187,50 @@ def test_a_row_with_folders_never_describes_an_image_of_other_folders():
     assert found.labels == ("a", "siteB", "b") and "missing files of labels.csv: 1, such as siteA/2.png" in found.notes
     found = table("file,class\ndata/sitea/1.PNG,a\nsiteB/2,b\n", images=images[:2])  # an outer folder, no suffix
     assert found.labels == ("a", "b")
+
+
+def test_a_path_on_another_machine_is_found_by_its_end():
+    rows = "file,class\n/d/cat/1.png,a\n/d/cat/2.png,b\n"
+    found = table(rows, images=("dog/1.png", "cat/2.png"))  # dog/1.png is another image
+    assert found.labels == ("dog", "b") and "missing files of labels.csv: 1, such as d/cat/1.png" in found.notes
+    assert table(rows, images=("x/1.png", "x/2.png")).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["/", "./", ".", "..", "\\"])
+def test_a_row_that_names_no_file_is_ignored(name):
+    assert table(f"file,class\na.png,x\n{name},z\nb.png,y\n").labels == ("x", "y")
+
+
+def test_an_empty_column_does_not_hide_another():
+    assert table("file,class,label\na.png,,x\nb.png,,y\n").labels == ("x", "y")
+    found = table("file,split\ncat/a.png,train\ncat/b.png,\ndog/c.png,test\n", images=CATS)
+    assert found.splits == ("train", "none", "test") and "left out of training and tests" in found.notes[0]
+
+
+def test_jsonl_is_cut_at_line_feeds_only():
+    rows = (
+        '{"file_name": "cat/b.png", "split": "test", "text": "a\u2028b"}\n{"file_name": "cat/a.png", "split": "train"}'
+    )
+    assert table(rows, "metadata.jsonl", CATS).splits == ("train", "test", "train")
+
+
+def test_the_folder_of_images_below_a_split_is_no_class_of_those_without_a_row():
+    images = ("train/images/1.png", "train/images/2.png", "train/images/3.png", "test/images/4.png")
+    found = table("file,class\n1.png,a\n2.png,b\n4.png,a\n", images=images)
+    assert found.problem == "train/images/3.png has no class, but other images have one"
+
+
+def test_a_number_and_its_text_are_one_class():
+    names = [PurePosixPath("a.png")]
+    texts = {
+        PurePosixPath("dataset.json"): b'{"labels": [["a.png", 6]]}',
+        PurePosixPath("labels.csv"): b"file,class\na.png,6",
+    }
+    assert not find_layout(names, texts).problem
+
+
+def test_a_sidecar_of_the_whole_name_comes_before_that_of_the_first_word():
+    assert layout("1.png", "1.0.png", **{"1.cls": "3", "1.0.cls": "4"}).labels == (3, 4)
 
 
 def test_a_table_beside_images_describes_these_only():
