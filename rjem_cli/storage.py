@@ -157,10 +157,10 @@ def run_folder_names() -> list[str]:
 def find_run_folders() -> dict[str, Path]:
     """The folders of the runs and pretrained models, by name. A run with a checkpoint hides a pretrained model of the
     same name. A run without one is hidden by it."""
-    pretrained = {name: paths.PRETRAINED_DIR / name for name in paths.pretrained_names()}
     runs = {path.name: path for path in list_folder(paths.runs_dir()) if is_run(path)}
-    usable = {name: path for name, path in runs.items() if paths.checkpoints_in(path)}
-    return dict(sorted((runs | pretrained | usable).items()))
+    hidden = [name for name in paths.pretrained_names() if name in runs and paths.checkpoints_in(runs[name])]
+    pretrained = {name: paths.PRETRAINED_DIR / name for name in paths.pretrained_names() if name not in hidden}
+    return dict(sorted((runs | pretrained).items()))
 
 
 def is_run(path: Path) -> bool:

@@ -208,6 +208,10 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def differs(self, name: str) -> bool:
+        """Whether an option has another value than its default."""
+        return bool(getattr(self, name) != getattr(type(self), name))
+
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 

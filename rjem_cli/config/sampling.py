@@ -83,7 +83,7 @@ class GenerateConfig(ChainOptions, RuntimeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, modes in MODES_BY_OPTION.items():
-            if self.mode not in modes and getattr(self, name) != getattr(GenerateConfig, name):
+            if self.mode not in modes and self.differs(name):
                 raise ConfigError(f"{flag_name(name)} needs --mode {' or '.join(modes)}, not {self.mode}")
 
 

@@ -58,7 +58,7 @@ class AttackConfig(EvalDataOptions, common.RuntimeOptions):
         if self.target and self.targeted:
             raise ConfigError("--target and --targeted exclude each other; give one")
         for name in STANDARD_FIXES:
-            if self.standard and getattr(self, name) != getattr(AttackConfig, name):
+            if self.standard and self.differs(name):
                 raise ConfigError(f"--standard fixes its own attacks; remove {flag_name(name)}")
         if self.method == "apgd" and self.step_size is not None:
             raise ConfigError("--method apgd adapts its steps; remove --step-size")
@@ -185,7 +185,7 @@ class CompareConfig(SampleScoreOptions, EvalDataOptions, common.DeviceOptions):
         if self.eps is not None and len(self.eps) != 1:
             raise ConfigError("--eps: the table has one column of robust accuracy; give one radius")
         for name in ("scale", "train_steps", "seeds"):
-            if not self.reproduce and getattr(self, name) != getattr(CompareConfig, name):
+            if not self.reproduce and self.differs(name):
                 raise ConfigError(f"{flag_name(name)} needs --reproduce; give both, or neither")
 
     @property

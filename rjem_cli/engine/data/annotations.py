@@ -34,7 +34,7 @@ SPLIT_WORDS = {
 SPLIT_FILLERS = {"set", "data", "dataset", "images", "image", "imgs", "img", "split", "folder"}
 
 ROOT = PurePosixPath(".")
-AMBIGUOUS = PurePosixPath("")  # not the name of an image
+AMBIGUOUS = PurePosixPath("/")  # stands for several images, whose own names are relative
 
 Label = str | int | None
 Texts = Mapping[PurePosixPath, bytes]  # contents of tables and sidecars
@@ -115,7 +115,7 @@ class TableReader:
 
     def read(self, table: PurePosixPath, rows: Sequence[Row], index: NameIndex) -> None:
         found = [(find_image(row, table.parent, index), row) for row in rows]
-        self.note_unmatched(table, [(name, row.file) for name, row in found])
+        self.note_unmatched(table, found)
         if not any(row.label is not None or row.split for row in rows):
             self.notes.append(describe_useless(table))
         images = [(name, row) for name, row in found if name is not None and name != AMBIGUOUS]
@@ -150,9 +150,9 @@ class TableReader:
         first = self.sources.setdefault((name, kind), table)
         return f"{table}" if first == table else f"{first} and {table}"
 
-    def note_unmatched(self, table: PurePosixPath, found: Sequence[tuple[PurePosixPath | None, PurePosixPath]]) -> None:
-        missing = [file for name, file in found if name is None]
-        ambiguous = [file for name, file in found if name == AMBIGUOUS]
+    def note_unmatched(self, table: PurePosixPath, found: Sequence[tuple[PurePosixPath | None, Row]]) -> None:
+        missing = [row.file for name, row in found if name is None]
+        ambiguous = [row.file for name, row in found if name == AMBIGUOUS]
         if missing:
             self.notes.append(f"missing files of {table}: {len(missing)}, such as {missing[0]}")
         if ambiguous:

@@ -33,13 +33,14 @@ SYSTEM_FOLDERS = set(
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 # Figures that rjem writes beside samples, chains and attacked images
 FIGURE_NAMES = set("grid.png film.png chains.gif energies.png curve.png examples.png nearest.png classes.png".split())
+LFS_SIGNATURE = b"version https://git-lfs"
 UNREADABLE_FORMATS = {
     b"Rar!": ("a .rar file", "unpack it"),
     b"7z\xbc\xaf": ("a .7z file", "unpack it"),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it"),
     b"\x04\x22\x4d\x18": ("compressed with lz4", "unpack it"),
     b"PAR1": ("a parquet file", "export its images as files"),
-    b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull"),
+    LFS_SIGNATURE: ("a pointer of Git LFS", "run git lfs pull"),
 }
 LONGEST_SIGNATURE = max(map(len, UNREADABLE_FORMATS))  # bytes
 MAX_FILE_BYTES = 64 * 2**20

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from rjem_cli.engine.data.archives import Member
+from rjem_cli.engine.data.archives import LFS_SIGNATURE, Member
 from rjem_cli.engine.data.png import from_image, to_image
 from rjem_cli.engine.memory import physical_memory
 from rjem_cli.errors import AbsentError, DataError
@@ -36,7 +36,6 @@ GREY_MODES = {"1", "L", "LA", "La"}
 BACKGROUND = (255, 255, 255, 255)  # white
 MAX_IMAGE_PIXELS = 4096 * 4096
 MAX_RESIZED_PIXELS = 2**27  # of an image that is resized at once; a phone's has up to 108 million
-LFS_SIGNATURE = b"version https://git-lfs"
 MAX_MEMORY_SHARE = 0.4  # for decoded images, which are then copied into one array
 THREADS = 8  # Pillow decodes without Python's lock
 

@@ -80,29 +80,24 @@ def combine(
     sidecars: Annotations,
 ) -> Layout:
     """The layout of images that tables or sidecars describe."""
-    are_classes = len(set(folders.labels)) > 1  # so a folder called test may be a class
-    splits = [split if are_classes else split or innermost_split(name) for name, split in zip(names, folders.splits)]
+    splits = list(folders.splits)
+    if len(set(folders.labels)) < 2:  # else a folder called test may be a class
+        splits = [split or innermost_split(name) for name, split in zip(names, splits)]
     problem = tables.problem or find_contradiction(names, splits, tables.splits)
     splits = [tables.splits.get(name) or split for name, split in zip(names, splits)]
     has_splits, splits = any(splits), [split or "train" for split in splits]
     unlabelled = [(name, split) for name, split in zip(names, splits) if labels[name] is None]
     lost = next((name for name, split in unlabelled if split == "train"), None)
     if lost and not problem:
-        problem = f"{lost} has no class, but other images have one" if tables.labels or sidecars.labels else ""
+        given = tables.labels or sidecars.labels
+        problem = f"{lost} has no class, but other images have one" if given else folders.problem
     if len({type(label) for label in labels.values() if label is not None}) > 1:  # numbers of some, names of others
         labels = {name: None if label is None else str(label) for name, label in labels.items()}
     notes = (*tables.notes, *sidecars.notes)
     if unlabelled:
         notes = (*notes, describe_unlabelled([split for _, split in unlabelled]))
     used = frozenset(tables.used | sidecars.used)
-    return Layout(
-        tuple(splits),
-        tuple(labels[name] for name in names),
-        problem or (folders.problem if lost else ""),
-        notes,
-        has_splits,
-        used,
-    )
+    return Layout(tuple(splits), tuple(labels[name] for name in names), problem, notes, has_splits, used)
 
 
 def find_contradiction(
