@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 
 from rjem_cli.errors import RjemError, is_out_of_memory
+from rjem_cli.threads import share_cores
 
 INTERRUPTED = 128 + 2
 SECONDS_FOR_MAIN = 1.0  # delay of the other processes' failure: torchrun ends the main one with the first that fails
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command's exit code. Unknown errors keep their traceback."""
     from rjem_cli.engine.distributed import is_distributed, rank_from_environment
 
+    share_cores()
     try:
         code = run(arguments or sys.argv[1:] or ["--help"])
     except KeyboardInterrupt:  # during imports

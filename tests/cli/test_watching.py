@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import pytest
 from PIL import Image
 
 from rjem_cli.cli.resume import shell_name
-from rjem_cli.cli.training_output import MetricsTable, describe_load
+from rjem_cli.cli.training_output import MetricsTable
 from tests.conftest import TINY_FLAGS
 
 
@@ -56,17 +55,6 @@ def test_event_files_hold_scalars_histograms_and_images(rjem, own_home):
     assert {"energy/data", "energy/chains"} <= set(found.Tags()["histograms"])
     assert found.Histograms("energy/data")[0].histogram_value.num == 16
     assert {"samples", "grid"} <= set(found.Tags()["images"])
-
-
-@pytest.mark.parametrize(("load", "warns"), [(0.1, False), (1e4, True), (None, False)])
-def test_a_busy_machine_is_named(monkeypatch, load, warns):
-    def measured():
-        if load is None:
-            raise OSError
-        return load, load, load
-
-    monkeypatch.setattr(os, "getloadavg", measured)
-    assert bool(describe_load()) == warns
 
 
 def test_a_run_is_named_as_commands_find_it(own_home, tmp_path, monkeypatch):
