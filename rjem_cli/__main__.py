@@ -4,12 +4,15 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from types import TracebackType
 
 from rjem_cli.errors import RjemError, is_out_of_memory
 from rjem_cli.threads import share_cores
 
 INTERRUPTED = 128 + 2
+# Of PyTorch, before it raises the error that rjem handles, or tries another kernel
+PYTORCH_MEMORY_WARNINGS = ("CUDA ran out of memory outside PyTorch's allocator", "Plan failed with an OutOfMemoryError")
 SECONDS_FOR_MAIN = 1.0  # delay of the other processes' failure: torchrun ends the main one with the first that fails
 
 
@@ -44,6 +47,8 @@ def run(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # names of files and classes may not fit the terminal's encoding
             is_unicode = str(stream.encoding).lower().startswith("utf")
             stream.reconfigure(errors="surrogateescape" if is_unicode else "backslashreplace")
+    for message in PYTORCH_MEMORY_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     if COMPLETE_VARIABLE in os.environ:  # the shell asks for completions
         from typer.completion import completion_init  # type: ignore[attr-defined]
 

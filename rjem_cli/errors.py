@@ -67,12 +67,22 @@ class PeerLostError(RjemError):
     """Another process of the same training run has ended, or cannot be reached."""
 
 
+MEMORY_MESSAGES = (
+    "out of memory",
+    "allocate memory",
+    "ALLOC_FAILED",
+    "bad_alloc",
+    "could not create a primitive",
+    "valid cuDNN algorithm",  # these two: no memory for cuDNN's workspace
+    "unable to find an engine to execute",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognized by the message: PyTorch has a class only for the errors of its own GPU allocator."""
-    messages = ("out of memory", "allocate memory", "ALLOC_FAILED", "bad_alloc", "could not create a primitive")
     if isinstance(error, ImportError):  # a library does not fit into memory
         return "failed to map segment" in str(error) or "allocate memory" in str(error)
-    known = isinstance(error, RuntimeError) and any(message in str(error) for message in messages)
+    known = isinstance(error, RuntimeError) and any(message in str(error) for message in MEMORY_MESSAGES)
     return known or isinstance(error, MemoryError)
 
 

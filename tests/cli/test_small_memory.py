@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 
 import pytest
 import torch
@@ -99,3 +100,13 @@ def test_training_names_the_option_to_set(rjem, small_memory):
     outcome = rjem("train", "--run", "large", *TINY_FLAGS, "--batch-size", 30)
     assert outcome.code == 1 and "not enough memory" in outcome.error_line()
     assert "--batch-size" in outcome.error_line()
+
+
+def test_memory_warnings_of_pytorch_are_not_shown_beside_the_error(rjem):
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert rjem("cache", "dir").code == 0
+        warnings.warn("Plan failed with an OutOfMemoryError: CUDA out of memory.", stacklevel=1)
+        warnings.warn("CUDA ran out of memory outside PyTorch's allocator. If this", stacklevel=1)
+        warnings.warn("another one", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["another one"]
