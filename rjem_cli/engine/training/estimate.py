@@ -76,7 +76,7 @@ class TrainingEstimate:
         return self.steps * self.step_seconds + self.other_seconds
 
 
-@torch.random.fork_rng()  # an estimate does not change later random numbers
+@torch.random.fork_rng(devices=[])  # an estimate does not change later random numbers
 def estimate_training(config: TrainConfig, shape: DataShape, runtime: Runtime, done: int = 0) -> TrainingEstimate:
     """The estimate for a run from step `done` to its last, with sample grids, validation and the evaluation at its end.
     Raises as training does."""
