@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rjem_cli.engine.kernels import Kernels
+
 LogitsFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
 Objective = Callable[[Tensor], Tensor]  # logits (B, K) -> (B,)
 
@@ -18,11 +20,17 @@ class Evaluation(NamedTuple):
     gradient: Tensor
 
 
+def kernels_of(logits_fn: LogitsFn) -> Kernels:
+    """Those that a frozen network asks for; fp32 products and reproducible kernels for any other function."""
+    kernels: Kernels = getattr(logits_fn, "kernels", Kernels())
+    return kernels
+
+
 def value_and_grad(logits_fn: LogitsFn, objective: Objective, x: Tensor) -> Evaluation:
     """One pass forward and backward. Rows must be independent in the network, as they are with frozen BatchNorm.
     Gradients flow to x only, never to parameters. No host sync."""
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with kernels_of(logits_fn).active(), torch.enable_grad():
         logits_BK = logits_fn(x)
         value_B = objective(logits_BK)
         (gradient,) = torch.autograd.grad(value_B.sum(), x)

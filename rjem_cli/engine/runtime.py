@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.distributed import is_distributed
+from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.frozen import GRADIENT_SCALE, FrozenLogits
 from rjem_cli.errors import AbsentError, ConfigError
 
@@ -31,6 +32,7 @@ class Runtime:
     device_reason: str
     precision_reason: str
     compile_reason: str
+    reproducible: bool
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
@@ -45,7 +47,11 @@ class Runtime:
 
     def frozen(self, model: nn.Module) -> FrozenLogits:
         """`model` for chains and attacks."""
-        return FrozenLogits(model, self.dtype, self.compiles)
+        return FrozenLogits(model, self.dtype, self.compiles, self.kernels)
+
+    @property
+    def kernels(self) -> Kernels:
+        return Kernels(self.precision == "tf32", self.reproducible)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,8 +64,8 @@ class Runtime:
         return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     def scoring(self) -> "Runtime":
-        """For accuracies: in half precision the network would differ from that of `rjem eval`."""
-        return replace(self, precision="fp32") if self.precision in HALVES else self
+        """For accuracies: in fp32, as in `rjem eval`."""
+        return replace(self, precision="fp32", reproducible=True)
 
     @property
     def arithmetic(self) -> str:
@@ -78,16 +84,14 @@ class Runtime:
 
 
 def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Runtime:
-    """Resolve `auto` and set torch's matmul mode. `reproducible` allows only kernels that give the same bits each time.
+    """Resolve `auto`. `reproducible` allows only kernels that give the same bits each time.
     Raises ConfigError or AbsentError for an unavailable device or precision."""
     device, device_reason = choose_device(options.device)
     precision, precision_reason = choose_precision(options, device)
     compiles, compile_reason = choose_compile(options.compile, device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.deterministic = reproducible
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason)
+    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible)
 
 
 def scoring_runtime(device_name: str) -> Runtime:

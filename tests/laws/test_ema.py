@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from rjem_cli.engine.training.optimizer import build_ema
+from rjem_cli.engine.training.optimizer import Ema
 
 
 def averages(decay: float, values: list[float]) -> list[float]:
     """The average after each update of a single weight that takes these values."""
     weight = nn.Linear(1, 1, bias=False)
-    average, results = build_ema(weight, decay), []
+    average, results = Ema(weight, decay), []
     for value in values:
         with torch.no_grad():
             weight.weight.fill_(value)

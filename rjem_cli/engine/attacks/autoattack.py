@@ -21,7 +21,7 @@ from rjem_cli.engine.attacks.pgd import cross_entropy
 from rjem_cli.engine.attacks.robustness import AttackProgress, AttackSetup, CleanResult, RadiusResult
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.gradients import value_and_grad
+from rjem_cli.engine.gradients import kernels_of, value_and_grad
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.files import json_digest, locked, write_atomically
@@ -119,7 +119,8 @@ def attack_part(setup: AttackSetup, rows: Tensor, eps: float) -> dict[str, Tenso
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
     labels = images.labels[rows].to(device)
     start = (to_model(images.pixels[rows].to(device)) + 1) / 2
-    pixel, _ = attack.run_standard_evaluation(start, labels, batch_size=len(rows))
+    with kernels_of(setup.logits_fn).active():
+        pixel, _ = attack.run_standard_evaluation(start, labels, batch_size=len(rows))
     x = (2 * pixel - 1).clamp(-1, 1)
     with torch.no_grad():
         success = setup.logits_fn(x).argmax(dim=1) != labels

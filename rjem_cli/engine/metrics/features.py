@@ -15,6 +15,7 @@ from torch import Tensor
 from rjem_cli.engine.batching import BatchSizer, concatenate
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import convert_channels
+from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.metrics.extractors import Extractor, Features
 from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.errors import RjemError
@@ -74,7 +75,8 @@ def load_features(
 @torch.inference_mode()
 def compute_features(pixels: Tensor, extractor: Extractor, device: torch.device, batches: BatchSizer) -> Features:
     """float32 on the host."""
-    features, logits = batches.run(extractor.compute, pixels.to(device, non_blocking=True))
+    with Kernels().active():
+        features, logits = batches.run(extractor.compute, pixels.to(device, non_blocking=True))
     return Features(features.float().cpu(), None if logits is None else logits.float().cpu())
 
 

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.prior import PRIOR_PREFIX, ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
+from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
 from rjem_cli.files import explained, json_digest
 from rjem_cli.paths import CARD_FILE, find_run_dir, is_pretrained, trained_checkpoints_in
@@ -202,11 +201,11 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         prior = read_prior(info, tensors) if len(weights) < len(tensors) else None
     except (RuntimeError, ValueError, TypeError) as error:
         raise invalid_description(path, error) from None
-    if not all_finite(weights.values()):
+    if find_not_finite(weights):
         raise DataError(f"{path} has weights that are not finite; use another checkpoint")
     with explained("read", path), path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(path, model.to(device).eval(), info, sha256, prior)
+    return Checkpoint(path, place(model, device).eval(), info, sha256, prior)
 
 
 def read_prior(info: CheckpointInfo, tensors: dict[str, Tensor]) -> ClassGaussianPrior:
@@ -229,7 +228,7 @@ def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> Wide
         if name in expected and tensor.dtype != expected[name].dtype:
             raise ValueError(f"{name} is {tensor.dtype}")
     model.load_state_dict(tensors, assign=True)
-    return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def read_info(path: Path) -> CheckpointInfo:
@@ -257,5 +256,11 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".state.safetensors")
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+def find_not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity. Waits once for each device, not for each tensor."""
+    for device in {tensor.device for tensor in tensors.values()}:
+        names = [name for name, tensor in tensors.items() if tensor.device == device]
+        finite = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
+        if not all(finite):
+            return names[finite.index(False)]
+    return None

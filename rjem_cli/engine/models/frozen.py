@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.wide_resnet import Block, WideResNet
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -114,8 +115,14 @@ class FrozenLogits:
     autocast.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, compiled: bool = False):
-        self.dtype, self.network = dtype, freeze(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        kernels: Kernels = Kernels(),
+    ):
+        self.dtype, self.kernels, self.network = dtype, kernels, freeze(model)
         self.autocast = self.network is model and dtype is not torch.float32
         if self.network is not model:
             self.network.to(dtype)
@@ -127,10 +134,12 @@ class FrozenLogits:
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        if self.dtype is not torch.float16:
-            return self.forward(x_BCHW)
-        logits_BK = self.forward(ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
-        return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
+        """A backward pass needs `kernels.active()` too; `value_and_grad` sees to that."""
+        with self.kernels.active():
+            if self.dtype is not torch.float16:
+                return self.forward(x_BCHW)
+            logits_BK = self.forward(ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
+            return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.autocast:

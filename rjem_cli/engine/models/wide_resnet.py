@@ -82,6 +82,13 @@ def feature_count(options: ModelOptions) -> int:
 
 
 def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
-    """A new network on the host, in channels_last layout (faster on CPUs and GPUs alike)."""
-    model = WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
-    return model.to(memory_format=torch.channels_last)
+    """A new network on the host."""
+    return WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
+
+
+def place(model: WideResNet, device: torch.device) -> WideResNet:
+    """The network on a device, in the memory format that is faster there: channels_last, on CPUs and GPUs alike. But
+    PyTorch's GroupNorm for CUDA takes contiguous images only: each would first be copied, and the next convolution
+    would get the other format."""
+    contiguous = device.type == "cuda" and isinstance(model.norm, nn.GroupNorm)
+    return model.to(device).to(memory_format=torch.contiguous_format if contiguous else torch.channels_last)

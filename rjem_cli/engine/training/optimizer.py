@@ -2,13 +2,15 @@
 is evaluated."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from rjem_cli.config.training import OptimizerOptions
 from rjem_cli.engine.data.images import ImageSet, to_model
+from rjem_cli.engine.models.frozen import BATCH_NORMS
 
 MILESTONES = (1 / 3, 2 / 3, 5 / 6)  # JEM++: epochs 50, 100 and 125 of 150
 STATISTICS_IMAGES = 2048
@@ -63,29 +65,46 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel:
+class Ema(AveragedModel):
     """An exponential moving average of `model`; decay 0 follows it exactly.
 
     The decay of update t is min(decay, (1 + t) / (10 + t)), so that a short run is not an average of its first weights.
+    Its count of updates stays on the host. Buffers are copied.
     """
 
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
     @torch.no_grad()
-    def update(average: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        updates = torch.as_tensor(count, dtype=torch.float32)
-        weight = 1 - ((1 + updates) / (10 + updates)).clamp(max=decay)
-        for mean, value in zip(average, current):
-            mean.lerp_(value, weight)
+    def update_parameters(self, model: nn.Module) -> None:
+        updates = self.n_averaged.float()
+        weight = (1 - ((1 + updates) / (10 + updates)).clamp(max=self.decay)).item() if updates else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        self.n_averaged += 1
 
-    return AveragedModel(model, multi_avg_fn=update)  # type: ignore[arg-type]
 
-
+@torch.no_grad()
 def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, generator: torch.Generator) -> None:
     """Recompute the running statistics of each BatchNorm, since those of the live weights do not fit their average.
 
-    Uses up to STATISTICS_IMAGES training images with the noise of training. `generator` lives on the host."""
+    Uses up to STATISTICS_IMAGES training images with the noise of training. `generator` lives on the host. Unlike
+    PyTorch's update_bn, which reads a counter of each BatchNorm for each batch, it never waits for the device."""
+    norms: list[Any] = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
     device = next(model.parameters()).device
     indices = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
     x = to_model(images.pixels[indices].to(device))
     x = (x + noise_std * torch.randn(x.shape, generator=generator).to(device)).clamp(-1, 1)
-    update_bn(torch.split(x, STATISTICS_BATCH), model)
+    model.train()
+    for index, batch in enumerate(torch.split(x, STATISTICS_BATCH) if norms else ()):
+        for norm in norms:
+            norm.momentum = 1 / (index + 1)  # the mean of all batches so far
+        model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
     model.eval()

@@ -13,7 +13,7 @@ from rjem_cli.config.common import SAMPLE_MODES
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, all_finite, read_info, strip_paths
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, find_not_finite, read_info, strip_paths
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
@@ -256,11 +256,10 @@ class Run:
         self.clock.note_save()
         trainer.guard.check_means(trainer.metrics.means())
         state = trainer.state()
-        for name, tensor in state.items():
-            if not all_finite([tensor]):
-                raise Divergence(f"{name} is not finite")
+        if name := find_not_finite(state):
+            raise Divergence(f"{name} is not finite")
         model = trainer.sampling_model()
-        if not all_finite(model.state_dict().values()):
+        if find_not_finite(model.state_dict()):
             raise Divergence("the statistics of the EMA network are not finite")
         if self.distributed.is_main:
             lines = [line for line in self.metrics.lines if line["step"] == trainer.step and "event" not in line]

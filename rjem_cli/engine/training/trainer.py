@@ -21,12 +21,12 @@ from rjem_cli.engine.accuracy import evenly_spaced
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
-from rjem_cli.engine.distributed import SINGLE, Distributed
+from rjem_cli.engine.distributed import SINGLE, Distributed, peer_errors
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
+from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
 from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import SgldParameters, sgld
@@ -86,8 +86,9 @@ class Trainer:
         self.steps = optimizer.total_steps(config, len(self.images))
         self.step = self.images_seen = 0
         torch.manual_seed(derived_seed(config.seed, "weights"))
-        self.model = build_model(config, self.info.image_shape[0], len(splits.class_names)).to(runtime.device)
-        self.ema = optimizer.build_ema(self.model, config.ema_decay)
+        model = build_model(config, self.info.image_shape[0], len(splits.class_names))
+        self.model = place(model, runtime.device)
+        self.ema = optimizer.Ema(self.model, config.ema_decay)
         self.frozen = runtime.frozen(self.model)
         self.training_forward = self.build_training_forward()
         self.optimizer = optimizer.build_optimizer(self.model, config)
@@ -119,13 +120,17 @@ class Trainer:
         joint = self.config.bn_statistics == "joint"
         if self.distributed.world_size == 1:
             return TrainingForward(self.model, self.runtime.logits(self.model), joint)
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        gpu_group = self.distributed.gpu_group
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, gpu_group)
         devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # newer PyTorch renames broadcast_buffers
             # statistics of the whole batch are the same in each process already
             return DistributedDataParallel(
-                TrainingForward(model, self.runtime.logits(model), joint), devices, broadcast_buffers=False
+                TrainingForward(model, self.runtime.logits(model), joint),
+                devices,
+                broadcast_buffers=False,
+                process_group=gpu_group,
             )
 
     def generator(self, purpose: str, on_device: bool = False) -> torch.Generator:
@@ -136,7 +141,19 @@ class Trainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence before any
-        weight changes."""
+        weight changes, and PeerLostError."""
+        with self.runtime.kernels.active(), peer_errors():
+            scalars = self.compute_gradients()
+            self.guard.check_step(scalars)
+            self.optimizer.step()
+            self.ema.update_parameters(self.model)
+        self.metrics.add(scalars)
+        self.step += 1
+        self.images_seen += self.batch_size
+        return scalars
+
+    def compute_gradients(self) -> dict[str, Tensor]:
+        """Of the loss of the next batch, with respect to the weights. Returns the step's scalars."""
         config, batch = self.config, self.next_batch()
         frozen = self.frozen.refresh(self.model)
         x_adv = pgd(
@@ -177,14 +194,7 @@ class Trainer:
         if x_q is not None:
             scalars |= {"sample_mean": x_q.mean(), "saturation": saturation(x_q)}
         stacked = torch.stack([value.detach().float() for value in scalars.values()])
-        scalars = dict(zip(scalars, self.distributed.mean(stacked)))
-        self.guard.check_step(scalars)
-        self.optimizer.step()
-        self.ema.update_parameters(self.model)
-        self.metrics.add(scalars)
-        self.step += 1
-        self.images_seen += self.batch_size
-        return scalars
+        return dict(zip(scalars, self.distributed.mean(stacked)))
 
     def next_batch(self) -> Batch:
         """This process's rows of the step's images, augmented, noised, and clamped to the box of chains and attacks.
@@ -226,7 +236,9 @@ class Trainer:
     def sampling_model(self) -> WideResNet:
         """The EMA network with BatchNorm statistics of its own."""
         model: WideResNet = self.ema.module  # type: ignore[assignment]
-        optimizer.refresh_statistics(model, self.images, self.config.input_noise_std, self.generator("statistics"))
+        noise_std, generator = self.config.input_noise_std, self.generator("statistics")
+        with self.runtime.scoring().kernels.active():
+            optimizer.refresh_statistics(model, self.images, noise_std, generator)
         return model
 
     # --- what is saved ---
