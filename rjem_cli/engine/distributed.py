@@ -10,24 +10,27 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rjem_cli.errors import ConfigError, PeerLostError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIMEOUT = timedelta(hours=6)  # the main process writes and evaluates alone, while the others wait
+WAIT_TIMEOUT = timedelta(hours=6)  # over gloo: the main process writes and evaluates alone, while the others wait
+STEP_TIMEOUT = timedelta(minutes=10)  # over NCCL: within a training step all processes arrive at about the same time
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """This process among `world_size`. Collective calls raise PeerLostError if another process has ended."""
+    """This process among `world_size`. Collective calls raise PeerLostError if another process has ended. `gpu_group`:
+    the process group of tensors on GPUs; None if there are no GPUs."""
 
     rank: int = 0
     world_size: int = 1
+    gpu_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -50,7 +53,7 @@ class Distributed:
 
         parts = [torch.empty_like(rows) for _ in range(self.world_size)]
         with peer_errors():
-            dist.all_gather(parts, rows.contiguous())
+            dist.all_gather(parts, rows.contiguous(), group=self.gpu_group if rows.is_cuda else None)
         return torch.cat(parts)
 
     def mean(self, x: Tensor) -> Tensor:
@@ -59,7 +62,7 @@ class Distributed:
             import torch.distributed as dist
 
             with peer_errors():
-                dist.all_reduce(x)
+                dist.all_reduce(x, group=self.gpu_group if x.is_cuda else None)
         return x / self.world_size
 
     def any(self, flag: bool) -> bool:
@@ -127,11 +130,14 @@ def process_group() -> Iterator[Distributed]:
         return
     import torch.distributed as dist
 
-    backend = "cuda:nccl,cpu:gloo" if select_gpu() else "gloo"
+    # a failed call over NCCL then raises an error; by default PyTorch aborts the process from another thread
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    has_gpus = select_gpu()
     try:
         with peer_errors():
-            dist.init_process_group(backend, timeout=TIMEOUT)
-            yield Distributed(dist.get_rank(), dist.get_world_size())
+            dist.init_process_group("gloo", timeout=WAIT_TIMEOUT)
+            gpu_group = dist.new_group(backend="nccl", timeout=STEP_TIMEOUT) if has_gpus else None
+            yield Distributed(dist.get_rank(), dist.get_world_size(), gpu_group)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -145,6 +151,8 @@ def peer_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
             raise
-        raise PeerLostError("another process of this run has ended; resume the run with --resume") from None
+        raise PeerLostError(
+            "another process of this run has ended or does not answer; resume the run with --resume"
+        ) from None
