@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rjem_cli.engine.kernels import Kernels
-from rjem_cli.engine.models.wide_resnet import Block, WideResNet
+from rjem_cli.engine.models.wide_resnet import Block, GroupNorm, WideResNet
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-PLAIN_MODULES = {*BATCH_NORMS, WideResNet, Block, nn.Conv2d, nn.GroupNorm, nn.Identity, nn.Linear, nn.Sequential}
+PLAIN_MODULES = {*BATCH_NORMS, WideResNet, Block, nn.Conv2d, GroupNorm, nn.Identity, nn.Linear, nn.Sequential}
 # Of fp16 passes, where gradients below 6e-8 vanish and those above 65504 / 1024 overflow. It is fixed, so that a step
 # depends on the weights only (section 3.2, Micikevicius et al. 2018).
 GRADIENT_SCALE = 1024.0
