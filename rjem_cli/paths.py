@@ -95,6 +95,10 @@ def attacks_dir() -> Path:
     return cache_dir() / "attacks"
 
 
+def timings_dir() -> Path:
+    return cache_dir() / "timings"
+
+
 def offline() -> bool:
     """RJEM_OFFLINE=1 forbids downloads."""
     return os.environ.get("RJEM_OFFLINE", "").lower() in ("1", "true", "yes", "on")

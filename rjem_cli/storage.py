@@ -39,6 +39,7 @@ KINDS = {
     "judges": CacheKind("classifiers that score samples", r"[0-9a-f]{32}"),
     "priors": CacheKind("class Gaussians, where chains start", r"[0-9a-f]{64}\.safetensors", single=True),
     "comparisons": CacheKind("rows of rjem compare", r"[a-z]+-[0-9a-f]{32}(\.\w+)?"),
+    "timings": CacheKind("times of fp32 and bf16 on this CPU", r"[0-9a-f]{64}\.json", single=True),
     "attacks": CacheKind("partial results of AutoAttack", r"[0-9a-f]{32}", prunable=True),
 }
 

@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from rjem_cli import __version__
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.memory import total_bytes
-from rjem_cli.engine.runtime import BF16_MIN_WIDTH, choose_compile, choose_device, choose_precision
+from rjem_cli.engine.precision import NARROW, choose_precision, cpu_name
+from rjem_cli.engine.runtime import choose_compile, choose_device
 from rjem_cli.threads import describe_waiting
 
 OPTIONAL_PACKAGES = {
@@ -61,14 +61,6 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or platform.machine()
-
-
 def describe_gpu(index: int) -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(index)
     return {
@@ -84,8 +76,8 @@ def describe_choices() -> dict[str, str]:
     device, reason = choose_device("auto")
     choices = {"device": f"{device} ({reason})"}
     for name, options in {
-        "precision of training, width 1": TrainConfig(width=1),
-        f"precision of training, width {BF16_MIN_WIDTH} or more": TrainConfig(width=BF16_MIN_WIDTH),
+        f"precision of training, width {NARROW}": TrainConfig(width=NARROW),
+        f"precision of training, width {NARROW + 1}": TrainConfig(width=NARROW + 1),
         "precision of samples and attacks": GenerateConfig(),
     }.items():
         precision, reason = choose_precision(options, device)

@@ -5,21 +5,18 @@ import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rjem_cli.config.common import RuntimeOptions
-from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.distributed import is_distributed
 from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.frozen import GRADIENT_SCALE, FrozenLogits
+from rjem_cli.engine.precision import HALVES, choose_precision
 from rjem_cli.errors import AbsentError, ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BF16_MIN_WIDTH = 2  # WRN-d-1 has 16 channels where most of its work is: too few for the matrix units
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Runtime:
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
-        network: nn.Module = torch.compile(model) if self.compiles else model  # type: ignore[assignment]
+        network: nn.Module = torch.compile(model, dynamic=False) if self.compiles else model  # type: ignore[assignment]
 
         def compute_logits(x: Tensor) -> Tensor:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
@@ -129,32 +126,6 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise AbsentError("--device mps: no Apple GPU is visible; use --device auto")
     return torch.device(name), "requested"
-
-
-def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
-    """(precision, reason). `auto` uses bf16 only in training, which gives networks as good as fp32
-    (docs/measurements.md). Samples and attacks should be the same on as many machines as possible."""
-    name = options.precision
-    if name == "tf32" and device.type != "cuda":
-        raise ConfigError(f"--precision tf32 needs a CUDA device, not {device.type}; use fp32, bf16 or fp16")
-    if name != "auto":
-        return name, "requested"
-    if device.type == "cuda":
-        return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
-    if device.type == "cpu" and isinstance(options, TrainConfig) and has_bf16_units():
-        if options.width >= BF16_MIN_WIDTH:
-            return "bf16", "auto: fastest on this CPU for a network of this width"
-        return "fp32", "auto: fastest for a network of this width"
-    return "fp32", f"auto: {device.type}"
-
-
-def has_bf16_units() -> bool:
-    """Whether the CPU multiplies in bf16; others emulate it slowly. Known on Linux only."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def choose_compile(requested: bool | None, device: torch.device) -> tuple[bool, str]:

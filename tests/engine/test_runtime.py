@@ -9,10 +9,7 @@ import sys
 import pytest
 import torch
 
-from rjem_cli.config.sampling import GenerateConfig
-from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.config.training import TrainConfig
-from rjem_cli.engine import runtime
 from rjem_cli.engine.runtime import start_runtime
 
 COUNT_PAGE_FAULTS = """
@@ -40,25 +37,6 @@ def test_a_pass_reuses_the_memory_of_the_one_before():
     """100 MB are 24,000 pages, or 48 large ones."""
     done = subprocess.run([sys.executable, "-c", COUNT_PAGE_FAULTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 40
-
-
-@pytest.mark.parametrize("has_units", [True, False])
-def test_auto_is_bf16_for_training_wide_networks_on_a_cpu_that_has_units_for_it(monkeypatch, has_units):
-    """Samples, attacks and scores are the same on as many machines as possible."""
-    monkeypatch.setattr(runtime, "has_bf16_units", lambda: has_units)
-    configs = [TrainConfig(device="cpu", width=width) for width in (1, 2, 10)]
-    configs += [GenerateConfig(device="cpu"), AttackConfig(device="cpu")]
-    runtimes = [start_runtime(config) for config in configs]
-    wide = "bf16" if has_units else "fp32"
-    assert [runtime.precision for runtime in runtimes] == ["fp32", wide, wide, "fp32", "fp32"]
-    assert all(runtime.precision_reason.startswith("auto: ") for runtime in runtimes)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_given_precision_overrides_auto(monkeypatch, precision):
-    monkeypatch.setattr(runtime, "has_bf16_units", lambda: True)
-    started = start_runtime(TrainConfig(device="cpu", width=2, precision=precision))
-    assert (started.precision, started.precision_reason) == (precision, "requested")
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
