@@ -51,7 +51,7 @@ def on_cuda(rjem, cuda):
 
 # --- training ---
 
-PRECISIONS = {"auto": "tf32", "fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
+PRECISIONS = {"auto": "bf16", "fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
 NORMS = ("batch", "group", "none")
 OPTIMIZERS = {"sgd": ("--lr", 0.01), "adam": ("--lr", 0.001, "--max-grad-norm", 1)}
 COMBINATIONS = [

@@ -27,24 +27,23 @@ class ChannelAffine(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, batch_norm: nn.Module):
+    def __init__(self, batch_norm: Any):
         super().__init__()
-        for name, tensor in zip(("scale", "shift"), compute_affine(batch_norm)):
-            self.register_buffer(name, tensor[:, None, None])
-
-    def refresh(self, batch_norm: nn.Module) -> None:
-        for buffer, tensor in zip((self.scale, self.shift), compute_affine(batch_norm)):
-            buffer.copy_(tensor[:, None, None])
+        for name in ("scale", "shift"):
+            self.register_buffer(name, torch.empty_like(batch_norm.bias.detach())[:, None, None])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x_BCHW, self.scale)
 
 
-def compute_affine(batch_norm: Any) -> tuple[Tensor, Tensor]:
-    """Scale and shift, each (C,), of a BatchNorm that uses its running statistics (section 3.1, Ioffe & Szegedy
-    2015)."""
-    scale = batch_norm.weight.detach() * torch.rsqrt(batch_norm.running_var + batch_norm.eps)
-    return scale, batch_norm.bias.detach() - batch_norm.running_mean * scale
+def compute_affines(batch_norms: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Scales and shifts, each (C,), of BatchNorms that use their running statistics (section 3.1, Ioffe & Szegedy
+    2015): weight / sqrt(var + eps) and bias - mean * scale."""
+    roots = torch._foreach_add([norm.running_var for norm in batch_norms], [norm.eps for norm in batch_norms])
+    torch._foreach_rsqrt_(roots)
+    scales = torch._foreach_mul([norm.weight for norm in batch_norms], roots)
+    shifts = torch._foreach_mul([norm.running_mean for norm in batch_norms], scales)
+    return list(scales), list(torch._foreach_sub([norm.bias for norm in batch_norms], shifts))
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -78,20 +77,25 @@ def freeze(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def refresh(frozen: Any, model: Any) -> None:
     """Copy the current weights and statistics of a plain WideResNet into `frozen`, which `freeze(model)` made. Tensors
-    keep their storage, because compiled passes hold references to them."""
-    current = model.state_dict()
-    for name, tensor in frozen.state_dict().items():
-        if name in current:
-            tensor.copy_(current[name])
+    keep their storage, because compiled passes hold references to them. A training step does this once, so it handles
+    all layers in each operation: a GPU then gets few kernels."""
+    current, copied = model.state_dict(), frozen.state_dict()
+    names = [name for name in copied if name in current]
+    torch._foreach_copy_([copied[name] for name in names], [current[name] for name in names])
     if not isinstance(frozen.norm, ChannelAffine):
         return
-    frozen.norm.refresh(model.norm)
-    for target, block in zip(frozen.blocks, model.blocks):
-        target.norm1.refresh(block.norm1)
-        # not fuse_conv_bn_eval: its formula for the bias differs from ours in the last bit
-        scale, shift = compute_affine(block.norm2)
-        target.conv1.weight.copy_(block.conv1.weight * scale[:, None, None, None])
-        target.conv1.bias.copy_(block.conv1.bias * scale + shift)
+    scales, shifts = compute_affines([model.norm, *(block.norm1 for block in model.blocks)])
+    affines = [frozen.norm, *(block.norm1 for block in frozen.blocks)]
+    torch._foreach_copy_([affine.scale for affine in affines], [scale[:, None, None] for scale in scales])
+    torch._foreach_copy_([affine.shift for affine in affines], [shift[:, None, None] for shift in shifts])
+    # not fuse_conv_bn_eval: its formula for the bias differs from ours in the last bit
+    scales, shifts = compute_affines([block.norm2 for block in model.blocks])
+    convolutions, targets = ([block.conv1 for block in network.blocks] for network in (model, frozen))
+    weights = [conv.weight * scale[:, None, None, None] for conv, scale in zip(convolutions, scales)]
+    biases = torch._foreach_mul([conv.bias for conv in convolutions], scales)
+    torch._foreach_add_(biases, shifts)
+    torch._foreach_copy_([conv.weight for conv in targets], weights)
+    torch._foreach_copy_([conv.bias for conv in targets], biases)
 
 
 class ScaledGradient(torch.autograd.Function):
@@ -126,7 +130,7 @@ class FrozenLogits:
         self.autocast = self.network is model and dtype is not torch.float32
         if self.network is not model:
             self.network.to(dtype)
-        self.compute: nn.Module = torch.compile(self.network) if compiled else self.network  # type: ignore[assignment]
+        self.compute: nn.Module = torch.compile(self.network, dynamic=False) if compiled else self.network  # type: ignore[assignment]
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""

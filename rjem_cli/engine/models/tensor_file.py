@@ -28,10 +28,20 @@ Description = dict[str, Any]
 
 def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes, str]:
     """(the file, the sha256 of its tensors and description). Equal arguments give equal files."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in to_host(tensors).items()}
     sha256 = digest(tensors, description)
     header = {"sha256": sha256, "description_sha256": digest({}, description), "description": description}
     return safetensors.torch.save(tensors, {METADATA_KEY: json.dumps(header)}), sha256
+
+
+def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, or the tensors themselves if they are on the host. Those on a GPU are copied to pinned memory and waited
+    for together."""
+    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+    copies = {name: tensor.detach().to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
+    if on_gpu:
+        torch.cuda.synchronize()
+    return copies
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], description: Description) -> str:

@@ -186,9 +186,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss_scale = self.runtime.loss_scale  # in fp16, so that small gradients do not vanish
         torch.autograd.backward(loss_scale * terms.total)
-        for parameter in self.model.parameters() if loss_scale != 1 else ():
-            if parameter.grad is not None:
-                parameter.grad.div_(loss_scale)
+        if loss_scale != 1:
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            torch._foreach_div_(gradients, loss_scale)
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
         scalars = {"loss": terms.total, **terms.unweighted(), "grad_norm": grad_norm}
         if x_q is not None:
