@@ -39,7 +39,7 @@ Class = str | int  # a class name, or its number
 FLAG_NAMES = {"class": "classes"}  # flags whose argument has another name
 ATTACK_OPTIONS = set("norm method steps restarts step_size loss start iterate min_confidence seed batch_size".split())
 FILE_OPTIONS = {"save", "overwrite", "results", "require", "output", "shard", "batch_size"}
-MODEL_OPTIONS = {"device", "precision", "compile", "model", "dataset"}  # what a loaded model already has
+MODEL_OPTIONS = {"device", "precision", "compile", "cuda_graphs", "model", "dataset"}  # what a loaded model already has
 
 
 class AttackResult(NamedTuple):

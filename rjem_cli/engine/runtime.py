@@ -30,6 +30,7 @@ class Runtime:
     precision_reason: str
     compile_reason: str
     reproducible: bool
+    graphs: bool
 
     def logits(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """`model`, whose weights stay fp32, as x (B, C, H, W) -> fp32 logits (B, K)."""
@@ -44,7 +45,7 @@ class Runtime:
 
     def frozen(self, model: nn.Module) -> FrozenLogits:
         """`model` for chains and attacks."""
-        return FrozenLogits(model, self.dtype, self.compiles, self.kernels)
+        return FrozenLogits(model, self.dtype, self.compiles, self.kernels, self.graphs)
 
     @property
     def kernels(self) -> Kernels:
@@ -88,7 +89,10 @@ def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Run
     compiles, compile_reason = choose_compile(options.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible)
+    graphs = (
+        options.cuda_graphs and device.type == "cuda" and not is_distributed()
+    )  # NCCL's threads disturb a recording
+    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible, graphs)
 
 
 def scoring_runtime(device_name: str) -> Runtime:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.pretend_cuda.cuda_graphs import graphed_callables
 from tests.pretend_cuda.process_groups import ProcessGroups
 from tests.pretend_cuda.tensor_patches import Patches, replaced
 
@@ -76,6 +77,7 @@ def actions(cuda: PretendCuda) -> dict[str, Any]:
         "Event": event,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None,
+        "make_graphed_callables": graphed_callables(cuda),
     }
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.kernels import Kernels
+from rjem_cli.engine.models.graphs import GraphedNetwork
 from rjem_cli.engine.models.wide_resnet import Block, GroupNorm, WideResNet
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -114,9 +116,9 @@ class ScaledGradient(torch.autograd.Function):
 class FrozenLogits:
     """A frozen network as x (B, C, H, W) -> fp32 logits (B, K).
 
-    It may compute in bf16 or fp16, and `compiled`. Images and logits are fp32, so the state of a chain is never
-    rounded. In half precision a copy has half-precision weights; a network that `freeze` does not copy runs in
-    autocast.
+    It may compute in bf16 or fp16, and `compiled` or with CUDA `graphs`. Images and logits are fp32, so the state of a
+    chain is never rounded. In half precision a copy has half-precision weights; a network that `freeze` does not copy
+    runs in autocast, and without graphs.
     """
 
     def __init__(
@@ -125,12 +127,17 @@ class FrozenLogits:
         dtype: torch.dtype = torch.float32,
         compiled: bool = False,
         kernels: Kernels = Kernels(),
+        graphs: bool = False,
     ):
         self.dtype, self.kernels, self.network = dtype, kernels, freeze(model)
         self.autocast = self.network is model and dtype is not torch.float32
         if self.network is not model:
             self.network.to(dtype)
-        self.compute: nn.Module = torch.compile(self.network, dynamic=False) if compiled else self.network  # type: ignore[assignment]
+        self.compute: LogitsFn = self.network
+        if compiled:
+            self.compute = torch.compile(self.network, dynamic=False)
+        elif graphs and self.network is not model:
+            self.compute = GraphedNetwork(self.network)
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""
