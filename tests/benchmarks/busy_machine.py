@@ -23,11 +23,13 @@ VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 WIDE = "--dataset digits --image-size 32 --depth 16 --width 2 --norm-layer none --precision fp32"
 COMMANDS = {
     "train": "train --preset quickstart --steps 60 --eval-limit 1 --sample-every 1000",
-    "train wide": f"train {WIDE} --batch-size 32 --steps 4 --eval-limit 1 --sample-every 1000",
-    "generate": "generate narrow -n 200",
+    "train wide": f"train {WIDE} --batch-size 32 --steps 2 --eval-limit 1 --sample-every 1000",
+    "generate": "generate narrow -n 1000",
     "generate wide": "generate wide -n 50 --sgld-steps 10",
-    "attack": "attack narrow --limit 250 --method apgd --eps 0.01",
+    "attack": "attack narrow --limit 1500 --method apgd --eps 0.01",
     "attack wide": "attack wide --limit 50 --steps 10 --method apgd --eps 0.001",
+    "eval": "eval narrow --limit 500 --steps 10 --samples 0",
+    "eval wide": "eval wide --limit 50 --steps 2 --samples 0 --eps 0.001",
 }
 SETUP = (
     "train --preset quickstart --steps 20 --run narrow --eval-limit 1",
