@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training import estimate
 from rjem_cli.engine.training.estimate import DataShape, TrainingEstimate, estimate_training
 from tests.engine.training.test_run import TINY
+from tests.pretend_cuda import PretendCuda
 
 RUNTIME = start_runtime(RuntimeOptions(device="cpu"))
 
@@ -45,6 +48,13 @@ def test_an_estimate_grows_with_the_steps_and_leaves_nothing(fixed_times, own_ho
     assert short.steps == 100 and long.seconds == pytest.approx(100 * short.seconds, rel=0.1)
     assert short.memory is None or 1e8 < short.memory < 1e11
     assert not own_home.exists()
+
+
+def test_an_estimate_on_several_gpus_prints_no_warnings(fixed_times):
+    with PretendCuda(device_count=2), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = TrainConfig(**{**TINY, "device": "cuda"})
+        estimate_training(config, DataShape.from_options(config), start_runtime(config))
 
 
 def test_an_estimate_uses_no_random_numbers_of_its_caller():
