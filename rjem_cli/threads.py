@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-SPIN_COUNT = 2000
+SPIN_COUNT = 2500
 SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", SPIN_VARIABLE)
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per period, and the period
@@ -39,7 +39,7 @@ def limited_cores(path: Path) -> int | None:
 
 
 def describe_waiting() -> str:
-    """What is set in this process, such as `GOMP_SPINCOUNT=2000 (auto)`."""
+    """What is set in this process, such as `GOMP_SPINCOUNT=2500 (auto)`."""
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
     if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
         return f"{chosen[0]} (auto: short, so that jobs side by side do not block each other)"
