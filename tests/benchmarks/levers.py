@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,21 +86,22 @@ def chain_levers(trainer: Trainer, plain: PlainLoop, compiled: bool) -> Iterator
     def gradient(logits_fn: LogitsFn) -> Call:
         return lambda: value_and_grad(logits_fn, energy, x)
 
+    freeze = partial(FrozenLogits, model, kernels=runtime.kernels)
     one_inner = copy.copy(plain)
     one_inner.config = replace(plain.config, inner_steps=1)
     yield Lever("inner loop in closed form", "SGLD step", lambda: one_inner.sgld(x, 1), lambda: plain.sgld(x, 1))
     with_norms = copy.deepcopy(model).eval().requires_grad_(False)
-    yield Lever("BatchNorm folded", "gradient", gradient(FrozenLogits(model)), gradient(with_norms))
-    by_planes = FrozenLogits(model)
+    yield Lever("BatchNorm folded", "gradient", gradient(freeze()), gradient(with_norms))
+    by_planes = freeze()
     by_planes.network.to(memory_format=torch.contiguous_format)
-    yield Lever("channels last", "gradient", gradient(FrozenLogits(model)), gradient(by_planes))
+    yield Lever("channels last", "gradient", gradient(freeze()), gradient(by_planes))
     yield Lever("activations in place", "gradient", gradient(frozen), inside(without_inplace, gradient(frozen)))
-    in_bf16 = FrozenLogits(model, torch.bfloat16)
-    yield Lever("bf16 throughout", "gradient", gradient(in_bf16), gradient(FrozenLogits(model)))
+    in_bf16 = freeze(torch.bfloat16)
+    yield Lever("bf16 throughout", "gradient", gradient(in_bf16), gradient(freeze()))
     in_autocast = replace(runtime, precision="bf16").logits(with_norms)
     yield Lever("bf16 copy, not autocast", "gradient", gradient(in_bf16), gradient(in_autocast))
     if compiled:
-        yield Lever("compiled", "gradient", gradient(FrozenLogits(model, frozen.dtype, True)), gradient(frozen))
+        yield Lever("compiled", "gradient", gradient(freeze(frozen.dtype, compiled=True)), gradient(frozen))
 
 
 def training_levers(trainer: Trainer, plain: PlainLoop) -> Iterator[Lever]:
@@ -109,7 +111,8 @@ def training_levers(trainer: Trainer, plain: PlainLoop) -> Iterator[Lever]:
     def losses(training_forward: nn.Module) -> Call:
         def compute_gradients() -> None:
             model.zero_grad(set_to_none=True)
-            torch.stack([logits_BK.square().mean() for logits_BK in training_forward(*images)]).sum().backward()
+            with runtime.kernels.active():
+                torch.stack([logits_BK.square().mean() for logits_BK in training_forward(*images)]).sum().backward()
 
         return compute_gradients
 
@@ -158,7 +161,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     options = parser.parse_args()
     names = ("depth", "width", "batch_size", "device")
-    config = TrainConfig(**{name: getattr(options, name) for name in names}, lr=1e-12)
+    config = TrainConfig(**{name: getattr(options, name) for name in names}, lr=1e-12, cuda_graphs=False)
     runtime = start_runtime(config)
     network = f"WRN-{config.depth}-{config.width}, batch {config.batch_size}"
     print(f"{network}; {runtime.describe()}; {options.rounds} rounds")

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import flop_registry
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.metrics import extractors
+from rjem_cli.engine.models.graphs import GraphedNetwork
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
@@ -107,7 +109,8 @@ class FlopCounter(TorchDispatchMode):
 
 
 def count_flops(call: Call) -> int:
-    with FlopCounter() as counter:
+    """Without CUDA graphs, whose operations the counter does not see."""
+    with mock.patch.object(GraphedNetwork, "find_graph", return_value=None), FlopCounter() as counter:
         call()
     return counter.total
 
@@ -123,8 +126,9 @@ def build_peak(runtime: Runtime, batch_size: int) -> Callable[[], float]:
 
     @torch.no_grad()
     def convolve() -> None:
-        for _ in range(repeats):
-            layer(x)
+        with runtime.kernels.active():
+            for _ in range(repeats):
+                layer(x)
 
     flops = repeats * 2 * x.numel() * 9 * PEAK_CHANNELS
     return lambda: flops / min(time_call(convolve, device) for _ in range(3))
