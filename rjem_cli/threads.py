@@ -19,7 +19,7 @@ CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per p
 def share_cores() -> None:
     """Set the environment of this process, unless the user did or PyTorch is loaded already. For a command, which owns
     its process; not for `import rjem_cli`."""
-    if "torch" in sys.modules:
+    if sys.platform != "linux" or "torch" in sys.modules:
         return
     if not any(name in os.environ for name in WAIT_VARIABLES):
         os.environ[SPIN_VARIABLE] = str(SPIN_COUNT)
@@ -43,4 +43,4 @@ def describe_waiting() -> str:
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
     if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
         return f"{chosen[0]} (auto: short, so that jobs side by side do not block each other)"
-    return f"{', '.join(chosen) or 'as PyTorch does by default'} (requested)"
+    return f"{', '.join(chosen)} (requested)" if chosen else "as PyTorch's default (nothing is set)"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rjem_cli.errors import ConfigError, PeerLostError
+from rjem_cli.errors import ConfigError, PeerLostError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,7 +151,8 @@ def peer_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)):
+        from_peers = isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+        if is_out_of_memory(error) or not from_peers:
             raise
         raise PeerLostError(
             "another process of this run has ended or does not answer; resume the run with --resume"

@@ -31,7 +31,7 @@ def value_and_grad(logits_fn: LogitsFn, objective: Objective, x: Tensor) -> Eval
     Gradients flow to x only, never to parameters. No host sync."""
     x = x.detach().requires_grad_()
     with kernels_of(logits_fn).active(), torch.enable_grad():
-        logits_BK = logits_fn(x)
+        logits_BK = getattr(logits_fn, "graphed", logits_fn)(x)
         value_B = objective(logits_BK)
         (gradient,) = torch.autograd.grad(value_B.sum(), x)
     return Evaluation(logits_BK.detach(), value_B.detach(), gradient)

@@ -29,7 +29,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NARROW = 1  # WRN-d-1 has 16 channels where most of its work is: too few for the units that multiply in bf16
 MIN_SPEEDUP = 1.1  # of bf16, so that noise in a measurement decides nothing
 MEASURED_DEPTH, MEASURED_IMAGES, REPEATS = 10, 16, 3  # the ratio hardly depends on them
-DEFAULT_SIDE = 32
+MAX_SIDE = 32  # of the measured images; larger ones would take long
 
 
 def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str, str]:
@@ -40,8 +40,10 @@ def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str
     if name != "auto":
         return name, "requested"
     if device.type == "cuda":
-        if trains and torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16", "auto: fastest on this GPU, and trains networks as good as fp32"
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if trains and has_bf16:
+            return "bf16", "auto: this GPU multiplies in bf16, which trains networks as good as fp32"
         return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
     if device.type == "cpu" and isinstance(options, TrainConfig):
         return choose_for_cpu(options)
@@ -49,7 +51,7 @@ def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str
 
 
 def choose_for_cpu(options: TrainConfig) -> tuple[str, str]:
-    """Of a network in training: the faster one, as measured."""
+    """The faster of fp32 and bf16 for this network, and the reason."""
     if options.width <= NARROW:
         return "fp32", f"auto: width {options.width} is too narrow for bf16"
     if not has_bf16_units():
@@ -81,7 +83,7 @@ def bf16_speedup(options: TrainConfig) -> float:
     on each machine, in at most two seconds for a width of 10, and cached, so that a resumed run gets the same
     arithmetic."""
     info = DATASET_INFO.get(options.dataset) if not options.data else None
-    side = options.image_size or (info.image_shape[1] if info else DEFAULT_SIDE)
+    side = min(options.image_size or (info.image_shape[1] if info else MAX_SIDE), MAX_SIDE)
     machine = [cpu_name(), torch.get_num_threads(), torch.__version__]
     path = timings_dir() / f"{json_digest([*machine, options.width, options.norm_layer, side])}.json"
     try:

@@ -89,15 +89,14 @@ def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Run
     compiles, compile_reason = choose_compile(options.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    graphs = (
-        options.cuda_graphs and device.type == "cuda" and not is_distributed()
-    )  # NCCL's threads disturb a recording
+    # NCCL's calls could break a recording
+    graphs = options.cuda_graphs and device.type == "cuda" and not is_distributed()
     return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible, graphs)
 
 
 def scoring_runtime(device_name: str) -> Runtime:
     """fp32 and reproducible kernels: another arithmetic gives another score."""
-    options = RuntimeOptions(device=device_name, precision="fp32", compile=False)
+    options = RuntimeOptions(device=device_name, precision="fp32", compile=False, cuda_graphs=False)
     reason = "as for all scores"
     return replace(start_runtime(options, reproducible=True), precision_reason=reason, compile_reason=reason)
 

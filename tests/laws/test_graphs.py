@@ -88,7 +88,7 @@ def test_only_repeated_shapes_are_recorded_and_only_a_few(cuda, model):
     assert replays(record) == 0
     for count in range(1, 9):
         value_and_grad(frozen, energy, images(count))
-    assert len(frozen.compute.graphs) == MAX_GRAPHS
+    assert len(frozen.replay.graphs) == MAX_GRAPHS
 
 
 def test_passes_without_gradients_are_not_replayed(cuda, model):
@@ -107,3 +107,16 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before(cuda, model, monkeypatch)
     frozen, plain, x = FrozenLogits(model, graphs=True), FrozenLogits(model), images(5)
     for _ in range(2 * EAGER_PASSES):
         assert torch.equal(value_and_grad(frozen, energy, x).gradient, value_and_grad(plain, energy, x).gradient)
+
+
+def test_forward_passes_outside_of_value_and_grad_are_not_replayed(cuda, model):
+    """A graph keeps one pass, so two forward passes before a backward pass need their own."""
+    frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)
+    for _ in range(2 * EAGER_PASSES):
+        value_and_grad(frozen, energy, images(5))
+    gradients = []
+    for network in (frozen, plain):
+        x, other = images(5).requires_grad_(), (-images(5)).requires_grad_()
+        (energy(network(x)) - energy(network(other))).sum().backward()
+        gradients.append((x.grad, other.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients))

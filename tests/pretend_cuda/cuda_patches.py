@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +57,17 @@ def actions(cuda: PretendCuda) -> dict[str, Any]:
         cuda.record_sync("synchronize")
 
     def set_device(device: Any) -> None:
-        cuda.current = device if isinstance(device, int) else torch.device(device).index or 0
+        index = device if isinstance(device, int) else torch.device(device).index
+        cuda.current = cuda.current if index is None else index
+
+    @contextlib.contextmanager
+    def device_context(device: Any) -> Iterator[None]:
+        before = cuda.current
+        set_device(device)
+        try:
+            yield
+        finally:
+            cuda.current = before
 
     def stream(*args: Any, **kwargs: Any) -> SimpleNamespace:
         nothing = {name: lambda *args: None for name in ("wait_stream", "wait_event", "record_event")}
@@ -70,6 +82,7 @@ def actions(cuda: PretendCuda) -> dict[str, Any]:
     return {
         "_lazy_init": lambda: None,
         "set_device": set_device,
+        "device": device_context,
         "synchronize": synchronize,
         "current_stream": stream,
         "default_stream": stream,

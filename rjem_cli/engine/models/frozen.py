@@ -133,11 +133,8 @@ class FrozenLogits:
         self.autocast = self.network is model and dtype is not torch.float32
         if self.network is not model:
             self.network.to(dtype)
-        self.compute: LogitsFn = self.network
-        if compiled:
-            self.compute = torch.compile(self.network, dynamic=False)
-        elif graphs and self.network is not model:
-            self.compute = GraphedNetwork(self.network)
+        self.compute: LogitsFn = torch.compile(self.network, dynamic=False) if compiled else self.network
+        self.replay = GraphedNetwork(self.network) if graphs and not compiled and self.network is not model else None
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""
@@ -146,14 +143,21 @@ class FrozenLogits:
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """A backward pass needs `kernels.active()` too; `value_and_grad` sees to that."""
+        return self.run(self.compute, x_BCHW)
+
+    def graphed(self, x_BCHW: Tensor) -> Tensor:
+        """The same, if the backward pass follows before the next forward pass: a CUDA graph keeps one pass."""
+        return self.run(self.replay or self.compute, x_BCHW)
+
+    def run(self, compute: LogitsFn, x_BCHW: Tensor) -> Tensor:
         with self.kernels.active():
             if self.dtype is not torch.float16:
-                return self.forward(x_BCHW)
-            logits_BK = self.forward(ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
+                return self.forward(compute, x_BCHW)
+            logits_BK = self.forward(compute, ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
             return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, compute: LogitsFn, x_BCHW: Tensor) -> Tensor:
         if not self.autocast:
-            return self.compute(x_BCHW.to(self.dtype)).float()  # type: ignore[no-any-return]
+            return compute(x_BCHW.to(self.dtype)).float()
         with torch.autocast(x_BCHW.device.type, self.dtype):
-            return self.compute(x_BCHW).float()  # type: ignore[no-any-return]
+            return compute(x_BCHW).float()

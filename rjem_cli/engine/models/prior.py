@@ -80,8 +80,8 @@ class ClassGaussianPrior:
 
 
 def reproducible_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, computed in float64 and rounded to float32. The order of the sums depends on the device, on its number of
-    threads and on the number of rows; in float64 that does not reach the result. (Apple's GPUs have no float64.)"""
+    """a @ b, computed in float64 and rounded to float32. The order of the sums varies with the device, its threads and
+    the number of rows, which the rounding hides in nearly all cases. Apple's GPUs have no float64."""
     return a @ b if a.device.type == "mps" else (a.double() @ b.double()).float()
 
 

@@ -37,10 +37,9 @@ def encode(tensors: dict[str, Tensor], description: Description) -> tuple[bytes,
 def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies, or the tensors themselves if they are on the host. Those on a GPU are copied to pinned memory and waited
     for together."""
-    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
     copies = {name: tensor.detach().to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
-    if on_gpu:
-        torch.cuda.synchronize()
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
     return copies
 
 

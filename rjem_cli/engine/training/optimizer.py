@@ -93,18 +93,23 @@ def refresh_statistics(model: nn.Module, images: ImageSet, noise_std: float, gen
     Uses up to STATISTICS_IMAGES training images with the noise of training. `generator` lives on the host. Unlike
     PyTorch's update_bn, which reads a counter of each BatchNorm for each batch, it never waits for the device."""
     norms: list[Any] = [module for module in model.modules() if isinstance(module, BATCH_NORMS)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
+    if not norms:
+        model.eval()
+        return
     device = next(model.parameters()).device
     indices = torch.randperm(len(images), generator=generator)[:STATISTICS_IMAGES].to(images.pixels.device)
     x = to_model(images.pixels[indices].to(device))
     x = (x + noise_std * torch.randn(x.shape, generator=generator).to(device)).clamp(-1, 1)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
     model.train()
-    for index, batch in enumerate(torch.split(x, STATISTICS_BATCH) if norms else ()):
-        for norm in norms:
-            norm.momentum = 1 / (index + 1)  # the mean of all batches so far
-        model(batch)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        for index, batch in enumerate(torch.split(x, STATISTICS_BATCH)):
+            for norm in norms:
+                norm.momentum = 1 / (index + 1)  # the mean of all batches so far
+            model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        model.eval()

@@ -8,6 +8,7 @@ divergence, and when it logs, saves or draws samples.
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +121,7 @@ class Trainer:
         joint = self.config.bn_statistics == "joint"
         if self.distributed.world_size == 1:
             return TrainingForward(self.model, self.runtime.logits(self.model), joint)
-        gpu_group = self.distributed.gpu_group
+        gpu_group = self.distributed.gpu_group if self.runtime.device.type == "cuda" else None
         model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model, gpu_group)
         devices = [self.runtime.device] if self.runtime.device.type == "cuda" else None
         with warnings.catch_warnings():
@@ -142,7 +143,7 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence before any
         weight changes, and PeerLostError."""
-        with self.runtime.kernels.active(), peer_errors():
+        with self.runtime.kernels.active(), peer_errors() if self.distributed.world_size > 1 else nullcontext():
             scalars = self.compute_gradients()
             self.guard.check_step(scalars)
             self.optimizer.step()
@@ -153,7 +154,7 @@ class Trainer:
         return scalars
 
     def compute_gradients(self) -> dict[str, Tensor]:
-        """Of the loss of the next batch, with respect to the weights. Returns the step's scalars."""
+        """Gradients of the loss of the next batch. Returns the step's scalars."""
         config, batch = self.config, self.next_batch()
         frozen = self.frozen.refresh(self.model)
         x_adv = pgd(
