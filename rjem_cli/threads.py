@@ -2,8 +2,8 @@
 
 PyTorch's threads wait at the end of each parallel loop. libgomp, the OpenMP library of PyTorch on Linux, lets them spin
 300,000 times before they sleep. On a machine with other work, a thread that spins takes the core from the thread it
-waits for, and training beside other work takes 20 to 40 times as long. A thread that sleeps at once leaves the core
-free, but takes long to wake up on an idle machine. A short spin costs little in either case (docs/measurements.md).
+waits for, and training beside other work takes many times as long. A thread that sleeps at once leaves the core
+free, but takes long to wake up. A short spin costs little in either case (docs/measurements.md).
 """
 
 import os
