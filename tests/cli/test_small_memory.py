@@ -21,14 +21,14 @@ def small_memory(monkeypatch):
     """Call it to make passes of more than MAX_IMAGES images fail, after `after` more passes."""
 
     def shrink(after=0):
-        plain, passes = FrozenLogits.__call__, itertools.count()
+        plain, passes = FrozenLogits.run, itertools.count()
 
-        def limited(self, x):
+        def limited(self, compute, x):
             if next(passes) >= after and len(x) > MAX_IMAGES:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return plain(self, x)
+            return plain(self, compute, x)
 
-        monkeypatch.setattr(FrozenLogits, "__call__", limited)
+        monkeypatch.setattr(FrozenLogits, "run", limited)
 
     return shrink
 
