@@ -35,7 +35,6 @@ from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rjem_cli.config.training import TrainConfig
@@ -52,7 +51,7 @@ from rjem_cli.engine.training.estimate import dummy_prior, dummy_splits
 from rjem_cli.engine.training.trainer import Trainer
 from tests.benchmarks.attacks import STEPS, OnPixels, foolbox_pgd
 from tests.benchmarks.plain_loop import PlainLoop
-from tests.benchmarks.speed import SHAPE, build_peak, build_trainer, quartiles
+from tests.benchmarks.speed import SHAPE, FlopCounter, build_peak, build_trainer, quartiles
 
 WORKS = ("training", "chains", "samples", "attack", "pgd")
 EPS = 2 * 8 / 255  # model units
@@ -67,18 +66,8 @@ Call = Callable[[], object]
 Attack = Callable[[Tensor, Tensor], Tensor]  # x in [0, 1] (B, C, H, W), labels (B,) -> attacked x in [0, 1]
 
 
-class ConvolutionFlops(TorchDispatchMode):
-    """Counts the FLOPs of convolutions with PyTorch's own formulas."""
-
-    total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket in CONVOLUTIONS:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
+class ConvolutionFlops(FlopCounter):
+    formulas = {operation: flop_registry[operation] for operation in CONVOLUTIONS}  # noqa: RUF012
 
 
 @dataclass

@@ -98,12 +98,13 @@ class FlopCounter(TorchDispatchMode):
     """PyTorch's own formulas; its FlopCounterMode cannot follow gradients with respect to images."""
 
     total = 0
+    formulas = flop_registry
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := self.formulas.get(func._overloadpacket):
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result
 

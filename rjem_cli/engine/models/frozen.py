@@ -82,9 +82,10 @@ def refresh(frozen: Any, model: Any) -> None:
     keep their storage, because compiled passes hold references to them. A training step does this once, so it handles
     all layers in each operation: a GPU then gets few kernels."""
     current, copied = model.state_dict(), frozen.state_dict()
-    names = [name for name in copied if name in current]
+    folds = isinstance(frozen.norm, ChannelAffine)  # then each conv1 is computed below
+    names = [name for name in copied if name in current and not (folds and ".conv1." in name)]
     torch._foreach_copy_([copied[name] for name in names], [current[name] for name in names])
-    if not isinstance(frozen.norm, ChannelAffine):
+    if not folds:
         return
     scales, shifts = compute_affines([model.norm, *(block.norm1 for block in model.blocks)])
     affines = [frozen.norm, *(block.norm1 for block in frozen.blocks)]

@@ -65,7 +65,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     unknown = set(options.only.split(",")) - {part.name for part in PARTS}
     if unknown:
-        parser.error(f"--only {options.only}: there is no part {', '.join(sorted(unknown))}")
+        parser.error(f"--only {options.only}: unknown part {', '.join(sorted(unknown))}")
     options.sizes = options.sizes or ("small" if options.device == "cpu" else "full")
     return options
 
