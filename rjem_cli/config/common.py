@@ -94,7 +94,7 @@ class RuntimeOptions(DeviceOptions):
         choices=("auto", "fp32", "tf32", "bf16", "fp16"),
     )
     compile: bool | None = option(None, "Compile the network with torch.compile; takes 30 s or more (default: no)")
-    cuda_graphs: bool = option(True, "Replay passes of chains and attacks as CUDA graphs (one CUDA GPU only)")
+    cuda_graphs: bool = option(True, "Replay steps of chains and attacks as CUDA graphs (one CUDA GPU only)")
     seed: int = option(
         0,
         "Seed of all random draws; sample or image i uses seed + i, so space seeds by the number of samples",

@@ -1,4 +1,4 @@
-"""The one gradient that samplers and attacks follow."""
+"""The one gradient that samplers and attacks follow, and one step of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from rjem_cli.engine.kernels import Kernels
 
 LogitsFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
 Objective = Callable[[Tensor], Tensor]  # logits (B, K) -> (B,)
+Step = Callable[..., tuple[Tensor, ...]]  # a frozen network and tensors (B, ...) -> tensors (B, ...)
 
 
 class Evaluation(NamedTuple):
@@ -31,7 +32,19 @@ def value_and_grad(logits_fn: LogitsFn, objective: Objective, x: Tensor) -> Eval
     Gradients flow to x only, never to parameters. No host sync."""
     x = x.detach().requires_grad_()
     with kernels_of(logits_fn).active(), torch.enable_grad():
-        logits_BK = getattr(logits_fn, "graphed", logits_fn)(x)
+        logits_BK = logits_fn(x)
         value_B = objective(logits_BK)
         (gradient,) = torch.autograd.grad(value_B.sum(), x)
     return Evaluation(logits_BK.detach(), value_B.detach(), gradient)
+
+
+def gradient_step(logits_fn: LogitsFn, x: Tensor, *tensors: Tensor, objective: Callable[..., Tensor]) -> Evaluation:
+    """`value_and_grad` as a step, for `run_step`. `objective` takes the logits and `tensors`."""
+    return value_and_grad(logits_fn, lambda logits_BK: objective(logits_BK, *tensors), x)
+
+
+def run_step(step: Step, logits_fn: LogitsFn, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """step(logits_fn, *tensors). A frozen network with `graphs` replays a step that is run often as a CUDA graph; see
+    `StepGraphs` for what it may compute."""
+    graphs = getattr(logits_fn, "graphs", None)
+    return step(logits_fn, *tensors) if graphs is None else graphs.run(step, logits_fn, *tensors)  # type: ignore[no-any-return]

@@ -30,9 +30,10 @@ def physical_memory() -> int | None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The peak memory so far of a GPU, or of this process, in bytes; None if the system does not report it."""
+    """The peak memory so far of this process, in bytes; None if the system does not report it. On a GPU it is what
+    PyTorch reserved, which includes the memory of CUDA graphs."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     if sys.platform == "win32":
         return None
     import resource

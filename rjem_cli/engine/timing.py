@@ -3,11 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from rjem_cli.engine.batching import BatchSizer
-from rjem_cli.engine.gradients import LogitsFn, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, gradient_step, run_step, value_and_grad
 from rjem_cli.engine.models.energy import energy
 
 MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and is not counted
@@ -48,4 +49,5 @@ def find_batch_size(
 def time_pass(logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, device: torch.device) -> float:
     """Seconds of one gradient pass over `count` images."""
     x = torch.zeros(count, *image_shape, device=device)
-    return median_seconds(lambda: value_and_grad(logits_fn, energy, x), device)
+    step = partial(gradient_step, objective=energy)
+    return median_seconds(lambda: run_step(step, logits_fn, x), device)

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.metrics import extractors
-from rjem_cli.engine.models.graphs import GraphedNetwork
+from rjem_cli.engine.models.graphs import StepGraphs
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
@@ -109,9 +109,13 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
+def run_eagerly(graphs: StepGraphs, step: Callable[..., tuple[Tensor, ...]], *args: Any) -> tuple[Tensor, ...]:
+    return step(*args)
+
+
 def count_flops(call: Call) -> int:
     """Without CUDA graphs, whose operations the counter does not see."""
-    with mock.patch.object(GraphedNetwork, "find_graph", return_value=None), FlopCounter() as counter:
+    with mock.patch.object(StepGraphs, "run", run_eagerly), FlopCounter() as counter:
         call()
     return counter.total
 

@@ -1,18 +1,22 @@
-"""Passes replayed as CUDA graphs give the same bits as passes that are not, on a pretend CUDA device whose graphs
+"""Steps replayed as CUDA graphs give the same bits as steps that are not, on a pretend CUDA device whose graphs
 overwrite their results as real ones do."""
 
 from __future__ import annotations
+
+import gc
+import weakref
+from functools import partial
 
 import pytest
 import torch
 
 from rjem_cli.config.training import ModelOptions
 from rjem_cli.engine.attacks.apgd import apgd
-from rjem_cli.engine.attacks.pgd import pgd
-from rjem_cli.engine.gradients import value_and_grad
-from rjem_cli.engine.models.energy import energy
+from rjem_cli.engine.attacks.pgd import cross_entropy_until, pgd
+from rjem_cli.engine.gradients import gradient_step, run_step, value_and_grad
+from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.graphs import EAGER_PASSES, MAX_GRAPHS
+from rjem_cli.engine.models.graphs import EAGER_RUNS, MAX_GRAPHS
 from rjem_cli.engine.models.wide_resnet import build_model, place
 from rjem_cli.engine.sampling.sgld import sgld
 from tests.pretend_cuda import PretendCuda
@@ -55,68 +59,102 @@ def test_chains_and_attacks_have_the_same_bits(cuda, model, dtype):
     assert all(torch.equal(one, other) for one, other in zip(*results))
 
 
-def test_results_of_a_pass_outlive_the_next_one(cuda, model):
+EVALUATE = partial(gradient_step, objective=energy)
+
+
+def test_results_of_a_step_outlive_the_next_one(cuda, model):
     frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)
-    for _ in range(EAGER_PASSES):
-        value_and_grad(frozen, energy, images(5))
+    for _ in range(EAGER_RUNS):
+        run_step(EVALUATE, frozen, images(5))
     batches = [images(5), -images(5)]
-    kept = [value_and_grad(frozen, energy, x) for x in batches]
+    kept = [run_step(EVALUATE, frozen, x) for x in batches]
     for evaluation, x in zip(kept, batches):
         assert all(torch.equal(one, other) for one, other in zip(evaluation, value_and_grad(plain, energy, x)))
 
 
 def test_a_replay_uses_the_weights_of_the_last_refresh(cuda, model):
     frozen, x = FrozenLogits(model, graphs=True), images(5)
-    for _ in range(EAGER_PASSES + 1):
-        value_and_grad(frozen, energy, x)
+    for _ in range(EAGER_RUNS + 1):
+        run_step(EVALUATE, frozen, x)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5)
     frozen.refresh(model)
     with cuda.recording() as record:
-        found = value_and_grad(frozen, energy, x)
-    assert replays(record) == 2  # forward and backward
-    assert torch.equal(found.gradient, value_and_grad(FrozenLogits(model), energy, x).gradient)
+        found = run_step(EVALUATE, frozen, x)[2]
+    assert replays(record) == 1
+    assert torch.equal(found, value_and_grad(FrozenLogits(model), energy, x).gradient)
+
+
+def test_each_argument_of_a_step_has_its_effect(cuda, model):
+    """Labels, centers and noise are not those of the recording, and other numbers need another recording."""
+    frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)
+    draws = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to("cuda")
+    for sign, eps, confidence, noise_std in ((1, 0.1, 0.9, 0.1), (-1, 0.2, 0.5, 0.2), (1, 0.2, 0.9, 0.2)):
+        x, labels = sign * images(6), (torch.arange(6, device="cuda") + sign) % 4
+        loss = partial(cross_entropy_until, confidence=confidence)
+        attack = partial(pgd, center=x, labels_B=labels, eps=eps, steps=6, targeted=True, loss=loss, norm="l2")
+        chain = partial(sgld, x=x, labels_B=labels, energy_fn=joint_energy, steps=6, step_size=1.0)
+        noisy = partial(chain, noise_std=noise_std, noise=lambda step, x, sign=sign: sign * draws)
+        for move in (attack, chain, noisy):
+            with cuda.recording() as record:
+                found = move(frozen)
+            assert replays(record) > 0 and torch.equal(found, move(plain))
+
+
+def test_an_attack_from_which_images_leave_is_the_same(cuda, model):
+    def drop(state):
+        return torch.arange(len(state.x) - 1, device="cuda") if state.step == 5 else None
+
+    x, labels = images(6), torch.arange(6, device="cuda") % 4
+    networks = FrozenLogits(model, graphs=True), FrozenLogits(model)
+    for attack in (pgd, apgd):
+        found, expected = (attack(network, x, labels, eps=0.1, steps=8, callback=drop) for network in networks)
+        assert len(found) == 5 and torch.equal(found, expected)
 
 
 def test_only_repeated_shapes_are_recorded_and_only_a_few(cuda, model):
-    frozen = FrozenLogits(model, graphs=True)
+    frozen, counts = FrozenLogits(model, graphs=True), range(1, MAX_GRAPHS + 3)
     with cuda.recording() as record:
-        for count in range(1, 9):
-            for _ in range(EAGER_PASSES):
-                value_and_grad(frozen, energy, images(count))
+        for count in counts:
+            for _ in range(EAGER_RUNS):
+                run_step(EVALUATE, frozen, images(count))
     assert replays(record) == 0
-    for count in range(1, 9):
-        value_and_grad(frozen, energy, images(count))
-    assert len(frozen.replay.graphs) == MAX_GRAPHS
+    for count in counts:
+        run_step(EVALUATE, frozen, images(count))
+    assert len(frozen.graphs.graphs) == MAX_GRAPHS
 
 
-def test_passes_without_gradients_are_not_replayed(cuda, model):
-    frozen, x = FrozenLogits(model, graphs=True), images(5)
-    with cuda.recording() as record, torch.no_grad():
-        for _ in range(2 * EAGER_PASSES):
-            frozen(x)
-    assert replays(record) == 0
+def test_a_step_that_waits_for_the_device_is_not_recorded_and_runs_as_before(cuda, model):
+    def waiting_energy(logits_BK):
+        return energy(logits_BK) * float(logits_BK.mean() < 100)
 
-
-def test_a_pass_that_cannot_be_recorded_runs_as_before(cuda, model, monkeypatch):
-    def fail(*arguments, **options):
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
     frozen, plain, x = FrozenLogits(model, graphs=True), FrozenLogits(model), images(5)
-    for _ in range(2 * EAGER_PASSES):
-        assert torch.equal(value_and_grad(frozen, energy, x).gradient, value_and_grad(plain, energy, x).gradient)
+    step = partial(gradient_step, objective=waiting_energy)
+    for _ in range(2 * EAGER_RUNS):
+        assert torch.equal(run_step(step, frozen, x)[2], value_and_grad(plain, energy, x).gradient)
+    assert not frozen.graphs.graphs
 
 
-def test_forward_passes_outside_of_value_and_grad_are_not_replayed(cuda, model):
-    """A graph keeps one pass, so two forward passes before a backward pass need their own."""
-    frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)
-    for _ in range(2 * EAGER_PASSES):
-        value_and_grad(frozen, energy, images(5))
-    gradients = []
-    for network in (frozen, plain):
-        x, other = images(5).requires_grad_(), (-images(5)).requires_grad_()
-        (energy(network(x)) - energy(network(other))).sum().backward()
-        gradients.append((x.grad, other.grad))
-    assert all(torch.equal(one, other) for one, other in zip(*gradients))
+def test_graphs_are_freed_when_memory_is_too_small(cuda, model):
+    frozen, x = FrozenLogits(model, graphs=True), images(5)
+    for _ in range(EAGER_RUNS + 1):
+        run_step(EVALUATE, frozen, x)
+    assert frozen.graphs.graphs
+    cuda.failing_operation = "convolution"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_step(EVALUATE, frozen, images(6))
+    assert not frozen.graphs.graphs
+
+
+def test_a_network_and_its_graphs_are_freed_without_the_collector(cuda, model):
+    """They hold memory of the GPU."""
+    frozen = FrozenLogits(model, graphs=True)
+    sgld(frozen, images(5), steps=EAGER_RUNS + 1, step_size=1.0)
+    (graph,) = (weakref.ref(step.graph) for step in frozen.graphs.graphs.values())
+    gc.disable()
+    try:
+        del frozen
+        assert graph() is None
+    finally:
+        gc.enable()

@@ -61,7 +61,8 @@ def test_combined_is_attack_then_contrast_then_chain(start, model):
         attacked * CONFIG.contrast,
         steps=4,
         step_size=CONFIG.sgld_step_size * CONFIG.inner_steps,
-        energy_fn=lambda logits: joint_energy(logits, LABELS),
+        labels_B=LABELS,
+        energy_fn=joint_energy,
         noise_std=0.05,
         noise=chain_noise,
     )

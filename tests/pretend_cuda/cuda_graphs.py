@@ -1,55 +1,70 @@
-"""torch.cuda.make_graphed_callables: a pass has static tensors, which each replay overwrites."""
+"""torch.cuda.CUDAGraph: the operations on the device are recorded while they run. A replay runs them again on the same
+tensors and overwrites their results, as a real graph does."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from tests.pretend_cuda.kernels import make_contiguous
 
 if TYPE_CHECKING:
     from tests.pretend_cuda.device import PretendCuda
+    from tests.pretend_cuda.rules import Operation
 
-Pass = Callable[[Tensor], Tensor]
+
+class PretendGraph:
+    def __init__(self, cuda: PretendCuda, **options: Any):
+        self.cuda = cuda
+        self.operations: list[tuple[Operation, Any]] = []  # and its result
+        self.products: list[Any] = []
+
+    def pool(self) -> tuple[int, int]:
+        return 0, id(self.cuda)
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Raises RuntimeError for what cannot be recorded."""
+        cuda = self.cuda
+        cuda.graph = self
+        try:
+            with cuda.recording() as inside:
+                yield
+        finally:
+            cuda.graph = None
+        self.products = inside.products
+        if inside.syncs or inside.copies:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def replay(self) -> None:
+        """One launch, whatever is inside."""
+        with self.cuda.recording(), self.cuda.unobserved(), torch._C._AutoDispatchBelowAutograd():
+            for operation, result in self.operations:
+                repeat(self.cuda, operation, result)
+        self.cuda.record.products += self.products
+        self.cuda.record_launches("graph")
 
 
-def graphed_callables(cuda: PretendCuda) -> Callable[..., Pass]:
-    def make_graphed_callables(function: Pass, sample_args: tuple[Tensor], **options: Any) -> Pass:
-        (static_x,) = sample_args
-        with torch.enable_grad():
-            static_y = function(static_x)
-            static_gradient = torch.autograd.grad(static_y.sum(), static_x)[0]
-        static_y = static_y.detach()
-
-        class Graphed(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Tensor) -> Tensor:
-                ctx.save_for_backward(x.detach().clone())
-                with replaying(cuda), torch.no_grad():
-                    static_y.copy_(function(x))
-                return static_y.detach()
-
-            @staticmethod
-            def backward(ctx: Any, gradient: Tensor) -> Tensor:
-                (x,) = ctx.saved_tensors
-                with replaying(cuda), torch.enable_grad():
-                    x.requires_grad_()
-                    static_gradient.copy_(torch.autograd.grad(function(x), x, gradient)[0])
-                return static_gradient.detach()
-
-        return Graphed.apply
-
-    return make_graphed_callables
+def repeat(cuda: PretendCuda, operation: Operation, result: Any) -> None:
+    if operation.func.is_view:
+        return
+    args = operation.args
+    make_contiguous(cuda, operation)
+    repeated = operation.run()
+    operation.args = args
+    for old, new in zip(tree_leaves(result), tree_leaves(repeated)):
+        if isinstance(old, Tensor) and old is not new:
+            old.copy_(new)
 
 
 @contextlib.contextmanager
-def replaying(cuda: PretendCuda) -> Iterator[None]:
-    """One launch, whatever is inside. Raises RuntimeError for what cannot be recorded in a graph."""
-    with cuda.recording() as inside:
+def graph(
+    cuda_graph: PretendGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+) -> Iterator[None]:
+    with cuda_graph.capturing():
         yield
-    if inside.syncs or inside.copies:
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
-    cuda.record.products += inside.products
-    cuda.record_launches("graph")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.pretend_cuda.cuda_graphs import graphed_callables
+from tests.pretend_cuda.cuda_graphs import PretendGraph, graph
 from tests.pretend_cuda.process_groups import ProcessGroups
 from tests.pretend_cuda.tensor_patches import Patches, replaced
 
@@ -48,7 +49,7 @@ def queries(cuda: PretendCuda) -> dict[str, Any]:
         "memory_allocated": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 0,
         "max_memory_reserved": lambda device=None: 0,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": lambda: cuda.graph is not None,
     }
 
 
@@ -90,7 +91,9 @@ def actions(cuda: PretendCuda) -> dict[str, Any]:
         "Event": event,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None,
-        "make_graphed_callables": graphed_callables(cuda),
+        "stream": lambda stream: contextlib.nullcontext(),
+        "CUDAGraph": partial(PretendGraph, cuda),
+        "graph": graph,
     }
 
 

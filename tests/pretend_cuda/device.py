@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tests.pretend_cuda.placement import device_index, is_pinned, pin, place
 from tests.pretend_cuda.record import DeviceCopy, HostSync, LayoutCopy, Product, Record, find_caller
+
+if TYPE_CHECKING:
+    from tests.pretend_cuda.cuda_graphs import PretendGraph
 
 STAGING_BYTES = 64 * 1024  # a copy from pageable memory returns at once up to this size
 
@@ -31,6 +35,7 @@ class PretendCuda(contextlib.AbstractContextManager["PretendCuda"]):
         self.record = Record()
         self.sync_count = 0
         self.failing_operation: str | None = None
+        self.graph: PretendGraph | None = None  # that records operations now
         self.state = threading.local()
         self.patches = contextlib.ExitStack()
 

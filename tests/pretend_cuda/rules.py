@@ -65,7 +65,7 @@ class Operation:
 
     @cached_property
     def tensors(self) -> list[Tensor]:
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return tensors_in((self.args, self.kwargs))
 
     @cached_property
     def leaves(self) -> list[Any]:
@@ -87,6 +87,10 @@ class Operation:
         wants_pinned = kwargs.pop("pin_memory", False)
         result = self.func(*self.args, **kwargs)
         return pin(result) if wants_pinned else result
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 class FunctionRules(TorchFunctionMode):
@@ -128,13 +132,20 @@ class OperationRules(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         with torch._C.DisableTorchFunction():
-            if operation.name == "copy_":
-                return self.copy(operation)
-            if operation.name == "_to_copy":
-                return self.convert(operation)
-            index = self.result_index(operation)
-            self.check(operation, index)
-            return operation.run() if index is None else self.run_on_device(operation, index)
+            args, result = operation.args, self.run(operation)
+            if self.cuda.graph is not None and any(is_on_device(x) for x in tensors_in((args, result))):
+                operation.args = args  # as they were before a change of the layout
+                self.cuda.graph.operations.append((operation, result))
+            return result
+
+    def run(self, operation: Operation) -> Any:
+        if operation.name == "copy_":
+            return self.copy(operation)
+        if operation.name == "_to_copy":
+            return self.convert(operation)
+        index = self.result_index(operation)
+        self.check(operation, index)
+        return operation.run() if index is None else self.run_on_device(operation, index)
 
     def result_index(self, operation: Operation) -> int | None:
         """The device that the operation runs on; None for the host."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.attacks.pgd import AttackCallback, AttackState, attack_loss, expand_like, pgd_direction, project
-from rjem_cli.engine.gradients import LogitsFn, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, gradient_step, run_step
 
 MOMENTUM = 0.75  # alpha: weight of the new step; the previous step has 1 - alpha
 MIN_INCREASE_SHARE = 0.75  # rho: share of steps that must increase the loss between two checkpoints
@@ -117,11 +117,10 @@ def apgd(
     callback: AttackCallback | None = None,
 ) -> Tensor:
     """`pgd` with adaptive steps: the same arguments, result and callback, without `step_size`."""
-    loss_fn, checkpoints = attack_loss(loss, targeted), checkpoint_steps(steps)
+    evaluate, checkpoints = partial(gradient_step, objective=attack_loss(loss, targeted)), checkpoint_steps(steps)
     state = apgd_start(center if start is None else start, center, labels_B, eps)
     for step in range(steps if eps > 0 else 0):
-        objective = partial(loss_fn, labels_B=state.labels_B)
-        logits_BK, loss_B, gradient = value_and_grad(logits_fn, objective, state.x)
+        logits_BK, loss_B, gradient = run_step(evaluate, logits_fn, state.x, state.labels_B)
         kept = None if callback is None else callback(AttackState(step, state.x, logits_BK, loss_B, gradient))
         if kept is not None:
             state, loss_B, gradient = state.rows(kept), loss_B[kept], gradient[kept]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from rjem_cli.engine.gradients import LogitsFn, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, run_step, value_and_grad
 from rjem_cli.engine.noise import ATTACK_STREAM, standard_normal, uniform
 
 TINY = 1e-12
@@ -61,7 +61,11 @@ def attack_loss(loss: str | AttackLoss, targeted: bool) -> AttackLoss:
     """The loss to ascend: away from the true class, or (targeted) towards the wanted one. `loss` is a name in LOSSES or
     a function."""
     loss = LOSSES[loss] if isinstance(loss, str) else loss
-    return (lambda logits_BK, labels_B: -loss(logits_BK, labels_B)) if targeted else loss
+    return partial(negative, loss=loss) if targeted else loss
+
+
+def negative(logits_BK: Tensor, labels_B: Tensor, loss: AttackLoss) -> Tensor:
+    return -loss(logits_BK, labels_B)
 
 
 def is_success(logits_BK: Tensor, labels_B: Tensor, targeted: bool, min_confidence: float = 0.0) -> Tensor:
@@ -116,6 +120,22 @@ def random_start(center: Tensor, seeds_B: Tensor, eps: float, norm: str, restart
     return project(center + offset, center, eps, norm)
 
 
+def attack_step(
+    logits_fn: LogitsFn,
+    x: Tensor,
+    center: Tensor,
+    labels_B: Tensor,
+    *,
+    loss_fn: AttackLoss,
+    step_size: float,
+    eps: float,
+    norm: str,
+) -> tuple[Tensor, ...]:
+    """x after one PGD step; and at the x before it the logits, the loss and its gradient."""
+    evaluation = value_and_grad(logits_fn, partial(loss_fn, labels_B=labels_B), x)
+    return pgd_step(x, center, evaluation.gradient, step_size, eps, norm), *evaluation
+
+
 def pgd(
     logits_fn: LogitsFn,
     center: Tensor,
@@ -138,14 +158,14 @@ def pgd(
     itself.
     """
     step_size = default_step_size(eps, steps) if step_size is None else step_size
-    loss_fn = attack_loss(loss, targeted)
+    step_fn = partial(attack_step, loss_fn=attack_loss(loss, targeted), step_size=step_size, eps=eps, norm=norm)
     x = center if start is None else start
     for step in range(steps if eps > 0 else 0):
-        logits_BK, loss_B, gradient = value_and_grad(logits_fn, partial(loss_fn, labels_B=labels_B), x)
+        x_next, logits_BK, loss_B, gradient = run_step(step_fn, logits_fn, x, center, labels_B)
         kept = None if callback is None else callback(AttackState(step, x, logits_BK, loss_B, gradient))
+        x = x_next
         if kept is not None:
-            x, center, labels_B, gradient = x[kept], center[kept], labels_B[kept], gradient[kept]
+            x, center, labels_B = x[kept], center[kept], labels_B[kept]
             if len(kept) == 0:
                 break
-        x = pgd_step(x, center, gradient, step_size, eps, norm)
     return x.detach()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.kernels import Kernels
-from rjem_cli.engine.models.graphs import GraphedNetwork
+from rjem_cli.engine.models.graphs import StepGraphs
 from rjem_cli.engine.models.wide_resnet import Block, GroupNorm, WideResNet
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -117,9 +117,9 @@ class ScaledGradient(torch.autograd.Function):
 class FrozenLogits:
     """A frozen network as x (B, C, H, W) -> fp32 logits (B, K).
 
-    It may compute in bf16 or fp16, and `compiled` or with CUDA `graphs`. Images and logits are fp32, so the state of a
-    chain is never rounded. In half precision a copy has half-precision weights; a network that `freeze` does not copy
-    runs in autocast, and without graphs.
+    It may compute in bf16 or fp16, and `compiled`; `run_step` may replay its steps as CUDA `graphs`. Images and logits
+    are fp32, so the state of a chain is never rounded. In half precision a copy has half-precision weights; a network
+    that `freeze` does not copy runs in autocast, and without graphs.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class FrozenLogits:
         if self.network is not model:
             self.network.to(dtype)
         self.compute: LogitsFn = torch.compile(self.network, dynamic=False) if compiled else self.network
-        self.replay = GraphedNetwork(self.network) if graphs and not compiled and self.network is not model else None
+        self.graphs = StepGraphs() if graphs and not compiled and self.network is not model else None
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""
@@ -144,21 +144,14 @@ class FrozenLogits:
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """A backward pass needs `kernels.active()` too; `value_and_grad` sees to that."""
-        return self.run(self.compute, x_BCHW)
-
-    def graphed(self, x_BCHW: Tensor) -> Tensor:
-        """The same, if the backward pass follows before the next forward pass: a CUDA graph keeps one pass."""
-        return self.run(self.replay or self.compute, x_BCHW)
-
-    def run(self, compute: LogitsFn, x_BCHW: Tensor) -> Tensor:
         with self.kernels.active():
             if self.dtype is not torch.float16:
-                return self.forward(compute, x_BCHW)
-            logits_BK = self.forward(compute, ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
+                return self.forward(x_BCHW)
+            logits_BK = self.forward(ScaledGradient.apply(x_BCHW, 1 / GRADIENT_SCALE))
             return ScaledGradient.apply(logits_BK, GRADIENT_SCALE)  # type: ignore[no-any-return]
 
-    def forward(self, compute: LogitsFn, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.autocast:
-            return compute(x_BCHW.to(self.dtype)).float()
+            return self.compute(x_BCHW.to(self.dtype)).float()
         with torch.autocast(x_BCHW.device.type, self.dtype):
-            return compute(x_BCHW).float()
+            return self.compute(x_BCHW).float()

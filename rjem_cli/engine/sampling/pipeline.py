@@ -133,13 +133,13 @@ def langevin(
     and the step only. `logits_fn` must be frozen."""
 
     def stage(x: Tensor, labels_B: Tensor, seeds_B: Tensor) -> Tensor:
-        labels_on_device = labels_B.to(x.device, non_blocking=True)
         return sgld(
             logits_fn,
             x,
+            labels_B.to(x.device, non_blocking=True) if conditional else None,
             steps=steps,
             step_size=step_size,
-            energy_fn=partial(joint_energy, labels_B=labels_on_device) if conditional else energy,
+            energy_fn=joint_energy if conditional else energy,
             noise=lambda step, x: standard_normal(seeds_B, tuple(x.shape[1:]), CHAIN_STREAM, step),
             **options,
         )

@@ -10,17 +10,19 @@ one network pass per outer step is enough.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import NamedTuple, Self
 
 from torch import Tensor
 
 from rjem_cli.config.sampling import ChainOptions
 from rjem_cli.config.training import TrainConfig
-from rjem_cli.engine.gradients import LogitsFn, Objective, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, run_step, value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.errors import ConfigError
 
 NoiseFunction = Callable[[int, Tensor], Tensor]  # step, x -> standard normal draws like x
+EnergyFunction = Callable[..., Tensor]  # logits (B, K), and labels (B,) where chains have them -> (B,)
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,34 @@ def sgld_step(
     return x.clamp(-1, 1) if clamp else x
 
 
+def langevin_step(
+    logits_fn: LogitsFn,
+    x: Tensor,
+    noise: Tensor | None,
+    labels_B: Tensor | None,
+    *,
+    energy_fn: EnergyFunction,
+    step_size: float,
+    grad_clip: float | None,
+    noise_std: float,
+    temperature: float,
+    clamp: bool,
+) -> tuple[Tensor, ...]:
+    """x after one outer step; and at the x before it the logits, the energy and its gradient."""
+    labels = () if labels_B is None else (labels_B,)
+    evaluation = value_and_grad(logits_fn, lambda logits_BK: energy_fn(logits_BK, *labels), x)
+    draws = None if noise is None else noise_std * noise
+    return sgld_step(x, evaluation.gradient / temperature, step_size, grad_clip, draws, clamp), *evaluation
+
+
 def sgld(
     logits_fn: LogitsFn,
     x: Tensor,
+    labels_B: Tensor | None = None,
     *,
     steps: int,
     step_size: float,
-    energy_fn: Objective = energy,
+    energy_fn: EnergyFunction = energy,
     grad_clip: float | None = 1.0,
     noise_std: float = 0.0,
     noise: NoiseFunction | None = None,
@@ -92,17 +115,26 @@ def sgld(
 ) -> Tensor:
     """Run `steps` outer steps from x (B, C, H, W) in [-1, 1]. Returns the last state.
 
-    `energy_fn` maps logits (B, K) to energies (B,). `step_size` is per outer step, in model units. The chain follows E
-    / temperature: it samples p(x)^(1 / temperature) in the limit of small steps if noise_std^2 = 2 * step_size and
-    `grad_clip` is None. One network pass per step; never waits for the device by itself. Raises ValueError for
-    `noise_std` > 0 without `noise`.
+    `energy_fn` maps logits (B, K), and `labels_B` if given, to energies (B,). `step_size` is per outer step, in model
+    units. The chain follows E / temperature: it samples p(x)^(1 / temperature) in the limit of small steps if
+    noise_std^2 = 2 * step_size and `grad_clip` is None. One network pass per step; never waits for the device by
+    itself. Raises ValueError for `noise_std` > 0 without `noise`.
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")
+    step_fn = partial(
+        langevin_step,
+        energy_fn=energy_fn,
+        step_size=step_size,
+        grad_clip=grad_clip,
+        noise_std=noise_std,
+        temperature=temperature,
+        clamp=clamp,
+    )
     for step in range(steps):
-        logits_BK, energy_B, gradient = value_and_grad(logits_fn, energy_fn, x)
+        draws = noise(step, x) if noise_std > 0 and noise is not None else None
+        x_next, logits_BK, energy_B, gradient = run_step(step_fn, logits_fn, x, draws, labels_B)
         if callback is not None:
             callback(ChainState(step, x, logits_BK, energy_B, gradient))
-        draws = noise_std * noise(step, x) if noise_std > 0 and noise is not None else None
-        x = sgld_step(x, gradient / temperature, step_size, grad_clip, draws, clamp)
+        x = x_next
     return x.detach()

@@ -28,7 +28,7 @@ from tests.benchmarks.gpu.sizes import Network
 from tests.benchmarks.speed import SHAPE
 
 MB = 1e6
-SAMPLE_STEPS = 5  # graphs are recorded in the fourth pass
+SAMPLE_STEPS = 5  # graphs are recorded in the fourth step
 LIMITED_IMAGES, LIMITED_BYTES = 2048, 2 * 2**30  # so many images need more than that in a gradient of WRN-16-4
 BISECTIONS = 3
 TOLERANCE = 1e-4  # of gradients over the largest: another batch size may take another algorithm
@@ -80,13 +80,13 @@ def measure_peaks(bench: Bench, network: Network, precision: str, batch: int) ->
         trainer = Trainer(config, noise_splits(bench, batch), runtime, Path(folder), lambda: prior)
         for _ in range(2):
             trainer.train_step()
-    training = torch.cuda.max_memory_allocated(bench.device)
+    training = torch.cuda.max_memory_reserved(bench.device)
     model, device_prior = trainer.model, trainer.prior
     del trainer
     reset(bench)
     sampler = build_sampler(SamplePlan.from_config(config, "energy"), prior_start(device_prior), runtime.frozen(model))
     sampler(torch.arange(batch) % SHAPE.classes, torch.arange(batch, device=bench.device))
-    sampling = torch.cuda.max_memory_allocated(bench.device)
+    sampling = torch.cuda.max_memory_reserved(bench.device)
     return {
         "training MB": training / MB,
         "estimated MB": estimate / MB,
@@ -109,7 +109,7 @@ def noise_splits(bench: Bench, batch: int) -> Splits:
 
 
 def build_frozen(bench: Bench, network: Network, precision: str) -> FrozenLogits:
-    """Without graphs, which keep the memory of each shape, and without algorithms that are timed for each shape."""
+    """Without graphs, which keep memory, and without algorithms that are timed for each shape."""
     config = network.config(1, precision, str(bench.device))
     runtime = start_runtime(config)
     model = place(build_model(config, channels=SHAPE.image_shape[0], num_classes=SHAPE.classes), bench.device)
@@ -122,7 +122,7 @@ def find_largest(bench: Bench, network: Network, precision: str) -> Row:
     frozen = build_frozen(bench, network, precision)
     batches = BatchSizer(bench.sizes.largest_batch)
     fits = find_batch_size(frozen, SHAPE.image_shape, batches, bench.device)
-    peak = torch.cuda.max_memory_allocated(bench.device)
+    peak = torch.cuda.max_memory_reserved(bench.device)
     too_many, halved = 2 * fits, fits
     for _ in range(BISECTIONS if fits < bench.sizes.largest_batch else 0):
         middle = (fits + too_many) // 2
