@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from rjem_cli import __version__
+from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.cpu_speed import cpu_name, has_bf16_units
 from rjem_cli.engine.memory import total_bytes
-from rjem_cli.engine.precision import NARROW, choose_precision, cpu_name
+from rjem_cli.engine.precision import MAX_FP32_WIDTH, choose_precision
 from rjem_cli.engine.runtime import choose_compile, choose_device
 from rjem_cli.threads import describe_waiting
 
@@ -72,16 +74,20 @@ def describe_gpu(index: int) -> dict[str, Any]:
     }
 
 
+def describe_precision(options: RuntimeOptions, device: torch.device) -> str:
+    precision, reason = choose_precision(options, device)
+    return f"{precision} ({reason.removeprefix('auto: ')})"
+
+
 def describe_choices() -> dict[str, str]:
     device, reason = choose_device("auto")
     choices = {"device": f"{device} ({reason})"}
-    for name, options in {
-        f"precision of training, width {NARROW}": TrainConfig(width=NARROW),
-        f"precision of training, width {NARROW + 1}": TrainConfig(width=NARROW + 1),
-        "precision of samples and attacks": GenerateConfig(),
-    }.items():
-        precision, reason = choose_precision(options, device)
-        choices[name] = f"{precision} ({reason.removeprefix('auto: ')})"
+    if device.type == "cpu" and has_bf16_units():
+        faster = f"fp32 for width {MAX_FP32_WIDTH}, else fp32 or bf16 (the faster one, measured when training starts)"
+        choices["precision of training"] = faster
+    else:
+        choices["precision of training"] = describe_precision(TrainConfig(), device)
+    choices["precision of samples and attacks"] = describe_precision(GenerateConfig(), device)
     choices["precision of scores"] = "fp32 (another arithmetic gives another score)"
     choices["how threads wait"] = describe_waiting()
     compiles, reason = choose_compile(None, device)

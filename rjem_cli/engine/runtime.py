@@ -81,11 +81,16 @@ class Runtime:
         return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), {passes}"
 
 
-def start_runtime(options: RuntimeOptions, *, reproducible: bool = False) -> Runtime:
+ChoosePrecision = Callable[[RuntimeOptions, torch.device], tuple[str, str]]  # (precision, reason)
+
+
+def start_runtime(
+    options: RuntimeOptions, *, reproducible: bool = False, choose: ChoosePrecision = choose_precision
+) -> Runtime:
     """Resolve `auto`. `reproducible` allows only kernels that give the same bits each time.
     Raises ConfigError or AbsentError for an unavailable device or precision."""
     device, device_reason = choose_device(options.device)
-    precision, precision_reason = choose_precision(options, device)
+    precision, precision_reason = choose(options, device)
     compiles, compile_reason = choose_compile(options.compile, device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -177,7 +177,7 @@ def measure(case: Case, rounds: int, time_before: Callable[[Case], float] | None
 
 
 def main() -> None:
-    from rjem_cli.engine.precision import cpu_name, has_bf16_units
+    from rjem_cli.engine.cpu_speed import cpu_name, has_bf16_units
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=9)

@@ -41,10 +41,10 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.attacks.robustness import AttackPlan, AttackSetup, attack_dataset, evaluate_clean
 from rjem_cli.engine.batching import BatchSizer
+from rjem_cli.engine.cpu_speed import cpu_name
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
-from rjem_cli.engine.precision import cpu_name
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
 from rjem_cli.engine.training.estimate import dummy_prior, dummy_splits

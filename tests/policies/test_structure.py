@@ -14,6 +14,7 @@ LAYERS = {"": 4, "__main__": 4, "cli": 3, "api": 2, "engine": 1}  # anything els
 ENGINE_LAYERS = {  # modules directly in the engine that import a subpackage are in a layer above it; others are 0
     "data": 0,
     "models": 1,
+    "cpu_speed": 2,
     "precision": 2,
     "runtime": 2,
     "timing": 2,

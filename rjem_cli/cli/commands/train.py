@@ -72,13 +72,13 @@ def train_run(
 
     from rjem_cli.engine.data.downloads import describe_download
     from rjem_cli.engine.data.load import load_splits
-    from rjem_cli.engine.runtime import start_runtime
+    from rjem_cli.engine.training.arithmetic import start_training_runtime
     from rjem_cli.engine.training.estimate import DataShape, estimate_training
     from rjem_cli.engine.training.progress import TrainingCallbacks
     from rjem_cli.engine.training.run import run_training
     from rjem_cli.engine.training.tensorboard import event_writer
 
-    runtime = start_runtime(config)
+    runtime = start_training_runtime(config, checkpoint, distributed)
     if call.dry_run:
         if not config.data and (download := describe_download(config.dataset)):
             console.log(download)

@@ -20,9 +20,9 @@ from rjem_cli.engine.data.downloads import describe_download
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.data.load import load_splits
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, read_info
-from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan
 from rjem_cli.engine.training import checkpointing
+from rjem_cli.engine.training.arithmetic import start_training_runtime
 from rjem_cli.engine.training.metrics_log import events_in, read_lines
 from rjem_cli.engine.training.progress import TRAINING, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.run import run_training
@@ -145,7 +145,7 @@ def train(training: Training, splits: Splits, callbacks: CompareCallbacks) -> No
         result = run_training(
             training.config,
             splits,
-            start_runtime(training.config),
+            start_training_runtime(training.config, next(reversed(training.checkpoints), None)),
             training.run_dir,
             resume=bool(training.checkpoints),
             callbacks=TrainingCallbacks(on_progress, callbacks.log, callbacks.warn, callbacks.should_stop),

@@ -13,26 +13,33 @@ from rjem_cli.engine.callbacks import Log
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
+from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
-STATE_FORMAT = "rjem-state-4"
+STATE_FORMAT = "rjem-state-5"
 # A resumed run cannot change them
 FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 
 def write_checkpoint(
-    path: Path, model: nn.Module, info: CheckpointInfo, prior: ClassGaussianPrior | None, state: dict[str, Tensor]
+    path: Path,
+    model: nn.Module,
+    info: CheckpointInfo,
+    prior: ClassGaussianPrior | None,
+    state: dict[str, Tensor],
+    runtime: Runtime,
 ) -> None:
     """Write a checkpoint and its state. The state comes first, and the checkpoint holds its sha256, so a checkpoint
     always has its state. Raises RjemError; earlier checkpoints stay as they are."""
+    description = {"format": STATE_FORMAT, "device": runtime.device.type, "precision": runtime.precision}
     tensors = [*state.values(), *model.state_dict().values(), *(prior.to_tensors() if prior else {}).values()]
     size = sum(tensor.nbytes for tensor in tensors) + HEADER_BYTES
     check_space(make_dir(path.parent), size, f"checkpoint {path.name}")
     try:
-        state_sha256 = write_tensors(state_path(path), state, {"format": STATE_FORMAT})
+        state_sha256 = write_tensors(state_path(path), state, description)
         save_checkpoint(path, model, replace(info, state_sha256=state_sha256), prior)
     except RjemError:
         if not path.exists():  # make room for the next attempt
@@ -50,6 +57,14 @@ def read_intact_state(path: Path) -> dict[str, Tensor]:
     if int(tensors.get("step", -1)) != parse_step(path):
         raise DataError(f"{state_path(path)} is not the state of step {parse_step(path)}")
     return tensors
+
+
+def read_precision(path: Path, device_type: str) -> str | None:
+    """The precision of the run up to this checkpoint; None if it was trained on another type of device. Raises
+    AbsentError or DataError for a missing or damaged state."""
+    description = read_description(state_path(path))
+    check_format(path, description)
+    return description["precision"] if description["device"] == device_type else None
 
 
 def check_format(path: Path, description: Description) -> None:

@@ -267,7 +267,7 @@ class Run:
             info = replace(trainer.info, step=trainer.step, images_seen=trainer.images_seen, val_accuracy=val_accuracy)
             try:
                 path = checkpoint_path(self.run_dir, trainer.step)
-                checkpointing.write_checkpoint(path, model, info, trainer.prior, state)
+                checkpointing.write_checkpoint(path, model, info, trainer.prior, state, trainer.runtime)
                 self.remove_others()
             except RjemError as failure:
                 error = failure
