@@ -24,7 +24,7 @@ from rjem_cli.config.training import SamplingOptions, TrainConfig
 from rjem_cli.engine.data.images import ImageSet
 from rjem_cli.engine.data.load import load_splits, resize
 from rjem_cli.engine.data.remote_file import sha256_hex
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, load_checkpoint, save_checkpoint
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, checkpoint_tensors, load_checkpoint, write_checkpoint
 from rjem_cli.engine.training.run import SUMMARY_FILE
 from rjem_cli.files import write_atomically, write_json
 
@@ -60,7 +60,7 @@ def make_pretrained(run: str, name: str, changes: dict[str, str]) -> Path:
     shutil.rmtree(paths.checkpoints_dir(folder), ignore_errors=True)
     paths.checkpoints_dir(folder).mkdir(parents=True)
     path = paths.checkpoint_path(folder, info.step)
-    save_checkpoint(path, checkpoint.model, info, checkpoint.prior)
+    write_checkpoint(path, checkpoint_tensors(checkpoint.model, checkpoint.prior), info)
     write_atomically(folder / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
     summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
     scores = {name: summary[name] | {"dataset": "cifar10:test"} for name in ("test_accuracy", "robust_accuracy")}

@@ -51,7 +51,7 @@ TINY = {
     "reinit_prob": 0.5,
     "device": "cuda",
 }
-STEP_SYNCS = {("tolist", "engine/training/guard.py"): 1}
+STEP_SYNCS = {("synchronize", "engine/training/guard.py"): 1}
 HOST_STATE = {"average.n_averaged", "step", "images_seen", "divergences"}
 
 

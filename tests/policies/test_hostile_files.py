@@ -23,7 +23,14 @@ from hypothesis import strategies as st
 from rjem_cli.config.sources import file_source, resolve
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.collection import read_collection
-from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
+from rjem_cli.engine.models.checkpoint import (
+    FORMAT,
+    CheckpointInfo,
+    checkpoint_tensors,
+    load_checkpoint,
+    read_info,
+    write_checkpoint,
+)
 from rjem_cli.engine.models.tensor_file import encode, read_tensors
 from rjem_cli.engine.models.wide_resnet import build_model
 from rjem_cli.errors import RjemError
@@ -72,7 +79,7 @@ def watched(folder: Path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "in" / "step-00000012.safetensors"
-    save_checkpoint(path, build_model(INFO.config, 1, 2), INFO)
+    write_checkpoint(path, checkpoint_tensors(build_model(INFO.config, 1, 2), None), INFO)
     return path, path.read_bytes(), read_tensors(path)[0]
 
 

@@ -146,11 +146,12 @@ def with_data_paths(info: CheckpointInfo, path: Path) -> CheckpointInfo:
         return info
 
 
-def save_checkpoint(
-    path: Path, model: nn.Module, info: CheckpointInfo, prior: ClassGaussianPrior | None = None
-) -> None:
-    """Write the network, its prior and its description. Raises RjemError and leaves no partial file if that fails."""
-    tensors = model.state_dict() | (prior.to_tensors() if prior else {})
+def checkpoint_tensors(model: nn.Module, prior: ClassGaussianPrior | None) -> dict[str, Tensor]:
+    return model.state_dict() | (prior.to_tensors() if prior else {})
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: CheckpointInfo) -> None:
+    """Write a network, its prior and its description. Raises RjemError and leaves no partial file if that fails."""
     write_tensors(path, tensors, {"format": FORMAT, "rjem": __version__, "info": info.to_dict()})
 
 

@@ -2,17 +2,16 @@
 
 import contextlib
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rjem_cli.config.fields import flag_name
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import Log
-from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, save_checkpoint, state_path
-from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
+from rjem_cli.engine.models.checkpoint import CheckpointInfo, parse_info, read_info, state_path, write_checkpoint
+from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, to_host, write_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
@@ -24,28 +23,38 @@ FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "i
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 
-def write_checkpoint(
-    path: Path,
-    model: nn.Module,
-    info: CheckpointInfo,
-    prior: ClassGaussianPrior | None,
-    state: dict[str, Tensor],
-    runtime: Runtime,
-) -> None:
-    """Write a checkpoint and its state. The state comes first, and the checkpoint holds its sha256, so a checkpoint
-    always has its state. Raises RjemError; earlier checkpoints stay as they are."""
-    description = {"format": STATE_FORMAT, "device": runtime.device.type, "precision": runtime.precision}
-    tensors = [*state.values(), *model.state_dict().values(), *(prior.to_tensors() if prior else {}).values()]
-    size = sum(tensor.nbytes for tensor in tensors) + HEADER_BYTES
-    check_space(make_dir(path.parent), size, f"checkpoint {path.name}")
-    try:
-        state_sha256 = write_tensors(state_path(path), state, description)
-        save_checkpoint(path, model, replace(info, state_sha256=state_sha256), prior)
-    except RjemError:
-        if not path.exists():  # make room for the next attempt
-            with contextlib.suppress(OSError):
-                state_path(path).unlink(missing_ok=True)
-        raise
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run saves at one step: the network and its prior, the state to resume from, and what is known about both.
+    `runtime` is that of the run."""
+
+    info: CheckpointInfo
+    tensors: dict[str, Tensor]
+    state: dict[str, Tensor]
+    runtime: Runtime
+
+    def copy(self) -> "Snapshot":
+        """A copy on the host, which later steps do not change."""
+        tensors, state = (
+            {name: tensor if tensor.is_cuda else tensor.clone() for name, tensor in part.items()}
+            for part in (self.tensors, self.state)
+        )
+        return replace(self, tensors=to_host(tensors), state=to_host(state))
+
+    def write(self, path: Path) -> None:
+        """Write a checkpoint and its state. The state comes first, and the checkpoint holds its sha256, so a checkpoint
+        always has its state. Raises RjemError; earlier checkpoints stay as they are."""
+        description = {"format": STATE_FORMAT, "device": self.runtime.device.type, "precision": self.runtime.precision}
+        size = sum(tensor.nbytes for tensor in (*self.tensors.values(), *self.state.values())) + HEADER_BYTES
+        check_space(make_dir(path.parent), size, f"checkpoint {path.name}")
+        try:
+            state_sha256 = write_tensors(state_path(path), self.state, description)
+            write_checkpoint(path, self.tensors, replace(self.info, state_sha256=state_sha256))
+        except RjemError:
+            if not path.exists():  # make room for the next attempt
+                with contextlib.suppress(OSError):
+                    state_path(path).unlink(missing_ok=True)
+            raise
 
 
 def read_intact_state(path: Path) -> dict[str, Tensor]:
@@ -118,13 +127,16 @@ def check_options(name: str, before: CheckpointInfo, config: TrainConfig) -> Non
             raise OptionError(flag, new, f"{trained} {remedy}")
 
 
-def remove_old(run_dir: Path, saved: Path, keep_last: int, keep_best: bool, every: int) -> None:
-    """Keep the checkpoint just saved, the newest `keep_last`, the newest at a multiple of `every`, and the best on the
-    validation images. Raises RjemError."""
+def remove_others(run_dir: Path, saved: Path, config: TrainConfig, warn: Log) -> None:
+    """Keep the checkpoint just saved, the newest `keep_last`, the newest at a multiple of `checkpoint_every`, and the
+    best on the validation images. Quarantine those of later steps, from which training diverged. Raises RjemError."""
+    for path in checkpoints_in(run_dir):
+        if path > saved:
+            quarantine(path, warn)
     paths = checkpoints_in(run_dir)
-    scheduled = [path for path in paths if parse_step(path) % every == 0]
-    kept = {saved, *paths[-keep_last:], *scheduled[-1:]}
-    if keep_best and (best := best_checkpoint(paths)):
+    scheduled = [path for path in paths if parse_step(path) % config.checkpoint_every == 0]
+    kept = {saved, *paths[-config.keep_last :], *scheduled[-1:]}
+    if config.keep_best and (best := best_checkpoint(paths)):
         kept.add(best)
     with explained("clear", run_dir):
         for path in paths:

@@ -1,12 +1,13 @@
 """When training counts as diverged.
 
-JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all values of the chains end at -1 or 1. Each
-step is checked before the weights change. Running means are checked with each line of metrics and before each
-checkpoint.
+JEMs diverge: |E(x) - E(x_q)| runs away, the gradient of E explodes, or all values of the chains end at -1 or 1. The
+scalars of each step are checked during the next one. Running means are checked with each line of metrics and before
+each checkpoint, so no checkpoint has a state that diverged.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +18,32 @@ SATURATED = 0.99  # absolute value of a component
 
 
 class Divergence(Exception):
-    """Says what diverged. Training then returns to a checkpoint."""
+    """Says what diverged. Training then returns to a checkpoint. `step`: which one diverged; None for the newest."""
+
+    def __init__(self, reason: str, step: int | None = None):
+        super().__init__(reason)
+        self.step = step
+
+
+class StepScalars(NamedTuple):
+    """The scalars of a step on their way to the host, (number,); they are there once `copied`, if that is not None."""
+
+    step: int
+    names: list[str]
+    values: Tensor
+    copied: torch.cuda.Event | None
 
 
 @dataclass
 class Guard:
     """`count` divergences of the run so far; each halves the learning rate for the rest of the run. `data_saturation`:
-    share of the training images' values at -1 or 1."""
+    share of the training images' values at -1 or 1. `unchecked`: of the newest step."""
 
     config: TrainConfig
     num_classes: int
     data_saturation: float = 0.0
     count: int = 0
+    unchecked: StepScalars | None = None
 
     @property
     def lr_scale(self) -> float:
@@ -47,10 +62,16 @@ class Guard:
             "saturation": config.max_saturation if self.data_saturation < config.max_saturation else 1.0,
         }
 
-    def check_step(self, scalars: dict[str, Tensor]) -> None:
-        """Raises Divergence for a scalar of this step that is not finite. Synchronizes with the device."""
-        values = dict(zip(scalars, torch.stack([value.float() for value in scalars.values()]).tolist()))
-        check_finite(values, " (fp16 may have overflowed: --precision fp32)" * (self.config.precision == "fp16"))
+    def check_step(self, step: int, scalars: dict[str, Tensor]) -> None:
+        """Keep the scalars of this step, and check those of the step before. Raises Divergence for one that is not
+        finite. To wait for this step's scalars would leave a GPU idle until the host has launched its next kernels."""
+        previous, self.unchecked = self.unchecked, copy_scalars(step, scalars)
+        if previous is None:
+            return
+        if previous.copied is not None:
+            previous.copied.synchronize()
+        hint = " (fp16 may have overflowed: --precision fp32)" * (self.config.precision == "fp16")
+        check_finite(dict(zip(previous.names, previous.values.tolist())), hint, previous.step)
 
     def check_means(self, means: dict[str, float]) -> None:
         """Raises Divergence for a mean that is not finite or beyond its limit."""
@@ -60,11 +81,21 @@ class Guard:
                 raise Divergence(f"{name} is {means[name]:.4g}, beyond {limit:.4g}")
 
 
-def check_finite(values: dict[str, float], hint: str = "") -> None:
+def copy_scalars(step: int, scalars: dict[str, Tensor]) -> StepScalars:
+    """Start to copy them to the host."""
+    stacked = torch.stack([value.float() for value in scalars.values()])
+    if not stacked.is_cuda:
+        return StepScalars(step, list(scalars), stacked, None)
+    values, copied = stacked.to("cpu", non_blocking=True), torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(stacked.device))
+    return StepScalars(step, list(scalars), values, copied)
+
+
+def check_finite(values: dict[str, float], hint: str = "", step: int | None = None) -> None:
     """Raises Divergence for the first value that is not finite."""
     for name, value in values.items():
         if not math.isfinite(value):
-            raise Divergence(f"{name} is not finite{hint}")
+            raise Divergence(f"{name} is not finite{hint}", step)
 
 
 def saturation(x: Tensor) -> Tensor:

@@ -46,6 +46,11 @@ class MetricsLog:
             values |= numbers_in(line) if line["step"] == lines[-1]["step"] else {}
         return values
 
+    def value_at(self, step: int, name: str) -> float | None:
+        """None if it was not measured at this step."""
+        values = [line[name] for line in self.lines if line["step"] == step and name in line]
+        return values[-1] if values else None
+
     def add(self, scalars: dict[str, Tensor]) -> None:
         """Add the scalars of one step, which are on the device."""
         for name, value in {**scalars, "count": torch.ones_like(scalars["loss"])}.items():

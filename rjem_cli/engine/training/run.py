@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rjem_cli.config.common import SAMPLE_MODES
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, find_not_finite, read_info, strip_paths
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, read_info, strip_paths
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
@@ -73,6 +74,7 @@ def run_training(
                     return run.finish(checkpoint)
             return RunResult(checkpoint, False, parse_step(checkpoint), run.trainer.steps)
         finally:
+            run.writer.shutdown()
             run.draw_curves()
 
 
@@ -87,6 +89,8 @@ class Run:
         self.restored_step: int | None = None  # to which the last divergence of this call returned
         self.diverged_at = -1  # the latest step at which this call diverged
         self.recoveries = 0  # of this call
+        self.writer = ThreadPoolExecutor(1)
+        self.writing: tuple[int, Future[None] | None] | None = None  # a step; what writes it, in the main process
 
     def should_stop(self) -> bool:
         return self.distributed.any(self.callbacks.should_stop())
@@ -193,6 +197,7 @@ class Run:
                 self.log_and_save()
             except Divergence as event:
                 self.recover(event)
+        self.finish_save()
         try:
             if self.saved_step != trainer.step:
                 self.save(last=True)
@@ -250,29 +255,36 @@ class Run:
     # --- save and recover ---
 
     def save(self, last: bool) -> None:
-        """Write the checkpoint of this step, then remove old ones. A failure ends the run only if it was the `last`
-        chance. Raises Divergence for a state that is not finite or beyond the limits, and RjemError."""
-        trainer, error = self.trainer, None
+        """Write the checkpoint of this step, beside the next steps if those are on a GPU. Raises Divergence for a state
+        that is not finite or beyond the limits, and RjemError as `finish_save` does."""
+        trainer, step = self.trainer, self.trainer.step
+        self.finish_save()
         self.clock.note_save()
         trainer.guard.check_means(trainer.metrics.means())
-        state = trainer.state()
-        if name := find_not_finite(state):
-            raise Divergence(f"{name} is not finite")
-        model = trainer.sampling_model()
-        if find_not_finite(model.state_dict()):
-            raise Divergence("the statistics of the EMA network are not finite")
-        if self.distributed.is_main:
-            lines = [line for line in self.metrics.lines if line["step"] == trainer.step and "event" not in line]
-            val_accuracy = lines[-1].get("val_accuracy") if lines else None
-            info = replace(trainer.info, step=trainer.step, images_seen=trainer.images_seen, val_accuracy=val_accuracy)
-            try:
-                path = checkpoint_path(self.run_dir, trainer.step)
-                checkpointing.write_checkpoint(path, model, info, trainer.prior, state, trainer.runtime)
-                self.remove_others()
-            except RjemError as failure:
-                error = failure
+        snapshot = trainer.snapshot(self.metrics.value_at(step, "val_accuracy"))
+        waits = last or trainer.runtime.device.type == "cpu"  # there, writing would slow the next steps
+        snapshot = snapshot if waits else snapshot.copy()
+        self.writing = step, self.writer.submit(self.write, snapshot) if self.distributed.is_main else None
+        if waits:
+            self.finish_save(last)
+
+    def write(self, snapshot: checkpointing.Snapshot) -> None:
+        """Write a checkpoint, then remove old ones. Raises RjemError."""
+        path = checkpoint_path(self.run_dir, snapshot.info.step)
+        snapshot.write(path)
+        checkpointing.remove_others(self.run_dir, path, self.trainer.config, self.callbacks.warn)
+
+    def finish_save(self, last: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if any. A failure ends the run only if it was the `last`
+        chance: then it raises RjemError."""
+        if self.writing is None:
+            return
+        (step, future), self.writing = self.writing, None
+        error = future.exception() if future else None
+        if error and not isinstance(error, RjemError):
+            raise error
         if not self.distributed.any(error is not None):
-            self.saved_step = trainer.step
+            self.saved_step = step
         elif error and last:
             if newest := checkpoints_in(self.run_dir):
                 raise RjemError(f"{error}; the newest checkpoint is that of step {parse_step(newest[-1])}")
@@ -282,21 +294,14 @@ class Run:
         elif error:
             self.callbacks.warn(f"{error}; training continues, and saves again at the next checkpoint")
 
-    def remove_others(self) -> None:
-        """Quarantine checkpoints of later steps, from which training diverged, and remove old ones. Raises
-        RjemError."""
-        config, saved = self.trainer.config, checkpoint_path(self.run_dir, self.trainer.step)
-        for path in checkpoints_in(self.run_dir):
-            if path > saved:
-                checkpointing.quarantine(path, self.callbacks.warn)
-        checkpointing.remove_old(self.run_dir, saved, config.keep_last, config.keep_best, every=config.checkpoint_every)
-
     def recover(self, event: Divergence) -> None:
         """Return to the newest checkpoint, halve the learning rate and restart a share of the chains. If it diverged
         again before it passed the step of its last divergence, return to an older checkpoint than that time. Raises
         DivergedError after max_divergences such events of one call."""
+        self.finish_save()
         trainer, guard, limit = self.trainer, self.trainer.guard, self.trainer.config.max_divergences
-        at, count = trainer.step, guard.count + 1  # the checkpoint may be older than an earlier divergence
+        at = trainer.step if event.step is None else event.step
+        count = guard.count + 1  # the checkpoint may be older than an earlier divergence
         self.recoveries += 1
         if self.recoveries > limit:
             self.metrics.add_event(at, at, str(event), lr_scale=None)

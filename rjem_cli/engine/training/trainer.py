@@ -1,15 +1,15 @@
 """The state of a run and one training step: batch -> PGD (x_adv) and SGLD (x_q) -> loss -> optimizer step -> EMA.
 
 Every random draw comes from a generator seeded by (run seed, purpose, step), so a resumed run draws what an
-uninterrupted one would, and no random state is saved. The host waits for the device once per step, for the check for
-divergence, and when it logs, saves or draws samples.
+uninterrupted one would, and no random state is saved. The host waits for the device once per step, for the scalars of
+the step before, and when it logs, saves or draws samples.
 """
 
 import math
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.distributed import SINGLE, Distributed, peer_errors
 from rjem_cli.engine.gradients import LogitsFn
-from rjem_cli.engine.models.checkpoint import CheckpointInfo
+from rjem_cli.engine.models.checkpoint import CheckpointInfo, checkpoint_tensors, find_not_finite
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
@@ -32,7 +32,8 @@ from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import SgldParameters, sgld
 from rjem_cli.engine.training import optimizer
-from rjem_cli.engine.training.guard import Guard, saturation
+from rjem_cli.engine.training.checkpointing import Snapshot
+from rjem_cli.engine.training.guard import Divergence, Guard, saturation
 from rjem_cli.engine.training.loss import robust_jem_loss
 from rjem_cli.engine.training.metrics_log import METRICS_FILE, MetricsLog
 from rjem_cli.engine.training.replay_buffer import ReplayBuffer
@@ -141,11 +142,11 @@ class Trainer:
     # --- a step ---
 
     def train_step(self) -> dict[str, Tensor]:
-        """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence before any
-        weight changes, and PeerLostError."""
+        """Update the weights and their EMA. Returns the step's scalars, on the device. Raises Divergence if a scalar of
+        the step before is not finite, and PeerLostError."""
         with self.runtime.kernels.active(), peer_errors() if self.distributed.world_size > 1 else nullcontext():
             scalars = self.compute_gradients()
-            self.guard.check_step(scalars)
+            self.guard.check_step(self.step, scalars)
             self.optimizer.step()
             self.ema.update_parameters(self.model)
         self.metrics.add(scalars)
@@ -244,6 +245,17 @@ class Trainer:
 
     # --- what is saved ---
 
+    def snapshot(self, val_accuracy: float | None) -> Snapshot:
+        """What to save now. Raises Divergence for weights, statistics or images that are not finite."""
+        state = self.state()
+        if name := find_not_finite(state):
+            raise Divergence(f"{name} is not finite")
+        model = self.sampling_model()
+        if find_not_finite(model.state_dict()):
+            raise Divergence("the statistics of the EMA network are not finite")
+        info = replace(self.info, step=self.step, images_seen=self.images_seen, val_accuracy=val_accuracy)
+        return Snapshot(info, checkpoint_tensors(model, self.prior), state, self.runtime)
+
     def state(self) -> dict[str, Tensor]:
         """Everything to resume from: `model.`, `average.`, `optimizer.` and `sums.` tensors by name; the buffer, float
         (N, C, H, W) in [-1, 1]; `step`, `images_seen` and `divergences`, int64."""
@@ -269,7 +281,7 @@ class Trainer:
         elif buffer is not None:  # a run that trains the p(x) term only now gets new chains
             self.buffer = self.new_buffer()
         self.step, self.images_seen = int(tensors["step"]), int(tensors["images_seen"])
-        self.guard.count = max(0, int(tensors["divergences"]))
+        self.guard.count, self.guard.unchecked = max(0, int(tensors["divergences"])), None
 
 
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

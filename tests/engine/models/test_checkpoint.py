@@ -13,7 +13,14 @@ import torch
 from rjem_cli import files
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import ImageSet, Splits
-from rjem_cli.engine.models.checkpoint import FORMAT, CheckpointInfo, load_checkpoint, read_info, save_checkpoint
+from rjem_cli.engine.models.checkpoint import (
+    FORMAT,
+    CheckpointInfo,
+    checkpoint_tensors,
+    load_checkpoint,
+    read_info,
+    write_checkpoint,
+)
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode, read_tensors, write_tensors
 from rjem_cli.engine.models.wide_resnet import build_model
@@ -33,7 +40,7 @@ def header(**changes) -> str:
 def saved(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "step-00000012.safetensors"
-    save_checkpoint(path, build_model(CONFIG, 1, 3), INFO)
+    write_checkpoint(path, checkpoint_tensors(build_model(CONFIG, 1, 3), None), INFO)
     return path
 
 
@@ -194,7 +201,7 @@ def test_a_file_that_reads_back_differently_never_replaces_the_old_one(saved, mo
     content = saved.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda handle: os.pwrite(handle, b"x", 20) if handle > 2 else None)
     with pytest.raises(RjemError, match="does not read back"):
-        save_checkpoint(saved, build_model(CONFIG, 1, 3), replace(INFO, step=13))
+        write_checkpoint(saved, checkpoint_tensors(build_model(CONFIG, 1, 3), None), replace(INFO, step=13))
     assert saved.read_bytes() == content and list(saved.parent.iterdir()) == [saved]
 
 
@@ -218,7 +225,7 @@ def test_a_forged_prior_is_one_line(tmp_path, change):
     factors = tuple(torch.ones(64, 2) for _ in range(3))
     prior = ClassGaussianPrior(torch.zeros(3, 64), factors, (1, 8, 8))
     path = tmp_path / "step-00000012.safetensors"
-    save_checkpoint(path, build_model(CONFIG, 1, 3), INFO, prior)
+    write_checkpoint(path, checkpoint_tensors(build_model(CONFIG, 1, 3), prior), INFO)
     assert load_checkpoint(path, torch.device("cpu")).prior is not None
     tensors, description = read_tensors(path)
     change(tensors)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+
 import pytest
 import torch
 
@@ -10,11 +13,12 @@ from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.models import tensor_file
 from rjem_cli.engine.models.checkpoint import FORMAT, load_checkpoint, read_info, state_path
 from rjem_cli.engine.training import run
-from rjem_cli.engine.training.checkpointing import STATE_FORMAT, latest_valid
+from rjem_cli.engine.training.checkpointing import STATE_FORMAT, Snapshot, latest_valid
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import DataError, RjemError
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_in, parse_step
 from tests.engine.training.test_run import train
+from tests.pretend_cuda import PretendCuda
 from tests.run_results import metrics_of
 
 
@@ -180,3 +184,46 @@ def test_a_full_disk_ends_a_run_only_at_its_last_checkpoint(tmp_path, monkeypatc
     with pytest.raises(RjemError, match=r"needs \d\.\d MB, but .* has only 0.0 MB left"):  # before the first step
         train(tmp_path / "c")
     assert not checkpoints_in(tmp_path / "c")
+
+
+def test_a_gpu_trains_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """And the checkpoint is that of its step, not of a later one."""
+    write, train_step, trained_on = Snapshot.write, Trainer.train_step, threading.Event()
+
+    def write_late(snapshot, path):
+        assert snapshot.info.step != 3 or trained_on.wait(60)
+        write(snapshot, path)
+
+    def take_step(trainer):
+        scalars = train_step(trainer)
+        if trainer.step == 5:
+            trained_on.set()
+        return scalars
+
+    with PretendCuda():
+        train(tmp_path / "expected", device="cuda", keep_last=9)
+        monkeypatch.setattr(Snapshot, "write", write_late)
+        monkeypatch.setattr(Trainer, "train_step", take_step)
+        train(tmp_path / "late", device="cuda", keep_last=9)
+    expected, late = (checkpoints_in(tmp_path / name) for name in ("expected", "late"))
+    assert [path.name for path in expected] == [path.name for path in late] and len(late) == 3
+    for one, other in zip(expected, late):
+        assert one.read_bytes() == other.read_bytes() and state_path(one).read_bytes() == state_path(other).read_bytes()
+
+
+@pytest.mark.parametrize(("failing_step", "steps_on_disk"), [(3, [0, 6]), (6, [0, 3])])
+def test_a_checkpoint_that_fails_beside_the_training_is_reported(tmp_path, monkeypatch, failing_step, steps_on_disk):
+    write, warnings = Snapshot.write, []
+
+    def fail(snapshot, path):
+        if snapshot.info.step == failing_step:
+            raise RjemError("the disk is full")
+        write(snapshot, path)
+
+    monkeypatch.setattr(Snapshot, "write", fail)
+    last = failing_step == 6
+    with PretendCuda(), pytest.raises(RjemError, match="is that of step 3") if last else contextlib.nullcontext():
+        train(tmp_path, device="cuda", keep_last=9, warnings=warnings)
+    assert [parse_step(path) for path in checkpoints_in(tmp_path)] == steps_on_disk
+    told = ["the disk is full; training continues, and saves again at the next checkpoint"]
+    assert warnings == ([] if last else told)
