@@ -128,7 +128,8 @@ def attack(
         labels = parse_labels(model, y)
         check_images(model, x, labels)
         seeds, batches = config.seed + torch.arange(len(x)), BatchSizer(config.batch_size)
-        return AttackResult(*attack_images(model, plan, radius, x.float(), labels, seeds, model.device, batches))
+        networks, images = (model.scoring_fn, model.logits_fn), (x.float(), labels, seeds)
+        return AttackResult(*attack_images(*networks, plan, radius, *images, model.device, batches))
 
 
 def score(subject: Tensor | str | Path | Model, reference: str | None = None, **options: Any) -> Scores:

@@ -60,6 +60,8 @@ class AttackConfig(EvalDataOptions, common.RuntimeOptions):
         for name in STANDARD_FIXES:
             if self.standard and self.differs(name):
                 raise ConfigError(f"--standard fixes its own attacks; remove {flag_name(name)}")
+        if self.standard and self.precision not in ("auto", "fp32"):
+            raise OptionError("--precision", self.precision, ": --standard attacks in fp32; leave it out")
         if self.method == "apgd" and self.step_size is not None:
             raise ConfigError("--method apgd adapts its steps; remove --step-size")
 

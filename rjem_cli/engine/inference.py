@@ -1,6 +1,7 @@
 """A network that is ready to sample, attack and score."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -36,6 +37,12 @@ class Model:
     def load_checkpoint(cls, path: Path, options: RuntimeOptions) -> "Model":
         """Raises AbsentError, DataError, or ConfigError for an unavailable device or precision."""
         return cls.load(NetworkOptions(), path, start_runtime(options, reproducible=True))
+
+    @cached_property
+    def scoring_fn(self) -> LogitsFn:
+        """The network in fp32, which decides what is classified correctly."""
+        exact = self.runtime.precision == "fp32"
+        return self.logits_fn if exact else self.runtime.scoring().frozen(self.checkpoint.model)
 
     def __repr__(self) -> str:
         where = f"{self.device} {self.runtime.precision}"

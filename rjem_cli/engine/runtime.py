@@ -138,6 +138,8 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 def choose_compile(requested: bool | None, device: torch.device) -> tuple[bool, str]:
     """(whether to compile, reason). Raises AbsentError if torch.compile does not work here."""
+    if requested is None and device.type == "cpu":
+        return False, "auto: a compiled pass is at most 4 % faster on a CPU"
     if requested is None:
         return False, "auto: compilation takes half a minute, which only a long run repays"
     if requested:

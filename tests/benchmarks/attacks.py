@@ -48,7 +48,7 @@ class OnPixels(nn.Module):
 
 def attack_with_rjem(model: nn.Module, dataset: AttackDataset, eps: float, plan: AttackPlan) -> Tensor:
     """Which images are robust, bool (N,)."""
-    setup = AttackSetup(model, plan, dataset, CPU, BatchSizer(BATCH))
+    setup = AttackSetup(model, model, plan, dataset, CPU, BatchSizer(BATCH))
     clean = evaluate_clean(setup)
     (result,) = attack_dataset(setup, clean, [eps])
     return result.robust(clean)
@@ -107,7 +107,7 @@ def main() -> None:
     print(f"{checkpoint.path.name}, {counts}, {torch.get_num_threads()} threads")
     pgd = AttackPlan(steps=STEPS, start="image", iterate="last")
     apgd = AttackPlan(steps=100, method="apgd")
-    clean = evaluate_clean(AttackSetup(model, pgd, dataset, CPU, BatchSizer(BATCH)))
+    clean = evaluate_clean(AttackSetup(model, model, pgd, dataset, CPU, BatchSizer(BATCH)))
     print(f"clean accuracy {clean.correct.float().mean():.1%}")
     print("norm\teps\tattack\tagainst\tours %\ttheirs %\tdifference\tour s\ttheir s")
     rivals = (("PGD", pgd, foolbox_pgd), ("PGD", pgd, torchattacks_pgd), ("APGD-CE", apgd, autoattack_apgd))

@@ -274,7 +274,7 @@ def attack_works(config: TrainConfig, runtime: Runtime, plain: PlainLoop) -> dic
         labels = model(x).argmax(dim=1)
     dataset = AttackDataset(replace(images, labels=labels), torch.arange(count), targets=None, seed=0)
     plan = AttackPlan(steps=STEPS, start="image", iterate="last")
-    setup = AttackSetup(frozen, plan, dataset, runtime.device, BatchSizer(count))
+    setup = AttackSetup(frozen, frozen, plan, dataset, runtime.device, BatchSizer(count))
 
     def attack() -> Tensor:
         clean = evaluate_clean(setup)

@@ -264,7 +264,7 @@ def test_robust_accuracy_synchronizes_a_stated_number_of_times(cuda, build_train
     frozen, images = frozen_model(build_trainer()), splits.test.subset(torch.arange(20))
     arguments = to_model(images.pixels), images.labels, torch.arange(20), torch.device("cuda"), BatchSizer(20)
     with cuda.recording() as record:
-        result = robustness.attack_images(frozen, plan, 0.01, *arguments)
+        result = robustness.attack_images(frozen, frozen, plan, 0.01, *arguments)
     kinds = Counter(sync.kind for sync in record.syncs)
     assert 1 <= kinds["nonzero"] <= 1 + plan.steps // DROP_EVERY
     assert kinds["item"] == 1  # gradients that are not finite
@@ -285,13 +285,22 @@ def test_scores_are_fp32_in_a_run_of_any_precision_and_arrive_on_the_host(cuda, 
     with cuda.recording() as record:
         model = trainer.runtime.scoring().frozen(trainer.model)
         assert 0 <= accuracy(model, images, device).value <= 1
-        setup = AttackSetup(model, AttackPlan(steps=2), dataset, device, sizer)
+        setup = AttackSetup(model, model, AttackPlan(steps=2), dataset, device, sizer)
         clean = robustness.evaluate_clean(setup)
         list(robustness.attack_dataset(setup, replace(clean, attacked=torch.ones(20, dtype=torch.bool)), [0.1]))
         outputs = compute_outputs(model, x, device, sizer)
     assert record.products and record.arithmetics == {"fp32"}
     assert not any(part.is_cuda for part in outputs)
     assert record_step(cuda, trainer).arithmetics == {"tf32"}  # training goes on as before
+
+
+def test_an_attack_searches_in_its_precision_and_is_judged_in_fp32(cuda, build_trainer, splits):
+    trainer, images = build_trainer(), splits.test.subset(torch.arange(20))
+    exact, search = (trainer.runtime.scoring().frozen(trainer.model), FrozenLogits(trainer.model, torch.bfloat16))
+    arguments = to_model(images.pixels), images.labels, torch.arange(20), torch.device("cuda"), BatchSizer(20)
+    with cuda.recording() as record:
+        robustness.attack_images(exact, search, AttackPlan(steps=2), 0.01, *arguments)
+    assert record.arithmetics == {"bf16", "fp32"}
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])

@@ -61,8 +61,11 @@ class AttackJob(robustness.AttackSetup):
             return estimate_cost(self, robustness.evaluate_clean(self), len(self.radii)).seconds
         shape = self.dataset.images.image_shape
         batch_size = min(find_batch_size(self.logits_fn, shape, self.batches, self.device), len(self.dataset))
-        passes = math.ceil(len(self.dataset) / batch_size) * (1 + self.plan.passes * len(self.radii))
-        return passes * time_pass(self.logits_fn, shape, batch_size, self.device)
+        batches, radii = math.ceil(len(self.dataset) / batch_size), len(self.radii)
+        exact, search = (
+            time_pass(network, shape, batch_size, self.device) for network in (self.logits_fn, self.search_fn)
+        )
+        return batches * ((1 + self.plan.restarts / 3 * radii) * exact + self.plan.passes * radii * search)
 
     def run(
         self, clean: robustness.CleanResult, on_progress: robustness.AttackProgress = noop, log: Log = noop
@@ -70,7 +73,7 @@ class AttackJob(robustness.AttackSetup):
         """One result per radius, the smallest first. Logs if AutoAttack uses parts of an earlier call."""
         if not self.config.standard:
             return robustness.attack_dataset(self, clean, self.radii, on_progress)
-        key = [self.model.checkpoint.sha256, self.model.runtime.arithmetic]
+        key = [self.model.checkpoint.sha256, self.model.runtime.scoring().arithmetic]
         return autoattack_dataset(self, clean, self.radii, key, on_progress, log)
 
 
@@ -86,7 +89,8 @@ def prepare_attack(config: AttackConfig, path: Path | None, log: Log = noop) -> 
     targets = choose_targets(config, test, info.class_names)
     plan = robustness.AttackPlan.from_config(config, norm, targeted=targets is not None)
     return AttackJob(
-        logits_fn=model.logits_fn,
+        logits_fn=model.scoring_fn,
+        search_fn=model.scoring_fn if config.standard else model.logits_fn,
         plan=plan,
         dataset=AttackDataset(test.images, test.indices, targets, config.seed),
         device=model.device,
@@ -171,6 +175,7 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "indices": dataset.indices.tolist(),
         "targets": None if dataset.targets is None else dataset.targets.tolist(),
         "device": job.model.runtime.describe(),
+        "predictions": "fp32",
         "notes": list(checkpoint.notes),
     }
 

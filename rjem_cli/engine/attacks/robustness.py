@@ -3,6 +3,8 @@
 An image is robust at a radius if it is classified correctly and no restart at this or a smaller radius succeeds. So
 robust accuracy never rises with the radius, and an image costs nothing more after the first success. Radii and steps in
 model units.
+
+Attacks may search with a network in a faster precision. Whether they succeed is decided in fp32 (`confirm`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,9 +81,11 @@ class AttackPlan:
 
 @dataclass(frozen=True)
 class AttackSetup:
-    """A frozen network on `device`, the images, how they are attacked, and in what batches."""
+    """A frozen network on `device`, the images, how they are attacked, and in what batches. `logits_fn` decides what is
+    correct and what an attack's success is. `search_fn`: the same network in another precision, for gradients."""
 
     logits_fn: LogitsFn
+    search_fn: LogitsFn
     plan: AttackPlan
     dataset: AttackDataset
     device: torch.device
@@ -185,6 +189,29 @@ def run_restart(
     return best.best
 
 
+def confirm(
+    logits_fn: LogitsFn,
+    plan: AttackPlan,
+    eps: float,
+    start: Tensor,
+    center: Tensor,
+    labels_B: Tensor,
+    found: AttackResult,
+) -> AttackResult:
+    """The images that a search with another network found, and where they are a success for `logits_fn`, with their
+    losses. The images on which only the search has succeeded are attacked again, with `logits_fn` itself."""
+    with torch.no_grad():
+        logits_BK = logits_fn(found.x)
+    success_B = is_success(logits_BK, labels_B, plan.targeted, plan.min_confidence)
+    result = AttackResult(found.x, success_B, attack_loss(plan.loss, plan.targeted)(logits_BK, labels_B))
+    rows = (found.success_B & ~success_B).nonzero().squeeze(1)
+    if len(rows):
+        again = run_restart(logits_fn, plan, eps, start[rows], center[rows], labels_B[rows])
+        for kept, new in zip(result, again):
+            kept[rows] = new
+    return result
+
+
 def evaluate_clean(setup: AttackSetup) -> CleanResult:
     """Classify the images. Attacked are those that are classified correctly and, if targeted, not of their target's
     class. Vanishing gradients indicate masking rather than robustness (Athalye et al. 2018)."""
@@ -204,6 +231,7 @@ def evaluate_clean(setup: AttackSetup) -> CleanResult:
 
 def attack_images(
     logits_fn: LogitsFn,
+    search_fn: LogitsFn,
     plan: AttackPlan,
     eps: float,
     x: Tensor,
@@ -214,6 +242,7 @@ def attack_images(
     on_batch: Callable[[int, int], None] = noop,
 ) -> AttackResult:
     """Attack the images x (B, C, H, W) in [-1, 1] with all restarts; the best one counts. Results are on the host.
+    `search_fn` computes the gradients, and `logits_fn` decides whether the attack has succeeded.
 
     labels_B: the true classes, or the wanted ones of a targeted plan. Random starts of image i depend on seeds_B[i] and
     the restart. Before each restart the images that are still robust are packed into full batches again. `on_batch`
@@ -228,7 +257,10 @@ def attack_images(
         start = center
         if plan.start == "random" or restart > 0:
             start = random_start(center, seeds_B[rows].to(device), eps, plan.norm, restart)
-        return AttackResult(*(part.cpu() for part in run_restart(logits_fn, plan, eps, start, center, labels)))
+        result = run_restart(search_fn, plan, eps, start, center, labels)
+        if search_fn is not logits_fn:
+            result = confirm(logits_fn, plan, eps, start, center, labels, result)
+        return AttackResult(*(part.cpu() for part in result))
 
     skipped = 0  # images on which an earlier restart succeeded
     for restart in range(plan.restarts):
@@ -263,6 +295,8 @@ def attack_dataset(
             on_progress("attacking", done, count * len(radii) * plan.restarts, state)
 
         x, labels_B, seeds_B = to_model(dataset.images.pixels[rows]), dataset.attack_labels[rows], dataset.seeds[rows]
-        result = attack_images(setup.logits_fn, plan, eps, x, labels_B, seeds_B, setup.device, setup.batches, on_batch)
+        images = x, labels_B, seeds_B
+        networks = setup.logits_fn, setup.search_fn
+        result = attack_images(*networks, plan, eps, *images, setup.device, setup.batches, on_batch)
         best_x[rows], success[rows] = result.x, result.success_B
         yield RadiusResult(eps, success.clone(), best_x.clone())

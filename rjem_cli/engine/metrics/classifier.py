@@ -235,7 +235,8 @@ def attack_test_images(
 ) -> tuple[robustness.CleanResult, list[robustness.RadiusResult]]:
     """The test images before the attack, and a result per radius, the smallest first."""
     dataset = AttackDataset(job.test.images, job.test.indices, None, job.config.seed)
-    setup = robustness.AttackSetup(job.model.logits_fn, job.plan, dataset, job.model.device, job.batches)
+    network = job.model.logits_fn
+    setup = robustness.AttackSetup(network, network, job.plan, dataset, job.model.device, job.batches)
     clean = robustness.evaluate_clean(setup)
 
     def report(phase: str, done: int, total: int, state: str) -> None:

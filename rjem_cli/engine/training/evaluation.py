@@ -77,7 +77,7 @@ def summarize(trainer: Trainer, callbacks: TrainingCallbacks) -> dict[str, Any]:
     model = runtime.scoring().frozen(trainer.sampling_model())
     indices = spread_indices(len(splits.test), trainer.config.eval_limit)
     dataset = AttackDataset(splits.test.subset(indices), indices, None, trainer.config.seed)
-    setup = AttackSetup(model, TEST_PLAN, dataset, runtime.device, BatchSizer(TEST_BATCH, callbacks.warn))
+    setup = AttackSetup(model, model, TEST_PLAN, dataset, runtime.device, BatchSizer(TEST_BATCH, callbacks.warn))
     clean = evaluate_clean(setup)
     (attacked,) = attack_dataset(
         setup, clean, [TEST_EPS], lambda phase, done, total, _: callbacks.progress("attacking test images", done, total)

@@ -29,7 +29,7 @@ LABELS = linear(to_model(PIXELS)).argmax(dim=1)
 
 def build_setup(model, pixels, labels, class_names):
     dataset = AttackDataset(ImageSet(pixels, labels, tuple(class_names)), torch.arange(len(pixels)), None, seed=0)
-    return AttackSetup(model, AttackPlan(), dataset, CPU, BatchSizer(5))
+    return AttackSetup(model, model, AttackPlan(), dataset, CPU, BatchSizer(5))
 
 
 def run(radii):

@@ -37,9 +37,9 @@ def brightness(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([-level, level], dim=1)
 
 
-def attack(model, images, plan, radii, targets=None, batch_size=64, on_progress=noop):
+def attack(model, images, plan, radii, targets=None, batch_size=64, on_progress=noop, search=None):
     dataset = AttackDataset(images, torch.arange(len(images)), targets, seed=0)
-    setup = AttackSetup(model, plan, dataset, CPU, BatchSizer(batch_size))
+    setup = AttackSetup(model, search or model, plan, dataset, CPU, BatchSizer(batch_size))
     clean = evaluate_clean(setup)
     return clean, list(attack_dataset(setup, clean, radii, on_progress))
 
@@ -233,3 +233,31 @@ def test_gradients_that_are_not_finite_are_an_error(method, iterate):
     center = torch.zeros(4, 1, 1, 1)
     with pytest.raises(RjemError, match="gradients of 4 of 4 images are not finite"):
         run_restart(rootlike, plan, 0.1, center, center, torch.zeros(4, dtype=torch.long))
+
+
+def test_success_is_decided_by_the_network_and_not_by_the_search(model, images):
+    """The search finds nothing but false successes, so the network attacks all images again itself."""
+
+    def misleading(x):
+        return model(x).flip(1)
+
+    for method in ("pgd", "apgd"):
+        plan = AttackPlan(steps=5, method=method, restarts=2)
+        expected_clean, (expected,) = attack(model, images, plan, [0.14])
+        clean, (found,) = attack(model, images, plan, [0.14], search=misleading)
+        assert torch.equal(clean.predictions, expected_clean.predictions)
+        assert torch.equal(found.success, expected.success) and 0 < found.success.sum() < clean.attacked.sum()
+        wrong = model(found.x).argmax(dim=1) != images.labels
+        assert torch.equal(wrong & clean.attacked, found.success)
+
+
+def test_a_search_in_half_precision_finds_what_the_network_confirms(model, images):
+    def rounded(x):
+        return model(x).bfloat16().float()
+
+    plan = AttackPlan(steps=20, restarts=2, loss="margin")
+    _, (exact,) = attack(model, images, plan, [0.14])
+    clean, (found,) = attack(model, images, plan, [0.14], search=rounded)
+    wrong = model(found.x).argmax(dim=1) != images.labels
+    assert torch.equal(wrong & clean.attacked, found.success)
+    assert abs(int(found.success.sum()) - int(exact.success.sum())) <= 2
