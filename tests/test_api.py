@@ -13,8 +13,10 @@ import torch
 import rjem_cli
 from rjem_cli.config.scoring import AttackConfig
 from rjem_cli.engine.data.images import to_model, to_pixels
+from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.eval_images import load_eval_images
 from rjem_cli.errors import AbsentError, ConfigError
+from tests.pretend_cuda import PretendCuda
 
 
 @pytest.fixture
@@ -142,3 +144,10 @@ def test_an_unknown_run_is_absent(trained):
         rjem_cli.load("nope")
     with pytest.raises(AttributeError):
         rjem_cli.nothing  # noqa: B018
+
+
+def test_loops_treat_a_model_like_its_network():
+    """With the same arithmetic and the same CUDA graphs."""
+    with PretendCuda():
+        model = rjem_cli.load("cifar10-16", device="cuda")
+        assert model.kernels == Kernels(tf32=True) and model.graphs is model.logits_fn.graphs is not None

@@ -40,6 +40,10 @@ class Deadline:
             self.longest = max(self.longest, now - self.last_tick)
         self.last_tick = now
 
+    def note_save(self, seconds: float) -> None:
+        """A checkpoint took so long, perhaps beside other work."""
+        self.longest = max(self.longest, seconds)
+
     def is_near(self) -> bool:
         """Whether less time is left than twice the longest piece of work: one more step, and the last checkpoint."""
         if self.seconds is None:

@@ -15,7 +15,7 @@ from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.cpu_speed import cpu_name, has_bf16_units
 from rjem_cli.engine.memory import total_bytes
-from rjem_cli.engine.precision import MAX_FP32_WIDTH, choose_precision
+from rjem_cli.engine.precision import choose_precision
 from rjem_cli.engine.runtime import choose_compile, choose_device
 from rjem_cli.threads import describe_waiting
 
@@ -83,8 +83,7 @@ def describe_choices() -> dict[str, str]:
     device, reason = choose_device("auto")
     choices = {"device": f"{device} ({reason})"}
     if device.type == "cpu" and has_bf16_units():
-        faster = f"fp32 for width {MAX_FP32_WIDTH}, else fp32 or bf16 (the faster one, measured when training starts)"
-        choices["precision of training"] = faster
+        choices["precision of training"] = "fp32 or bf16 (the faster one, measured when training starts)"
     else:
         choices["precision of training"] = describe_precision(TrainConfig(), device)
     choices["precision of samples and attacks"] = describe_precision(GenerateConfig(), device)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.common import NetworkOptions, RuntimeOptions
-from rjem_cli.engine.gradients import LogitsFn
+from rjem_cli.engine.gradients import LogitsFn, kernels_of
+from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.energy import energy, joint_energy
+from rjem_cli.engine.models.graphs import StepGraphs
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.errors import ConfigError
 
@@ -43,6 +45,15 @@ class Model:
         """The network in fp32, which decides what is classified correctly."""
         exact = self.runtime.precision == "fp32"
         return self.logits_fn if exact else self.runtime.scoring().frozen(self.checkpoint.model)
+
+    @property
+    def kernels(self) -> Kernels:
+        """With `graphs`, those of `logits_fn`, so that `sgld(model, ...)` and `sgld(model.logits_fn, ...)` agree."""
+        return kernels_of(self.logits_fn)
+
+    @property
+    def graphs(self) -> StepGraphs | None:
+        return getattr(self.logits_fn, "graphs", None)
 
     def __repr__(self) -> str:
         where = f"{self.device} {self.runtime.precision}"

@@ -12,7 +12,8 @@ from rjem_cli.engine.cpu_speed import bf16_speedup, has_bf16_units
 from rjem_cli.errors import ConfigError
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_FP32_WIDTH = 1  # WRN-d-1 has 16 channels where most of its work is: too few for the units that multiply in bf16
+# WRN-d-1 has 16 channels where most of its work is: too few for the units that multiply in bf16
+TOO_NARROW_FOR_BF16 = 1
 MIN_SPEEDUP = 1.1  # of bf16, so that noise in a measurement decides nothing
 
 
@@ -40,7 +41,7 @@ def gpu_has_bf16(device: torch.device) -> bool:
 
 def choose_for_cpu(options: TrainConfig) -> tuple[str, str]:
     """The faster of fp32 and bf16 for this network, and the reason."""
-    if options.width <= MAX_FP32_WIDTH:
+    if options.width <= TOO_NARROW_FOR_BF16:
         return "fp32", f"auto: width {options.width} is too narrow for bf16"
     if not has_bf16_units():
         return "fp32", "auto: this CPU does not multiply in bf16"

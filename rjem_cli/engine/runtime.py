@@ -16,6 +16,7 @@ from rjem_cli.engine.models.frozen import GRADIENT_SCALE, FrozenLogits
 from rjem_cli.engine.precision import HALVES, choose_precision
 from rjem_cli.errors import AbsentError, ConfigError
 
+SCORING_REASON = "as for all scores"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -63,7 +64,7 @@ class Runtime:
 
     def scoring(self) -> "Runtime":
         """For accuracies: in fp32, as in `rjem eval`."""
-        return replace(self, precision="fp32", reproducible=True)
+        return replace(self, precision="fp32", precision_reason=SCORING_REASON, reproducible=True)
 
     @property
     def arithmetic(self) -> str:
@@ -102,8 +103,8 @@ def start_runtime(
 def scoring_runtime(device_name: str) -> Runtime:
     """fp32 and reproducible kernels: another arithmetic gives another score."""
     options = RuntimeOptions(device=device_name, precision="fp32", compile=False, cuda_graphs=False)
-    reason = "as for all scores"
-    return replace(start_runtime(options, reproducible=True), precision_reason=reason, compile_reason=reason)
+    runtime = start_runtime(options, reproducible=True)
+    return replace(runtime, precision_reason=SCORING_REASON, compile_reason=SCORING_REASON)
 
 
 def keep_freed_memory() -> None:

@@ -394,6 +394,14 @@ def test_a_deadline_leaves_time_for_what_took_longest():
     assert not Deadline("--max-time", None, clock=lambda: 0.0).is_near()
 
 
+def test_a_deadline_leaves_time_for_a_checkpoint_that_is_written_beside_the_training():
+    deadline = Deadline("--max-time", "1m", clock=lambda: 0.0)
+    deadline.note_save(28.0)
+    assert not deadline.is_near()
+    deadline.note_save(29.0)
+    assert deadline.is_near()
+
+
 def test_an_untrained_checkpoint_is_used_only_if_it_is_named(rjem, own_home, trained):
     first = Path(trained["checkpoint"]).with_name("step-00000000.safetensors")
     rjem("train", "--run", "begun", *TINY_FLAGS, "--max-time", "1s")

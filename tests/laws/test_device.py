@@ -264,7 +264,7 @@ def test_robust_accuracy_synchronizes_a_stated_number_of_times(cuda, build_train
     frozen, images = frozen_model(build_trainer()), splits.test.subset(torch.arange(20))
     arguments = to_model(images.pixels), images.labels, torch.arange(20), torch.device("cuda"), BatchSizer(20)
     with cuda.recording() as record:
-        result = robustness.attack_images(frozen, frozen, plan, 0.01, *arguments)
+        result = robustness.attack_images(frozen, plan, 0.01, *arguments)
     kinds = Counter(sync.kind for sync in record.syncs)
     assert 1 <= kinds["nonzero"] <= 1 + plan.steps // DROP_EVERY
     assert kinds["item"] == 1  # gradients that are not finite
@@ -299,7 +299,7 @@ def test_an_attack_searches_in_its_precision_and_is_judged_in_fp32(cuda, build_t
     exact, search = (trainer.runtime.scoring().frozen(trainer.model), FrozenLogits(trainer.model, torch.bfloat16))
     arguments = to_model(images.pixels), images.labels, torch.arange(20), torch.device("cuda"), BatchSizer(20)
     with cuda.recording() as record:
-        robustness.attack_images(exact, search, AttackPlan(steps=2), 0.01, *arguments)
+        robustness.attack_images(exact, AttackPlan(steps=2), 0.01, *arguments, search_fn=search)
     assert record.arithmetics == {"bf16", "fp32"}
 
 

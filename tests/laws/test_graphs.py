@@ -21,6 +21,7 @@ from rjem_cli.engine.models.wide_resnet import build_model, place
 from rjem_cli.engine.sampling.sgld import sgld
 from tests.pretend_cuda import PretendCuda
 
+STEPS = EAGER_RUNS + 3
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -52,8 +53,8 @@ def test_chains_and_attacks_have_the_same_bits(cuda, model, dtype):
     for graphs in (False, True):
         frozen = FrozenLogits(model, dtype, graphs=graphs)
         with cuda.recording() as record:
-            chain = sgld(frozen, x, steps=6, step_size=1.0)
-            attacked = [attack(frozen, x, labels, eps=0.1, steps=8) for attack in (pgd, apgd)]
+            chain = sgld(frozen, x, steps=STEPS, step_size=1.0)
+            attacked = [attack(frozen, x, labels, eps=0.1, steps=STEPS) for attack in (pgd, apgd)]
         assert bool(replays(record)) == graphs and record.syncs == []
         results.append([chain, *attacked])
     assert all(torch.equal(one, other) for one, other in zip(*results))
@@ -93,8 +94,8 @@ def test_each_argument_of_a_step_has_its_effect(cuda, model):
     for sign, eps, confidence, noise_std in ((1, 0.1, 0.9, 0.1), (-1, 0.2, 0.5, 0.2), (1, 0.2, 0.9, 0.2)):
         x, labels = sign * images(6), (torch.arange(6, device="cuda") + sign) % 4
         loss = partial(cross_entropy_until, confidence=confidence)
-        attack = partial(pgd, center=x, labels_B=labels, eps=eps, steps=6, targeted=True, loss=loss, norm="l2")
-        chain = partial(sgld, x=x, labels_B=labels, energy_fn=joint_energy, steps=6, step_size=1.0)
+        attack = partial(pgd, center=x, labels_B=labels, eps=eps, steps=STEPS, targeted=True, loss=loss, norm="l2")
+        chain = partial(sgld, x=x, labels_B=labels, energy_fn=joint_energy, steps=STEPS, step_size=1.0)
         noisy = partial(chain, noise_std=noise_std, noise=lambda step, x, sign=sign: sign * draws)
         for move in (attack, chain, noisy):
             with cuda.recording() as record:
@@ -104,25 +105,26 @@ def test_each_argument_of_a_step_has_its_effect(cuda, model):
 
 def test_an_attack_from_which_images_leave_is_the_same(cuda, model):
     def drop(state):
-        return torch.arange(len(state.x) - 1, device="cuda") if state.step == 5 else None
+        return torch.arange(len(state.x) - 1, device="cuda") if state.step == EAGER_RUNS + 1 else None
 
     x, labels = images(6), torch.arange(6, device="cuda") % 4
     networks = FrozenLogits(model, graphs=True), FrozenLogits(model)
     for attack in (pgd, apgd):
-        found, expected = (attack(network, x, labels, eps=0.1, steps=8, callback=drop) for network in networks)
+        found, expected = (attack(network, x, labels, eps=0.1, steps=STEPS, callback=drop) for network in networks)
         assert len(found) == 5 and torch.equal(found, expected)
 
 
-def test_only_repeated_shapes_are_recorded_and_only_a_few(cuda, model):
+def test_only_repeated_shapes_are_recorded_and_the_oldest_graphs_are_dropped(cuda, model):
     frozen, counts = FrozenLogits(model, graphs=True), range(1, MAX_GRAPHS + 3)
     with cuda.recording() as record:
         for count in counts:
             for _ in range(EAGER_RUNS):
                 run_step(EVALUATE, frozen, images(count))
     assert replays(record) == 0
-    for count in counts:
+    for count in (*counts, 3):  # 1 and 2 are the oldest when the last two are recorded; 3 is used again
         run_step(EVALUATE, frozen, images(count))
-    assert len(frozen.graphs.graphs) == MAX_GRAPHS
+    kept = [key[1][0][0] for key in frozen.graphs.graphs]
+    assert kept == [*range(4, MAX_GRAPHS + 3), 3]
 
 
 def test_a_step_that_waits_for_the_device_is_not_recorded_and_runs_as_before(cuda, model):
@@ -136,15 +138,51 @@ def test_a_step_that_waits_for_the_device_is_not_recorded_and_runs_as_before(cud
     assert not frozen.graphs.graphs
 
 
-def test_graphs_are_freed_when_memory_is_too_small(cuda, model):
-    frozen, x = FrozenLogits(model, graphs=True), images(5)
+def test_a_step_with_a_closure_is_not_recorded(cuda, model):
+    """What the closure holds may change."""
+    scale = 1.0
+    frozen, plain, x = FrozenLogits(model, graphs=True), FrozenLogits(model), images(5)
+
+    def scaled_energy(logits_BK):
+        return scale * energy(logits_BK)
+
+    for scale in range(2 * EAGER_RUNS):  # noqa: B007 (the closure uses it)
+        found, expected = (
+            sgld(network, x, energy_fn=scaled_energy, steps=1, step_size=1.0) for network in (frozen, plain)
+        )
+        assert torch.equal(found, expected)
+
+
+def test_graphs_are_freed_before_a_batch_is_called_too_large(cuda, model):
+    """Their memory is no reason for smaller batches."""
+    frozen, x = FrozenLogits(model, graphs=True), images(6)
     for _ in range(EAGER_RUNS + 1):
-        run_step(EVALUATE, frozen, x)
+        run_step(EVALUATE, frozen, images(5))
     assert frozen.graphs.graphs
-    cuda.failing_operation = "convolution"
+    cuda.fail_next("convolution")
+    found = run_step(EVALUATE, frozen, x)[2]
+    assert torch.equal(found, value_and_grad(FrozenLogits(model), energy, x).gradient) and not frozen.graphs.graphs
+    cuda.fail_next("convolution")
     with pytest.raises(RuntimeError, match="out of memory"):
-        run_step(EVALUATE, frozen, images(6))
+        run_step(EVALUATE, frozen, x)
+
+
+def test_a_recording_that_does_not_fit_into_memory_is_left_out(cuda, model):
+    frozen, plain, x = FrozenLogits(model, graphs=True), FrozenLogits(model), images(5)
+    for number in range(EAGER_RUNS + 2):
+        if number == EAGER_RUNS:
+            cuda.fail_next("convolution")
+        assert torch.equal(run_step(EVALUATE, frozen, x)[2], value_and_grad(plain, energy, x).gradient)
     assert not frozen.graphs.graphs
+
+
+def test_graphs_are_recorded_on_the_device_of_the_images():
+    with PretendCuda(device_count=2) as cuda:
+        torch.manual_seed(0)
+        model = place(build_model(ModelOptions(depth=10, width=1), 1, 4), torch.device("cuda:1"))
+        x = images(5).to("cuda:1")
+        chains = [sgld(FrozenLogits(model, graphs=graphs), x, steps=STEPS, step_size=1.0) for graphs in (True, False)]
+        assert cuda.current == 0 and chains[0].device == torch.device("cuda:1") and torch.equal(*chains)
 
 
 def test_a_network_and_its_graphs_are_freed_without_the_collector(cuda, model):

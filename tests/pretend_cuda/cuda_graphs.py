@@ -1,5 +1,5 @@
 """torch.cuda.CUDAGraph: the operations on the device are recorded while they run. A replay runs them again on the same
-tensors and overwrites their results, as a real graph does."""
+tensors and overwrites their results, as a real graph does. Operations on another device run, but are not recorded."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class PretendGraph:
     def __init__(self, cuda: PretendCuda, **options: Any):
         self.cuda = cuda
+        self.device: int | None = None  # while it records
         self.operations: list[tuple[Operation, Any]] = []  # and its result
         self.products: list[Any] = []
 
@@ -28,10 +29,10 @@ class PretendGraph:
         return 0, id(self.cuda)
 
     @contextlib.contextmanager
-    def capturing(self) -> Iterator[None]:
+    def capturing(self, device: int) -> Iterator[None]:
         """Raises RuntimeError for what cannot be recorded."""
         cuda = self.cuda
-        cuda.graph = self
+        cuda.graph, self.device = self, device
         try:
             with cuda.recording() as inside:
                 yield
@@ -66,5 +67,6 @@ def repeat(cuda: PretendCuda, operation: Operation, result: Any) -> None:
 def graph(
     cuda_graph: PretendGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
 ) -> Iterator[None]:
-    with cuda_graph.capturing():
+    """Records what runs on the device of `stream`."""
+    with cuda_graph.capturing(stream.device_index):
         yield

@@ -133,9 +133,10 @@ class OperationRules(TorchDispatchMode):
                 return result
         with torch._C.DisableTorchFunction():
             args, result = operation.args, self.run(operation)
-            if self.cuda.graph is not None and any(is_on_device(x) for x in tensors_in((args, result))):
+            graph = self.cuda.graph
+            if graph is not None and any(device_index(x) == graph.device for x in tensors_in((args, result))):
                 operation.args = args  # as they were before a change of the layout
-                self.cuda.graph.operations.append((operation, result))
+                graph.operations.append((operation, result))
             return result
 
     def run(self, operation: Operation) -> Any:

@@ -114,7 +114,9 @@ def train_run(
             training_output.show_progress(progress, bar, table)
             write_events(progress)
 
-        callbacks = TrainingCallbacks(on_progress, console.log, console.warn, lambda: stop() or deadline.is_near())
+        callbacks = TrainingCallbacks(
+            on_progress, console.log, console.warn, lambda: stop() or deadline.is_near(), deadline.note_save
+        )
         resumed = checkpoint is not None
         result = run_training(
             config, splits, runtime, run_dir, resume=resumed, callbacks=callbacks, distributed=distributed

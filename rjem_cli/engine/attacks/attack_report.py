@@ -56,7 +56,8 @@ class AttackJob(robustness.AttackSetup):
     read_summary: str
 
     def estimate_seconds(self) -> float:
-        """An upper limit, reached if no attack succeeds, from the time of one batch."""
+        """From the time of one batch. An upper limit, reached if no attack succeeds, unless fp32 does not confirm a
+        success and attacks again."""
         if self.config.standard:
             return estimate_cost(self, robustness.evaluate_clean(self), len(self.radii)).seconds
         shape = self.dataset.images.image_shape
@@ -65,7 +66,8 @@ class AttackJob(robustness.AttackSetup):
         exact, search = (
             time_pass(network, shape, batch_size, self.device) for network in (self.logits_fn, self.search_fn)
         )
-        return batches * ((1 + self.plan.restarts / 3 * radii) * exact + self.plan.passes * radii * search)
+        confirmations = self.plan.restarts / 3 * (self.search_fn is not self.logits_fn)
+        return batches * ((1 + confirmations * radii) * exact + self.plan.passes * radii * search)
 
     def run(
         self, clean: robustness.CleanResult, on_progress: robustness.AttackProgress = noop, log: Log = noop
@@ -174,8 +176,8 @@ def describe_protocol(job: AttackJob) -> dict[str, Any]:
         "seed": dataset.seed,
         "indices": dataset.indices.tolist(),
         "targets": None if dataset.targets is None else dataset.targets.tolist(),
-        "device": job.model.runtime.describe(),
-        "predictions": "fp32",
+        "device": (job.model.runtime.scoring() if job.config.standard else job.model.runtime).describe(),
+        "success_decided_in": "fp32",
         "notes": list(checkpoint.notes),
     }
 

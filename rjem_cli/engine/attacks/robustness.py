@@ -196,19 +196,19 @@ def confirm(
     start: Tensor,
     center: Tensor,
     labels_B: Tensor,
-    found: AttackResult,
+    searched: AttackResult,
 ) -> AttackResult:
-    """The images that a search with another network found, and where they are a success for `logits_fn`, with their
-    losses. The images on which only the search has succeeded are attacked again, with `logits_fn` itself."""
+    """The result of a search with another network, with the successes and losses of `logits_fn`. The images on which
+    only the search has succeeded are attacked again, with `logits_fn` itself."""
     with torch.no_grad():
-        logits_BK = logits_fn(found.x)
+        logits_BK = logits_fn(searched.x)
     success_B = is_success(logits_BK, labels_B, plan.targeted, plan.min_confidence)
-    result = AttackResult(found.x, success_B, attack_loss(plan.loss, plan.targeted)(logits_BK, labels_B))
-    rows = (found.success_B & ~success_B).nonzero().squeeze(1)
+    result = AttackResult(searched.x, success_B, attack_loss(plan.loss, plan.targeted)(logits_BK, labels_B))
+    rows = (searched.success_B & ~success_B).nonzero().squeeze(1)
     if len(rows):
-        again = run_restart(logits_fn, plan, eps, start[rows], center[rows], labels_B[rows])
-        for kept, new in zip(result, again):
-            kept[rows] = new
+        attacked_again = run_restart(logits_fn, plan, eps, start[rows], center[rows], labels_B[rows])
+        for part, new_part in zip(result, attacked_again):
+            part[rows] = new_part
     return result
 
 
@@ -231,7 +231,6 @@ def evaluate_clean(setup: AttackSetup) -> CleanResult:
 
 def attack_images(
     logits_fn: LogitsFn,
-    search_fn: LogitsFn,
     plan: AttackPlan,
     eps: float,
     x: Tensor,
@@ -239,10 +238,12 @@ def attack_images(
     seeds_B: Tensor,
     device: torch.device,
     batches: BatchSizer,
+    *,
+    search_fn: LogitsFn | None = None,
     on_batch: Callable[[int, int], None] = noop,
 ) -> AttackResult:
     """Attack the images x (B, C, H, W) in [-1, 1] with all restarts; the best one counts. Results are on the host.
-    `search_fn` computes the gradients, and `logits_fn` decides whether the attack has succeeded.
+    `logits_fn` decides whether the attack has succeeded; `search_fn`, by default the same, computes the gradients.
 
     labels_B: the true classes, or the wanted ones of a targeted plan. Random starts of image i depend on seeds_B[i] and
     the restart. Before each restart the images that are still robust are packed into full batches again. `on_batch`
@@ -257,8 +258,8 @@ def attack_images(
         start = center
         if plan.start == "random" or restart > 0:
             start = random_start(center, seeds_B[rows].to(device), eps, plan.norm, restart)
-        result = run_restart(search_fn, plan, eps, start, center, labels)
-        if search_fn is not logits_fn:
+        result = run_restart(search_fn or logits_fn, plan, eps, start, center, labels)
+        if search_fn not in (None, logits_fn):
             result = confirm(logits_fn, plan, eps, start, center, labels, result)
         return AttackResult(*(part.cpu() for part in result))
 
@@ -295,8 +296,17 @@ def attack_dataset(
             on_progress("attacking", done, count * len(radii) * plan.restarts, state)
 
         x, labels_B, seeds_B = to_model(dataset.images.pixels[rows]), dataset.attack_labels[rows], dataset.seeds[rows]
-        images = x, labels_B, seeds_B
-        networks = setup.logits_fn, setup.search_fn
-        result = attack_images(*networks, plan, eps, *images, setup.device, setup.batches, on_batch)
+        result = attack_images(
+            setup.logits_fn,
+            plan,
+            eps,
+            x,
+            labels_B,
+            seeds_B,
+            setup.device,
+            setup.batches,
+            search_fn=setup.search_fn,
+            on_batch=on_batch,
+        )
         best_x[rows], success[rows] = result.x, result.success_B
         yield RadiusResult(eps, success.clone(), best_x.clone())

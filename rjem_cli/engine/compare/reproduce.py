@@ -135,6 +135,7 @@ def train(training: Training, splits: Splits, callbacks: CompareCallbacks) -> No
     """Start or resume the run, until it is finished or has diverged for good."""
     if not training.checkpoints:
         paths.check_unused(training.run_dir)
+    newest = checkpointing.latest_valid(training.run_dir, callbacks.warn) if training.checkpoints else None
     phase = f"training {training.name}"
 
     def on_progress(progress: TrainingProgress) -> None:
@@ -145,7 +146,7 @@ def train(training: Training, splits: Splits, callbacks: CompareCallbacks) -> No
         result = run_training(
             training.config,
             splits,
-            start_training_runtime(training.config, next(reversed(training.checkpoints), None)),
+            start_training_runtime(training.config, newest),
             training.run_dir,
             resume=bool(training.checkpoints),
             callbacks=TrainingCallbacks(on_progress, callbacks.log, callbacks.warn, callbacks.should_stop),

@@ -7,6 +7,7 @@ pass forward and backward, and replays it with one launch. Results have the same
 from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from rjem_cli.errors import is_out_of_memory
 
-EAGER_RUNS = 3  # before a step is recorded; the last batch of a data set is often smaller and not worth it
-MAX_GRAPHS = 16  # the host's memory for one is a few MB; the GPU's memory is that of the largest step
+# Before a step is recorded, which takes longer than some runs. Attacks run at most 5 steps with one batch size before
+# they drop images; such sizes are not worth a graph unless they come again.
+EAGER_RUNS = 8
+MAX_GRAPHS = 16  # the host's memory for one is a few MB; all share the GPU's memory of the largest
 
 Tensors = tuple[Tensor, ...]
 
@@ -28,35 +31,70 @@ class StepGraphs:
     """
 
     def __init__(self) -> None:
+        self.enabled = True
         self.runs: Counter[Hashable] = Counter()
-        self.graphs: dict[Hashable, RecordedStep] = {}
+        self.graphs: dict[Hashable, RecordedStep] = {}  # the most recently used one is the last
+        self.stream: Any = None  # on which all are recorded, so that they can share memory
 
     def run(self, step: Callable[..., Tensors], network: Any, *tensors: Tensor | None) -> Tensors:
         """step(network, *tensors). It is the same step as an earlier one if it is a partial of the same function with
-        equal arguments, and if the tensors have the same shapes."""
+        equal arguments, and if the tensors have the same shapes. A step with a closure is never replayed: what the
+        closure holds may change."""
+        if not self.enabled or not is_repeatable(step):
+            return step(network, *tensors)
         key = step_key(step), *(None if x is None else (x.shape, x.dtype) for x in tensors)
         self.runs[key] += 1
+        if recorded := self.find(key, partial(step, network), tensors):
+            return recorded.replay(tensors)
         try:
-            if key not in self.graphs and self.runs[key] > EAGER_RUNS and len(self.graphs) < MAX_GRAPHS:
-                self.record(key, partial(step, network), tensors)
-            if recorded := self.graphs.get(key):
-                return recorded.replay(tensors)
             return step(network, *tensors)
         except RuntimeError as error:
-            if is_out_of_memory(error):  # smaller batches follow
-                self.graphs.clear()
-            raise
-
-    def record(self, key: Hashable, step: Callable[..., Tensors], tensors: tuple[Tensor | None, ...]) -> None:
-        """Nothing if memory is too small for a graph, or if the step cannot be recorded."""
-        # a step's results are copied before the next step, so all graphs share their memory
-        pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
-        try:
-            self.graphs[key] = record(step, tensors, pool)
-        except RuntimeError as error:
-            self.runs[key] = -(2**62)  # never again
-            if not (is_out_of_memory(error) or "captur" in str(error)):
+            if not (self.graphs and is_out_of_memory(error)):
                 raise
+        self.disable()  # outside the handler, because the error holds tensors
+        return step(network, *tensors)
+
+    def find(
+        self, key: Hashable, step: Callable[..., Tensors], tensors: tuple[Tensor | None, ...]
+    ) -> "RecordedStep | None":
+        """The graph of a step, recorded now if it is due. None if there is none, if memory is too small for one, or if
+        the step cannot be recorded."""
+        recorded = self.graphs.pop(key, None)
+        if recorded is None and self.runs[key] > EAGER_RUNS:
+            try:
+                recorded = self.record(step, tensors)
+            except RuntimeError as error:
+                if not (is_out_of_memory(error) or "captur" in str(error)):
+                    raise
+                self.disable()
+                return None
+            if len(self.graphs) == MAX_GRAPHS:
+                del self.graphs[next(iter(self.graphs))]
+        if recorded is not None:
+            self.graphs[key] = recorded
+        return recorded
+
+    def record(self, step: Callable[..., Tensors], tensors: tuple[Tensor | None, ...]) -> "RecordedStep":
+        """Raises RuntimeError if memory is too small, or for a step that waits for the device."""
+        device = next(x.device for x in tensors if x is not None)
+        with torch.cuda.device(device), torch.no_grad():
+            self.stream, graph = self.stream or torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+            inputs = [None if x is None else x.clone() for x in tensors]
+            # a step's results are copied before the next step, so all graphs can share their memory
+            pool = next(iter(self.graphs.values())).graph.pool() if self.graphs else None
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):  # PyTorch asks for a run on another stream before a recording
+                step(*inputs)
+                with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                    outputs = step(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        return RecordedStep(graph, inputs, outputs)
+
+    def disable(self) -> None:
+        """Free the memory of all graphs, and record no more."""
+        self.enabled = False
+        self.graphs.clear()
+        torch.cuda.empty_cache()
 
 
 class RecordedStep(NamedTuple):
@@ -66,6 +104,7 @@ class RecordedStep(NamedTuple):
     inputs: list[Tensor | None]
     outputs: Tensors
 
+    @torch.no_grad()
     def replay(self, tensors: tuple[Tensor | None, ...]) -> Tensors:
         for recorded, given in zip(self.inputs, tensors):
             if recorded is not None and given is not None:
@@ -74,22 +113,18 @@ class RecordedStep(NamedTuple):
         return tuple(output.clone() for output in self.outputs)
 
 
+def is_repeatable(value: Any) -> bool:
+    """Whether a step, or an argument of it, is known by its value."""
+    if isinstance(value, partial):
+        return all(map(is_repeatable, (value.func, *value.args, *value.keywords.values())))
+    if callable(value):
+        return isinstance(value, FunctionType) and value.__closure__ is None
+    return isinstance(value, Hashable)
+
+
 def step_key(step: Any) -> Hashable:
     """Equal for partials of the same function with equal arguments, and for the same function."""
     if not isinstance(step, partial):
         return step  # type: ignore[no-any-return]
     keywords = ((name, step_key(value)) for name, value in sorted(step.keywords.items()))
     return step_key(step.func), *map(step_key, step.args), *keywords
-
-
-def record(step: Callable[..., Tensors], tensors: tuple[Tensor | None, ...], pool: Any) -> RecordedStep:
-    """Raises RuntimeError if memory is too small, or for a step that waits for the device."""
-    inputs = [None if x is None else x.clone() for x in tensors]
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # PyTorch asks for a run on another stream before a recording
-        step(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        outputs = step(*inputs)
-    return RecordedStep(graph, inputs, outputs)

@@ -85,17 +85,15 @@ def langevin_step(
     labels_B: Tensor | None,
     *,
     energy_fn: EnergyFunction,
-    step_size: float,
-    grad_clip: float | None,
-    noise_std: float,
-    temperature: float,
+    chain: SgldParameters,
     clamp: bool,
 ) -> tuple[Tensor, ...]:
     """x after one outer step; and at the x before it the logits, the energy and its gradient."""
     labels = () if labels_B is None else (labels_B,)
     evaluation = value_and_grad(logits_fn, lambda logits_BK: energy_fn(logits_BK, *labels), x)
-    draws = None if noise is None else noise_std * noise
-    return sgld_step(x, evaluation.gradient / temperature, step_size, grad_clip, draws, clamp), *evaluation
+    draws = None if noise is None else chain.noise_std * noise
+    gradient = evaluation.gradient / chain.temperature
+    return sgld_step(x, gradient, chain.step_size, chain.grad_clip, draws, clamp), *evaluation
 
 
 def sgld(
@@ -122,15 +120,8 @@ def sgld(
     """
     if noise_std > 0 and noise is None:
         raise ValueError("noise_std > 0 needs a noise function")
-    step_fn = partial(
-        langevin_step,
-        energy_fn=energy_fn,
-        step_size=step_size,
-        grad_clip=grad_clip,
-        noise_std=noise_std,
-        temperature=temperature,
-        clamp=clamp,
-    )
+    chain = SgldParameters(step_size, noise_std, grad_clip, temperature)
+    step_fn = partial(langevin_step, energy_fn=energy_fn, chain=chain, clamp=clamp)
     for step in range(steps):
         draws = noise(step, x) if noise_std > 0 and noise is not None else None
         x_next, logits_BK, energy_B, gradient = run_step(step_fn, logits_fn, x, draws, labels_B)

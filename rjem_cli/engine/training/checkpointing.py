@@ -17,6 +17,7 @@ from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STATE_FORMAT = "rjem-state-5"
 # A resumed run cannot change them
 FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
@@ -73,7 +74,10 @@ def read_precision(path: Path, device_type: str) -> str | None:
     AbsentError or DataError for a missing or damaged state."""
     description = read_description(state_path(path))
     check_format(path, description)
-    return description["precision"] if description["device"] == device_type else None
+    precision = description.get("precision")
+    if precision not in PRECISIONS:
+        raise DataError(f"{state_path(path)} has an unknown precision; use another checkpoint")
+    return precision if description.get("device") == device_type else None
 
 
 def check_format(path: Path, description: Description) -> None:

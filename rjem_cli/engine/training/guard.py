@@ -37,7 +37,7 @@ class StepScalars(NamedTuple):
 @dataclass
 class Guard:
     """`count` divergences of the run so far; each halves the learning rate for the rest of the run. `data_saturation`:
-    share of the training images' values at -1 or 1. `unchecked`: of the newest step."""
+    share of the training images' values at -1 or 1. `unchecked`: the scalars of the newest step."""
 
     config: TrainConfig
     num_classes: int

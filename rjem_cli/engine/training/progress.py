@@ -32,12 +32,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class TrainingCallbacks:
-    """`should_stop` is called after each step, and while samples are drawn or the model is evaluated."""
+    """`should_stop` is called after each step, and while samples are drawn or the model is evaluated. `on_save` gets
+    the seconds that a checkpoint took, perhaps from another thread."""
 
     on_progress: Callable[[TrainingProgress], None] = noop
     log: Log = noop
     warn: Log = noop
     should_stop: Callable[[], bool] = lambda: False
+    on_save: Callable[[float], None] = noop
 
     def progress(self, phase: str, step: int, steps: int) -> None:
         """Report a phase other than training. Raises Stopped."""

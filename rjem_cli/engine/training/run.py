@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from rjem_cli.engine.models.checkpoint import CONFIG_FILE, read_info, strip_path
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
+from rjem_cli.engine.training.checkpoint_writer import CheckpointWriter
 from rjem_cli.engine.training.evaluation import compute_energies, draw_samples, summarize, val_accuracy
 from rjem_cli.engine.training.guard import Divergence
 from rjem_cli.engine.training.metrics_log import read_lines, write_curves
 from rjem_cli.engine.training.progress import TRAINING, Clock, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.trainer import Trainer
-from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, PeerLostError, RjemError
+from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, RjemError
 from rjem_cli.files import locked, write_atomically, write_json
 from rjem_cli.paths import checkpoint_path, checkpoints_in, parse_step
 
@@ -66,16 +66,16 @@ def run_training(
     with locked(run_dir, wait=False) if distributed.is_main else contextlib.nullcontext():
         trainer = Trainer(config, splits, runtime, run_dir, fit_prior, distributed)
         run = Run(trainer, callbacks)
-        run.start(resume)
-        try:
-            checkpoint = run.train()
-            if run.trainer.step == run.trainer.steps and not run.should_stop() and distributed.is_main:
-                with contextlib.suppress(Stopped):
-                    return run.finish(checkpoint)
-            return RunResult(checkpoint, False, parse_step(checkpoint), run.trainer.steps)
-        finally:
-            run.writer.shutdown()
-            run.draw_curves()
+        with contextlib.closing(run.writer):
+            run.start(resume)
+            try:
+                checkpoint = run.train()
+                if run.trainer.step == run.trainer.steps and not run.should_stop() and distributed.is_main:
+                    with contextlib.suppress(Stopped):
+                        return run.finish(checkpoint)
+                return RunResult(checkpoint, False, parse_step(checkpoint), run.trainer.steps)
+            finally:
+                run.draw_curves()
 
 
 class Run:
@@ -85,12 +85,10 @@ class Run:
         self.trainer, self.callbacks = trainer, callbacks
         self.run_dir, self.metrics, self.distributed = trainer.run_dir, trainer.metrics, trainer.distributed
         self.clock = Clock(trainer.step)
-        self.saved_step: int | None = None  # step of the newest checkpoint of this run on disk; None: save when stopped
         self.restored_step: int | None = None  # to which the last divergence of this call returned
         self.diverged_at = -1  # the latest step at which this call diverged
         self.recoveries = 0  # of this call
-        self.writer = ThreadPoolExecutor(1)
-        self.writing: tuple[int, Future[None] | None] | None = None  # a step; what writes it, in the main process
+        self.writer = CheckpointWriter(trainer, callbacks)
 
     def should_stop(self) -> bool:
         return self.distributed.any(self.callbacks.should_stop())
@@ -136,7 +134,7 @@ class Run:
         else:
             self.callbacks.log(f"resuming at step {trainer.step}")
             if read_info(checkpoint_path(self.run_dir, trainer.step)).config != strip_paths(trainer.config):
-                self.saved_step = None  # so that new options are not lost
+                self.writer.saved_step = None  # so that new options are not lost
         if guard.count:
             self.callbacks.warn(f"the learning rate is {guard.lr_scale:g} of --lr after {guard.count} divergences")
         self.clock = Clock(trainer.step)
@@ -183,7 +181,7 @@ class Run:
             raise DataError(
                 f"the state of {path} does not fit this run ({reason}); resume with the options it was trained with"
             ) from None
-        self.saved_step = self.trainer.step
+        self.writer.saved_step = self.trainer.step
 
     # --- train ---
 
@@ -197,9 +195,9 @@ class Run:
                 self.log_and_save()
             except Divergence as event:
                 self.recover(event)
-        self.finish_save()
+        self.writer.wait()
         try:
-            if self.saved_step != trainer.step:
+            if self.writer.saved_step != trainer.step:
                 self.save(last=True)
         except Divergence as event:
             self.callbacks.warn(f"stopped at step {trainer.step}, where training diverged: {event}")
@@ -255,50 +253,21 @@ class Run:
     # --- save and recover ---
 
     def save(self, last: bool) -> None:
-        """Write the checkpoint of this step, beside the next steps if those are on a GPU. Raises Divergence for a state
-        that is not finite or beyond the limits, and RjemError as `finish_save` does."""
-        trainer, step = self.trainer, self.trainer.step
-        self.finish_save()
+        """Write the checkpoint of this step. On a GPU, training continues while it is written, unless it is the `last`
+        chance. Raises Divergence for a state that is not finite or beyond the limits, and RjemError if the last
+        checkpoint cannot be written."""
+        trainer = self.trainer
+        self.writer.wait()
         self.clock.note_save()
         trainer.guard.check_means(trainer.metrics.means())
-        snapshot = trainer.snapshot(self.metrics.value_at(step, "val_accuracy"))
-        waits = last or trainer.runtime.device.type == "cpu"  # there, writing would slow the next steps
-        snapshot = snapshot if waits else snapshot.copy()
-        self.writing = step, self.writer.submit(self.write, snapshot) if self.distributed.is_main else None
-        if waits:
-            self.finish_save(last)
-
-    def write(self, snapshot: checkpointing.Snapshot) -> None:
-        """Write a checkpoint, then remove old ones. Raises RjemError."""
-        path = checkpoint_path(self.run_dir, snapshot.info.step)
-        snapshot.write(path)
-        checkpointing.remove_others(self.run_dir, path, self.trainer.config, self.callbacks.warn)
-
-    def finish_save(self, last: bool = False) -> None:
-        """Wait for the checkpoint that is being written, if any. A failure ends the run only if it was the `last`
-        chance: then it raises RjemError."""
-        if self.writing is None:
-            return
-        (step, future), self.writing = self.writing, None
-        error = future.exception() if future else None
-        if error and not isinstance(error, RjemError):
-            raise error
-        if not self.distributed.any(error is not None):
-            self.saved_step = step
-        elif error and last:
-            if newest := checkpoints_in(self.run_dir):
-                raise RjemError(f"{error}; the newest checkpoint is that of step {parse_step(newest[-1])}")
-            raise error
-        elif last:
-            raise PeerLostError("the main process cannot write its checkpoint")
-        elif error:
-            self.callbacks.warn(f"{error}; training continues, and saves again at the next checkpoint")
+        snapshot = trainer.snapshot(self.metrics.value_at(trainer.step, "val_accuracy"))
+        self.writer.start(snapshot, last)
 
     def recover(self, event: Divergence) -> None:
         """Return to the newest checkpoint, halve the learning rate and restart a share of the chains. If it diverged
         again before it passed the step of its last divergence, return to an older checkpoint than that time. Raises
         DivergedError after max_divergences such events of one call."""
-        self.finish_save()
+        self.writer.wait()
         trainer, guard, limit = self.trainer, self.trainer.guard, self.trainer.config.max_divergences
         at = trainer.step if event.step is None else event.step
         count = guard.count + 1  # the checkpoint may be older than an earlier divergence
@@ -314,7 +283,7 @@ class Run:
         latest = None
         if self.restored_step is not None and at <= self.diverged_at:
             latest = self.restored_step - 1
-        elif self.saved_step == self.restored_step:  # newer files are of the steps that diverged
+        elif self.writer.saved_step == self.restored_step:  # newer files are of the steps that diverged
             latest = self.restored_step
         self.restore(latest)
         self.restored_step, self.diverged_at, guard.count = trainer.step, max(at, self.diverged_at), count

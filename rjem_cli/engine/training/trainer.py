@@ -254,7 +254,8 @@ class Trainer:
         if find_not_finite(model.state_dict()):
             raise Divergence("the statistics of the EMA network are not finite")
         info = replace(self.info, step=self.step, images_seen=self.images_seen, val_accuracy=val_accuracy)
-        return Snapshot(info, checkpoint_tensors(model, self.prior), state, self.runtime)
+        prior = self.prior if self.distributed.is_main else None  # only the main process writes
+        return Snapshot(info, checkpoint_tensors(model, prior), state, self.runtime)
 
     def state(self) -> dict[str, Tensor]:
         """Everything to resume from: `model.`, `average.`, `optimizer.` and `sums.` tensors by name; the buffer, float

@@ -60,11 +60,4 @@ def test_the_main_process_chooses_for_all(chosen, monkeypatch):
     first = start_training_runtime(AUTO, None, Distributed(rank=0, world_size=2))
     chosen.clear()
     second = start_training_runtime(AUTO, None, Distributed(rank=1, world_size=2))
-    assert (
-        (first.precision, first.precision_reason)
-        == (second.precision, second.precision_reason)
-        == (
-            "bf16",
-            "auto: chosen",
-        )
-    )
+    assert {(runtime.precision, runtime.precision_reason) for runtime in (first, second)} == {("bf16", "auto: chosen")}

@@ -12,10 +12,11 @@ from rjem_cli import files
 from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.models import tensor_file
 from rjem_cli.engine.models.checkpoint import FORMAT, load_checkpoint, read_info, state_path
+from rjem_cli.engine.models.tensor_file import read_tensors, write_tensors
 from rjem_cli.engine.training import run
-from rjem_cli.engine.training.checkpointing import STATE_FORMAT, Snapshot, latest_valid
+from rjem_cli.engine.training.checkpointing import STATE_FORMAT, Snapshot, latest_valid, read_precision
 from rjem_cli.engine.training.trainer import Trainer
-from rjem_cli.errors import DataError, RjemError
+from rjem_cli.errors import ConfigError, DataError, RjemError
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_in, parse_step
 from tests.engine.training.test_run import train
 from tests.pretend_cuda import PretendCuda
@@ -227,3 +228,33 @@ def test_a_checkpoint_that_fails_beside_the_training_is_reported(tmp_path, monke
     assert [parse_step(path) for path in checkpoints_in(tmp_path)] == steps_on_disk
     told = ["the disk is full; training continues, and saves again at the next checkpoint"]
     assert warnings == ([] if last else told)
+
+
+def test_a_checkpoint_that_fails_is_reported_even_if_training_ends_with_another_error(tmp_path, monkeypatch):
+    train_step, warnings = Trainer.train_step, []
+
+    def fail(snapshot, path):
+        raise RjemError("the disk is full")
+
+    def take_step(trainer):
+        if trainer.step == 4:
+            raise ConfigError("something else")
+        return train_step(trainer)
+
+    with PretendCuda():
+        train(tmp_path, device="cuda", stop_at=0)  # a run with the checkpoint of its start
+        monkeypatch.setattr(Snapshot, "write", fail)
+        monkeypatch.setattr(Trainer, "train_step", take_step)
+        with pytest.raises(ConfigError, match="something else"):
+            train(tmp_path, device="cuda", resume=True, warnings=warnings)
+    assert warnings == ["the disk is full"]
+
+
+@pytest.mark.parametrize("precision", [None, "fp8", ["fp32"]])
+def test_a_state_with_a_forged_precision_is_one_line(tmp_path, precision):
+    result, _ = train(tmp_path, stop_at=3)
+    path = state_path(result.checkpoint)
+    tensors, description = read_tensors(path)
+    write_tensors(path, tensors, description | {"precision": precision})
+    with pytest.raises(DataError, match="has an unknown precision"):
+        read_precision(result.checkpoint, "cpu")
