@@ -13,6 +13,7 @@ import torch
 
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.downloads import DATASET_INFO
+from rjem_cli.engine.data.load import SCIKIT_LEARN_SIDES
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
@@ -21,7 +22,7 @@ from rjem_cli.errors import RjemError
 from rjem_cli.files import json_digest, locked, write_json
 from rjem_cli.paths import timings_dir
 
-MEASURED_DEPTH, MEASURED_IMAGES, REPEATS = 10, 16, 3  # the ratio hardly depends on them
+MEASURED_DEPTH, MEASURED_IMAGES, REPEATS = 10, 4, 3  # the ratio hardly depends on them
 MAX_SIDE = 32  # of the measured images; larger ones would take long
 
 
@@ -45,12 +46,11 @@ def cpu_name() -> str:
 
 
 def bf16_speedup(options: TrainConfig) -> float:
-    """The time of a gradient pass in fp32 over that in bf16, for networks of this width and norm. It is measured once
-    on each machine, in at most two seconds for a width of 10, and cached, so that equal commands train equal
+    """The time of a gradient pass in fp32 over that in bf16, for networks of this width, norm and image size. It is
+    measured once on each machine, in a few seconds for a width of 10, and cached, so that equal commands train equal
     networks."""
-    info = DATASET_INFO.get(options.dataset) if not options.data else None
-    side = min(options.image_size or (info.image_shape[1] if info else MAX_SIDE), MAX_SIDE)
-    machine = [cpu_name(), torch.get_num_threads(), torch.__version__]
+    side = min(options.image_size or known_side(options) or MAX_SIDE, MAX_SIDE)
+    machine = [cpu_name(), torch.__version__]
     path = timings_dir() / f"{json_digest([*machine, options.width, options.norm_layer, side])}.json"
     try:
         with locked(path):
@@ -63,6 +63,14 @@ def bf16_speedup(options: TrainConfig) -> float:
     return speedup
 
 
+def known_side(options: TrainConfig) -> int | None:
+    """The side of the training images; None if they have to be read first."""
+    if options.data:
+        return None
+    info = DATASET_INFO.get(options.dataset)
+    return info.image_shape[1] if info else SCIKIT_LEARN_SIDES.get(options.dataset)
+
+
 def read_speedup(path: Path) -> float | None:
     """None for a file that is missing or invalid."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -71,17 +79,23 @@ def read_speedup(path: Path) -> float | None:
 
 
 def measure_speedup(options: TrainConfig, side: int) -> float:
-    """The shortest of a few passes each, in turns. Other work on the machine only makes a pass longer."""
+    """The shortest of a few passes each, in turns, in the CPU time of one thread: other work on the machine hardly
+    changes that."""
     cpu = torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         model = place(build_model(replace(options, depth=MEASURED_DEPTH), channels=3, num_classes=10), cpu)
         x = torch.zeros(MEASURED_IMAGES, 3, side, side)
     networks = [FrozenLogits(model, dtype) for dtype in (torch.float32, torch.bfloat16)]
     seconds: list[list[float]] = [[], []]
-    for _ in range(1 + REPEATS):  # the first pass warms up
-        for network, times in zip(networks, seconds):
-            start = time.perf_counter()
-            value_and_grad(network, energy, x)
-            times.append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + REPEATS):  # the first pass warms up
+            for network, times in zip(networks, seconds):
+                start = time.process_time()
+                value_and_grad(network, energy, x)
+                times.append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(threads)
     fp32, bf16 = (min(times[1:]) for times in seconds)
     return fp32 / bf16

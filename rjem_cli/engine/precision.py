@@ -31,7 +31,7 @@ def choose_precision(options: RuntimeOptions, device: torch.device) -> tuple[str
             return "bf16", "auto: this GPU multiplies in bf16, which trains networks as good as fp32"
     if device.type == "cuda":
         return "tf32", "auto: fp32 range, on tensor cores where the GPU has them"
-    return "fp32", f"auto: {device.type}"
+    return "fp32", "auto: results should differ as little as possible between machines"
 
 
 def gpu_has_bf16(device: torch.device) -> bool:

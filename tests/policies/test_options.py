@@ -13,7 +13,7 @@ from rjem_cli.config.fields import options
 from rjem_cli.config.sampling import GenerateConfig
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.downloads import DATASET_INFO
-from rjem_cli.engine.data.load import SCIKIT_LEARN_SETS
+from rjem_cli.engine.data.load import SCIKIT_LEARN_SIDES
 from rjem_cli.engine.sampling.request import resolve_plan
 
 PACKAGE = Path(rjem_cli.__file__).parent
@@ -48,4 +48,4 @@ def test_every_option_of_chains_changes_the_plan(name):
 
 
 def test_every_data_set_has_a_loader():
-    assert set(DATASETS) == set(DATASET_INFO) | set(SCIKIT_LEARN_SETS)
+    assert set(DATASETS) == set(DATASET_INFO) | set(SCIKIT_LEARN_SIDES)

@@ -20,8 +20,8 @@ from rjem_cli.engine.data.downloads import load_published
 from rjem_cli.engine.data.images import SPLIT_SEED, ImageSet, Splits, build_splits, concatenate, hash_images
 from rjem_cli.errors import DataError
 
-SCIKIT_LEARN_SETS = ("digits", "shifted-digits")
 CANVAS = 12  # pixels
+SCIKIT_LEARN_SIDES = {"digits": 8, "shifted-digits": CANVAS}
 PLACEMENTS = 16  # of each digit, drawn after the split, so that no digit is in two splits
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
@@ -73,7 +73,7 @@ def load_splits(options: DataOptions, on_progress: OnProgress = noop, warn: Log 
     AbsentError or DataError with the file's name."""
     if options.data:
         return build_user_splits(read_collection_cached(options.data, options.image_size), options)
-    if options.dataset in SCIKIT_LEARN_SETS:
+    if options.dataset in SCIKIT_LEARN_SIDES:
         splits = load_digit_splits(options.val_fraction, shifted=options.dataset == "shifted-digits")
         train, val, test = (resize(part, options.image_size) for part in splits.parts)
         return Splits(splits.name, train, val, test)

@@ -17,7 +17,7 @@ from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS, DEVICE_TYPES = ("fp32", "tf32", "bf16", "fp16"), ("cpu", "cuda", "mps")
 STATE_FORMAT = "rjem-state-5"
 # A resumed run cannot change them
 FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
@@ -63,7 +63,7 @@ def read_intact_state(path: Path) -> dict[str, Tensor]:
     file, RjemError for one that cannot be read."""
     _, description = read_tensors(path)
     tensors, state_description = read_tensors(state_path(path), parse_info(path, description).state_sha256 or "none")
-    check_format(path, state_description)
+    check_description(path, state_description)
     if int(tensors.get("step", -1)) != parse_step(path):
         raise DataError(f"{state_path(path)} is not the state of step {parse_step(path)}")
     return tensors
@@ -73,16 +73,17 @@ def read_precision(path: Path, device_type: str) -> str | None:
     """The precision of the run up to this checkpoint; None if it was trained on another type of device. Raises
     AbsentError or DataError for a missing or damaged state."""
     description = read_description(state_path(path))
-    check_format(path, description)
-    precision = description.get("precision")
-    if precision not in PRECISIONS:
-        raise DataError(f"{state_path(path)} has an unknown precision; use another checkpoint")
-    return precision if description.get("device") == device_type else None
+    check_description(path, description)
+    return description["precision"] if description["device"] == device_type else None
 
 
-def check_format(path: Path, description: Description) -> None:
+def check_description(path: Path, description: Description) -> None:
+    """Raises DataError for the description of a state that rjem did not write."""
     if description.get("format") != STATE_FORMAT:
         raise DataError(f"{state_path(path)} is not in format {STATE_FORMAT}; use another checkpoint")
+    device, precision = description.get("device"), description.get("precision")
+    if precision not in PRECISIONS or device not in DEVICE_TYPES or (precision == "tf32" and device != "cuda"):
+        raise DataError(f"{state_path(path)} has an unknown device or precision; use another checkpoint")
 
 
 def latest_valid(run_dir: Path, warn: Log) -> Path:
@@ -90,7 +91,7 @@ def latest_valid(run_dir: Path, warn: Log) -> Path:
     newer ones that are damaged. Raises DataError if there is none, RjemError for a file that cannot be read."""
     for path in reversed(checkpoints_in(run_dir)):
         try:
-            check_format(path, read_description(state_path(path), read_info(path).state_sha256 or "none"))
+            check_description(path, read_description(state_path(path), read_info(path).state_sha256 or "none"))
         except (AbsentError, DataError) as error:
             warn(f"skipped: {error}")
         else:

@@ -31,7 +31,7 @@ class StepScalars(NamedTuple):
     step: int
     names: list[str]
     values: Tensor
-    copied: torch.cuda.Event | None
+    copied: "torch.cuda.Event | None"
 
 
 @dataclass

@@ -250,11 +250,17 @@ def test_a_checkpoint_that_fails_is_reported_even_if_training_ends_with_another_
     assert warnings == ["the disk is full"]
 
 
-@pytest.mark.parametrize("precision", [None, "fp8", ["fp32"]])
-def test_a_state_with_a_forged_precision_is_one_line(tmp_path, precision):
-    result, _ = train(tmp_path, stop_at=3)
-    path = state_path(result.checkpoint)
-    tensors, description = read_tensors(path)
-    write_tensors(path, tensors, description | {"precision": precision})
-    with pytest.raises(DataError, match="has an unknown precision"):
-        read_precision(result.checkpoint, "cpu")
+@pytest.mark.parametrize("forged", [{"precision": None}, {"precision": "fp8"}, {"precision": "tf32"}, {"device": "x"}])
+def test_a_state_with_a_forged_precision_is_skipped(tmp_path, forged):
+    train(tmp_path, stop_at=5)
+    older, newest = checkpoints_in(tmp_path)
+    tensors, description = read_tensors(state_path(newest))
+    sha256 = write_tensors(state_path(newest), tensors, description | forged)
+    tensors, description = read_tensors(newest)
+    write_tensors(newest, tensors, description | {"info": description["info"] | {"state_sha256": sha256}})
+    warnings = []
+    assert latest_valid(tmp_path, warnings.append) == older
+    (warning,) = warnings
+    assert warning.startswith("skipped: ") and "has an unknown device or precision" in warning
+    with pytest.raises(DataError, match="has an unknown device or precision"):
+        read_precision(newest, "cpu")
