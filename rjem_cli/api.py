@@ -128,10 +128,8 @@ def attack(
         labels = parse_labels(model, y)
         check_images(model, x, labels)
         seeds, batches = config.seed + torch.arange(len(x)), BatchSizer(config.batch_size)
-        images = x.float(), labels, seeds
-        networks = model.scoring_fn, model.logits_fn
-        attacked = attack_images(networks[0], plan, radius, *images, model.device, batches, search_fn=networks[1])
-        return AttackResult(*attacked)
+        network, search, images = model.scoring_fn, model.logits_fn, (x.float(), labels, seeds)
+        return AttackResult(*attack_images(network, plan, radius, *images, model.device, batches, search_fn=search))
 
 
 def score(subject: Tensor | str | Path | Model, reference: str | None = None, **options: Any) -> Scores:

@@ -28,6 +28,7 @@ OWN_IMAGES_PRESET = "cifar10-small"  # of rjem train --data
 EMBEDDED_PRESET = "quickstart"  # of rjem train without --dataset and --data
 STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "intra_fid", "diversity", "memorization")
 STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths
 FEATURES = ("auto", "inception", "efficientnet-lite0", "dinov2", "judge")  # beside paths
@@ -91,7 +92,7 @@ class RuntimeOptions(DeviceOptions):
     precision: str = option(
         "auto",
         "Arithmetic of the network (chain states stay fp32); fp16 for GPUs without bf16",
-        choices=("auto", "fp32", "tf32", "bf16", "fp16"),
+        choices=("auto", *PRECISIONS),
     )
     compile: bool | None = option(None, "Compile the network with torch.compile; takes 30 s or more (default: no)")
     cuda_graphs: bool = option(True, "Replay steps of chains and attacks as CUDA graphs (one CUDA GPU only)")

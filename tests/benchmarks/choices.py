@@ -16,7 +16,6 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rjem_cli.engine.cpu_speed import cpu_name, has_bf16_units
@@ -24,7 +23,17 @@ from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.runtime import keep_freed_memory
-from tests.benchmarks.passes import DTYPES, NORMS, PASSES, SIZES, Call, Case, build_network, time_second
+from tests.benchmarks.passes import (
+    DTYPES,
+    NORMS,
+    PASSES,
+    SIZES,
+    Call,
+    Case,
+    build_loss_pass,
+    build_network,
+    time_second,
+)
 from tests.benchmarks.speed import quartiles
 
 FORMATS = {"": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -38,14 +47,7 @@ def build_pass(model: nn.Module, x: Tensor, labels: Tensor, kind: str, dtype: to
         frozen.network.to(memory_format=FORMATS.get(variant, torch.channels_last))
         return lambda: value_and_grad(frozen, energy, x)
     network = torch.compile(model.train(), dynamic=False) if variant == "compiled" else model.train()
-
-    def loss_pass() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            logits_BK = network(x)
-        F.cross_entropy(logits_BK.float(), labels).backward()
-
-    return loss_pass
+    return build_loss_pass(network, x, labels, dtype)
 
 
 def measure(size: str, kind: str, norm: str, precisions: list[str], rounds: int) -> list[str]:

@@ -68,7 +68,11 @@ def build_pass(case: Case) -> Call:
     if case.kind == "chain":
         frozen = FrozenLogits(model, dtype)
         return lambda: value_and_grad(frozen, energy, x)
-    model.train()
+    return build_loss_pass(model.train(), x, labels, dtype)
+
+
+def build_loss_pass(model: Any, x: Tensor, labels: Tensor, dtype: torch.dtype) -> Call:
+    """`model` may be compiled."""
 
     def loss_pass() -> None:
         model.zero_grad(set_to_none=True)

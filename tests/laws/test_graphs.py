@@ -153,8 +153,23 @@ def test_a_step_with_a_closure_is_not_recorded(cuda, model):
         assert torch.equal(found, expected)
 
 
+def test_forward_passes_outside_of_steps_are_not_replayed(cuda, model):
+    """Two forward passes before a backward pass need memory of their own."""
+    frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)
+    for _ in range(EAGER_RUNS + 1):
+        run_step(EVALUATE, frozen, images(5))
+    gradients = []
+    with cuda.recording() as record:
+        for network in (frozen, plain):
+            x, other = images(5).requires_grad_(), (-images(5)).requires_grad_()
+            (energy(network(x)) - energy(network(other))).sum().backward()
+            gradients.append((x.grad, other.grad))
+    assert frozen.graphs.graphs and replays(record) == 0
+    assert all(torch.equal(one, other) for one, other in zip(*gradients))
+
+
 def test_graphs_are_freed_before_a_batch_is_called_too_large(cuda, model):
-    """Their memory is no reason for smaller batches."""
+    """So that the caller halves a batch only if it does not fit without graphs either."""
     frozen, x = FrozenLogits(model, graphs=True), images(6)
     for _ in range(EAGER_RUNS + 1):
         run_step(EVALUATE, frozen, images(5))

@@ -63,10 +63,11 @@ class AttackJob(robustness.AttackSetup):
         shape = self.dataset.images.image_shape
         batch_size = min(find_batch_size(self.logits_fn, shape, self.batches, self.device), len(self.dataset))
         batches, radii = math.ceil(len(self.dataset) / batch_size), len(self.radii)
-        exact, search = (
-            time_pass(network, shape, batch_size, self.device) for network in (self.logits_fn, self.search_fn)
-        )
-        confirmations = self.plan.restarts / 3 * (self.search_fn is not self.logits_fn)
+        exact = time_pass(self.logits_fn, shape, batch_size, self.device)
+        if self.search_fn is self.logits_fn:
+            return batches * (1 + self.plan.passes * radii) * exact
+        search = time_pass(self.search_fn, shape, batch_size, self.device)
+        confirmations = self.plan.restarts / 3
         return batches * ((1 + confirmations * radii) * exact + self.plan.passes * radii * search)
 
     def run(

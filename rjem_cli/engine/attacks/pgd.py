@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from rjem_cli.engine.gradients import LogitsFn, run_step, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, gradient_step, run_step
 from rjem_cli.engine.noise import ATTACK_STREAM, standard_normal, uniform
 
 TINY = 1e-12
@@ -132,7 +132,7 @@ def attack_step(
     norm: str,
 ) -> tuple[Tensor, ...]:
     """x after one PGD step; and at the x before it the logits, the loss and its gradient."""
-    evaluation = value_and_grad(logits_fn, partial(loss_fn, labels_B=labels_B), x)
+    evaluation = gradient_step(logits_fn, x, labels_B, objective=loss_fn)
     return pgd_step(x, center, evaluation.gradient, step_size, eps, norm), *evaluation
 
 

@@ -250,6 +250,7 @@ def attack_images(
     gets the images done since its last call, summed over restarts, and the number of successes so far. Raises RjemError
     for gradients that are not finite.
     """
+    search_fn = search_fn or logits_fn
     nothing_B = torch.full((len(x),), -torch.inf)
     best = AttackResult(x.cpu().clone(), torch.zeros(len(x), dtype=torch.bool), nothing_B)
 
@@ -258,8 +259,8 @@ def attack_images(
         start = center
         if plan.start == "random" or restart > 0:
             start = random_start(center, seeds_B[rows].to(device), eps, plan.norm, restart)
-        result = run_restart(search_fn or logits_fn, plan, eps, start, center, labels)
-        if search_fn not in (None, logits_fn):
+        result = run_restart(search_fn, plan, eps, start, center, labels)
+        if search_fn is not logits_fn:
             result = confirm(logits_fn, plan, eps, start, center, labels, result)
         return AttackResult(*(part.cpu() for part in result))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rjem_cli.config.sampling import ChainOptions
 from rjem_cli.config.training import TrainConfig
-from rjem_cli.engine.gradients import LogitsFn, run_step, value_and_grad
+from rjem_cli.engine.gradients import LogitsFn, gradient_step, run_step
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.errors import ConfigError
 
@@ -90,7 +90,7 @@ def langevin_step(
 ) -> tuple[Tensor, ...]:
     """x after one outer step; and at the x before it the logits, the energy and its gradient."""
     labels = () if labels_B is None else (labels_B,)
-    evaluation = value_and_grad(logits_fn, lambda logits_BK: energy_fn(logits_BK, *labels), x)
+    evaluation = gradient_step(logits_fn, x, *labels, objective=energy_fn)
     draws = None if noise is None else chain.noise_std * noise
     gradient = evaluation.gradient / chain.temperature
     return sgld_step(x, gradient, chain.step_size, chain.grad_clip, draws, clamp), *evaluation

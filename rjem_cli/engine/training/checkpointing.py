@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rjem_cli.config.common import PRECISIONS
 from rjem_cli.config.fields import flag_name
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.callbacks import Log
@@ -17,7 +18,7 @@ from rjem_cli.errors import AbsentError, DataError, OptionError, RjemError
 from rjem_cli.files import LEFTOVER, check_space, check_writable, explained, make_dir
 from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, parse_step
 
-PRECISIONS, DEVICE_TYPES = ("fp32", "tf32", "bf16", "fp16"), ("cpu", "cuda", "mps")
+DEVICE_TYPES = ("cpu", "cuda", "mps")
 STATE_FORMAT = "rjem-state-5"
 # A resumed run cannot change them
 FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")

@@ -257,7 +257,6 @@ class Run:
         chance. Raises Divergence for a state that is not finite or beyond the limits, and RjemError if the last
         checkpoint cannot be written."""
         trainer = self.trainer
-        self.writer.wait()
         self.clock.note_save()
         trainer.guard.check_means(trainer.metrics.means())
         snapshot = trainer.snapshot(self.metrics.value_at(trainer.step, "val_accuracy"))

@@ -16,6 +16,7 @@ from rjem_cli.engine.data.images import ImageSet, Splits
 from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
+from rjem_cli.engine.models.graphs import EAGER_RUNS
 from rjem_cli.engine.models.wide_resnet import build_model, place
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
@@ -28,7 +29,7 @@ from tests.benchmarks.gpu.sizes import Network
 from tests.benchmarks.speed import SHAPE
 
 MB = 1e6
-SAMPLE_STEPS = 5  # graphs are recorded in the fourth step
+SAMPLE_STEPS = EAGER_RUNS + 2  # so that graphs are recorded and replayed
 LIMITED_IMAGES, LIMITED_BYTES = 2048, 2 * 2**30  # so many images need more than that in a gradient of WRN-16-4
 BISECTIONS = 3
 TOLERANCE = 1e-4  # of gradients over the largest: another batch size may take another algorithm
