@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-SPIN_COUNT = 2500
+SPIN_COUNT = 10_000
 SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", SPIN_VARIABLE)
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per period, and the period

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.kernels import Kernels
+from rjem_cli.engine.kernels import kernels_of
+from rjem_cli.engine.parallel import check_cancelled
 
 LogitsFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> logits (B, K)
 Objective = Callable[[Tensor], Tensor]  # logits (B, K) -> (B,)
@@ -19,12 +20,6 @@ class Evaluation(NamedTuple):
     logits_BK: Tensor
     value_B: Tensor
     gradient: Tensor
-
-
-def kernels_of(logits_fn: LogitsFn) -> Kernels:
-    """Those that a frozen network asks for; fp32 products and reproducible kernels for any other function."""
-    kernels: Kernels = getattr(logits_fn, "kernels", Kernels())
-    return kernels
 
 
 def value_and_grad(logits_fn: LogitsFn, objective: Objective, x: Tensor) -> Evaluation:
@@ -45,6 +40,8 @@ def gradient_step(logits_fn: LogitsFn, x: Tensor, *tensors: Tensor, objective: C
 
 def run_step(step: Step, logits_fn: LogitsFn, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """step(logits_fn, *tensors). A frozen network with `graphs` replays a step that is run often as a CUDA graph.
-    Such a step must read only its arguments and the network's weights, all on the device (`StepGraphs`)."""
+    Such a step must read only its arguments and the network's weights, all on the device (`StepGraphs`). Raises
+    CancelledError in a part of `run_parts` that was cancelled."""
+    check_cancelled()
     graphs = getattr(logits_fn, "graphs", None)
     return step(logits_fn, *tensors) if graphs is None else graphs.run(step, logits_fn, *tensors)  # type: ignore[no-any-return]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rjem_cli.config.common import NetworkOptions, RuntimeOptions
-from rjem_cli.engine.gradients import LogitsFn, kernels_of
-from rjem_cli.engine.kernels import Kernels
+from rjem_cli.engine.gradients import LogitsFn
+from rjem_cli.engine.kernels import Kernels, kernels_of
 from rjem_cli.engine.models.checkpoint import Checkpoint, CheckpointInfo
 from rjem_cli.engine.models.custom_model import load_network
 from rjem_cli.engine.models.energy import energy, joint_energy

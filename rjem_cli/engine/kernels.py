@@ -33,6 +33,12 @@ class Kernels:
             restore()
 
 
+def kernels_of(logits_fn: Any) -> Kernels:
+    """Those that a frozen network asks for; fp32 products and reproducible kernels for any other function."""
+    kernels: Kernels = getattr(logits_fn, "kernels", Kernels())
+    return kernels
+
+
 def use_tf32(enabled: bool) -> Callable[[], None]:
     """Switch TF32 on or off, and return a function that restores what was before. PyTorch has older and newer switches.
     It refuses to read the older ones once the newer ones differ from them, so then the newer ones are used."""

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # in bytes
 PROCESS_BYTES = 120_000_000  # on top of network passes: writers, figures and their imports, measured for generate
 
 
@@ -15,18 +17,22 @@ def estimated_bytes(device: torch.device) -> int | None:
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """The memory of a GPU, or of this machine, in bytes; None if the system does not report it."""
+    """The memory of a GPU, or `memory_limit()`."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return physical_memory()
+    return memory_limit()
 
 
-def physical_memory() -> int | None:
-    """Physical memory in bytes; None if the system does not report it (Windows)."""
+def memory_limit() -> int | None:
+    """Physical memory, or what a container may use of it, in bytes; None if the system does not report it (Windows)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    try:
+        return min(physical, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no limit ("max"), or another system
+        return physical
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -89,7 +89,7 @@ def test_a_folder_whose_name_ends_like_a_part_is_that_folder(rjem, own_home, tmp
 
 
 def test_images_that_would_not_fit_into_memory_are_refused_before_they_are_made(rjem, monkeypatch):
-    monkeypatch.setattr("rjem_cli.engine.data.decode.physical_memory", lambda: 10_000_000)
+    monkeypatch.setattr("rjem_cli.engine.data.decode.memory_limit", lambda: 10_000_000)
     outcome = rjem("train", "--dataset", "digits", "--image-size", 512, *TINY)
     assert outcome.code == 1 and "do not fit into memory; lower --image-size 512" in outcome.err
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from rjem_cli.engine.gradients import kernels_of, value_and_grad
-from rjem_cli.engine.kernels import Kernels
+from rjem_cli.engine.gradients import value_and_grad
+from rjem_cli.engine.kernels import Kernels, kernels_of
 
 
 def switches() -> tuple[bool, bool, bool, bool]:

@@ -21,7 +21,8 @@ from rjem_cli.engine.attacks.pgd import cross_entropy
 from rjem_cli.engine.attacks.robustness import AttackProgress, AttackSetup, CleanResult, RadiusResult
 from rjem_cli.engine.callbacks import Log, noop
 from rjem_cli.engine.data.images import to_model
-from rjem_cli.engine.gradients import kernels_of, value_and_grad
+from rjem_cli.engine.gradients import value_and_grad
+from rjem_cli.engine.kernels import kernels_of
 from rjem_cli.engine.timing import median_seconds
 from rjem_cli.errors import AbsentError, ConfigError
 from rjem_cli.files import json_digest, locked, write_atomically

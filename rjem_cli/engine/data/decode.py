@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rjem_cli.engine.data.archives import LFS_SIGNATURE, Member
 from rjem_cli.engine.data.png import from_image, to_image
-from rjem_cli.engine.memory import physical_memory
+from rjem_cli.engine.memory import memory_limit
 from rjem_cli.errors import AbsentError, DataError
 
 # Not EPS, which Pillow passes to another program, and not HDF5 or MPEG, which do not hold photographs
@@ -110,7 +110,7 @@ def decode_in_order(members: Iterable[Member], location: str, image_size: int | 
 
 def check_memory(byte_count: int, what: str, remedy: str) -> None:
     """Raises DataError for decoded images that would take too much of this machine's memory."""
-    memory = physical_memory()
+    memory = memory_limit()
     if memory is not None and byte_count > MAX_MEMORY_SHARE * memory:
         raise DataError(f"{what} do not fit into memory; {remedy}")
 

@@ -136,6 +136,7 @@ class FrozenLogits:
             self.network.to(dtype)
         self.compute: LogitsFn = torch.compile(self.network, dynamic=False) if compiled else self.network
         self.graphs = StepGraphs() if graphs and not compiled and self.network is not model else None
+        self.thread_safe = not compiled and self.network is not model  # a user's network may keep state
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
         """Copy the current weights and statistics of `model`, a WideResNet."""

@@ -5,7 +5,8 @@ its block. So a sample has the same bits for any batch size, any shard, and afte
 the requested samples is dropped.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,12 @@ from rjem_cli.engine.data.png import contact_sheet, side_by_side
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.prior import ClassGaussianPrior
+from rjem_cli.engine.parallel import run_parts
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, Sampler, build_sampler, prior_start
 from rjem_cli.engine.sampling.request import SampleConfig, SampleRequest, describe_request, resolve_request
 from rjem_cli.engine.sampling.starts import Start, load_start, predict_classes
-from rjem_cli.engine.timing import find_batch_size, time_pass
+from rjem_cli.engine.timing import find_batch_size, find_parts, time_pass
 from rjem_cli.errors import ConfigError, RjemError
 
 NOT_FINITE_HINT = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
@@ -41,11 +43,12 @@ class SampleBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleSetup:
-    """What will be sampled, before the starts of the chains are read or fitted."""
+    """What will be sampled, before the starts of the chains are read or fitted; `parallel`: how many blocks at once."""
 
     config: SampleConfig
     model: Model
     request: SampleRequest
+    parallel: int = 1
 
     @classmethod
     def load(cls, config: SampleConfig, path: Path | None, log: Log = noop) -> "SampleSetup":
@@ -59,20 +62,23 @@ class SampleSetup:
         return cls(config, model, resolve_request(config, model.info, model.device.type))
 
     def fit_memory(self, log: Log = noop) -> "SampleSetup":
-        """The same setup with blocks that fit into memory, found by one pass of a block. Samples of smaller blocks
-        differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
+        """The same setup with blocks that fit into memory, found by one pass of a block, and as many at once as may
+        take half of it. Samples of smaller blocks differ in their last bits, so a given --block-size is not changed.
+        Raises ConfigError if it does not fit."""
         given, model = self.config.block_size, self.model
         sizer = BatchSizer(self.request.block_size, log if given is None else noop)
         size = find_batch_size(model.logits_fn, model.image_shape, sizer, model.device)
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
-        return replace(self, request=replace(self.request, block_size=size))
+        request = replace(self.request, block_size=size)
+        parallel = find_parts(model.logits_fn, model.image_shape, size, request.block_count, model.device)
+        return replace(self, request=request, parallel=parallel)
 
     def estimate_seconds(self) -> float:
         """The time of all gradient steps, from the time of a few."""
-        model = self.model
-        seconds = time_pass(model.logits_fn, model.image_shape, self.request.block_size, model.device)
-        return self.request.block_count * self.request.plan.gradient_steps * seconds
+        model, request, count = self.model, self.request, self.parallel * self.request.block_size
+        seconds = time_pass(model.logits_fn, model.image_shape, count, model.device, self.parallel)
+        return request.gradient_steps / count * seconds
 
     def load_start(self) -> "SampleJob":
         """Read or fit what the chains start from. Raises AbsentError, DataError or ConfigError."""
@@ -104,15 +110,17 @@ class SampleJob:
     def generate(self, *, skip: int = 0, batch_size: int) -> Iterator[SampleBatch]:
         """The requested samples without the first `skip`. The host waits for the device once per block. Raises
         RjemError with the index of a sample that is not finite."""
-        device = self.setup.model.device
-        return generate(self.sampler, self.request, skip=skip, batch_size=batch_size, device=device)
+        return join_blocks(self.sample_blocks(skip), self.request.first + skip, batch_size)
+
+    def sample_blocks(self, skip: int = 0) -> Iterator[Tensor]:
+        model, request = self.setup.model, self.request
+        first, parallel = request.first + skip, self.setup.parallel
+        return sample_blocks(self.sampler, request, first, request.stop, model.device, model.logits_fn, parallel)
 
     def sample(self) -> Tensor:
         """All requested samples, float (N, C, H, W) in [-1, 1] on the device. Raises RjemError with the index of a
         sample that is not finite."""
-        request = self.request
-        blocks = sample_blocks(self.sampler, request, request.first, request.stop, self.setup.model.device)
-        return torch.cat(list(blocks)).clamp(-1, 1)
+        return torch.cat(list(self.sample_blocks())).clamp(-1, 1)
 
     def first_starts(self, count: int) -> Tensor:
         """The starts of the first `count` samples, uint8 (count, C, H, W) on the host."""
@@ -122,28 +130,46 @@ class SampleJob:
 
 
 def sample_blocks(
-    sampler: Sampler, request: SampleRequest, first: int, stop: int, device: torch.device
+    sampler: Sampler,
+    request: SampleRequest,
+    first: int,
+    stop: int,
+    device: torch.device,
+    logits_fn: LogitsFn | None = None,
+    parallel: int = 1,
 ) -> Iterator[Tensor]:
-    """float (b, C, H, W): the requested part of each block of samples first .. stop - 1, in order. Raises RjemError for
-    a sample that is not finite."""
+    """float (b, C, H, W): the requested part of each block of samples first .. stop - 1, in order. Up to `parallel`
+    blocks run at once, for which the sampler's stages must be functions of their arguments and `logits_fn`. Raises
+    RjemError for a sample that is not finite."""
     size, start = request.block_size, request.seed + first
-    for block in range(start - start % size, request.seed + stop, size) if first < stop else ():
+
+    def sample_block(block: int) -> Tensor:
         seeds = torch.arange(block, block + size)
         x = sampler(request.labels(seeds - request.seed), seeds.to(device, non_blocking=True))
-        x = x[max(0, start - block) : request.seed + stop - block]
-        invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
-        if len(invalid):
-            index = max(start, block) - request.seed + int(invalid[0])
-            raise RjemError(f"sample {index} is not finite; {NOT_FINITE_HINT}")
-        yield x
+        return x[max(0, start - block) : request.seed + stop - block]
+
+    blocks = range(start - start % size, request.seed + stop, size) if first < stop else ()
+    with closing(run_parts(logits_fn, sample_block, blocks, parallel)) as results:
+        for block, x in zip(blocks, results):
+            invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
+            if len(invalid):
+                index = max(start, block) - request.seed + int(invalid[0])
+                raise RjemError(f"sample {index} is not finite; {NOT_FINITE_HINT}")
+            yield x
 
 
 def generate(
     sampler: Sampler, request: SampleRequest, *, skip: int, batch_size: int, device: torch.device
 ) -> Iterator[SampleBatch]:
     """`SampleJob.generate` for any sampler, such as one with stages of your own."""
-    first, pixels = request.first + skip, torch.empty(0, dtype=torch.uint8)
-    for x in sample_blocks(sampler, request, first, request.stop, device):
+    first = request.first + skip
+    return join_blocks(sample_blocks(sampler, request, first, request.stop, device), first, batch_size)
+
+
+def join_blocks(blocks: Iterable[Tensor], first: int, batch_size: int) -> Iterator[SampleBatch]:
+    """Samples first .., from blocks float (b, C, H, W), in batches of `batch_size`."""
+    pixels = torch.empty(0, dtype=torch.uint8)
+    for x in blocks:
         block = to_pixels(x).cpu()
         pixels = torch.cat([pixels, block]) if len(pixels) else block
         while len(pixels) >= batch_size:
