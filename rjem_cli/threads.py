@@ -3,14 +3,14 @@
 PyTorch's threads wait at the end of each parallel loop. libgomp, the OpenMP library of PyTorch on Linux, lets them spin
 300,000 times before they sleep. On a machine with other work, a thread that spins takes the core from the thread it
 waits for, and training beside other work takes many times as long. A thread that sleeps at once leaves the core
-free, but takes long to wake up. A short spin costs little in either case (docs/measurements.md).
+free, but takes long to wake up. 5,000 spins, about 0.1 ms, are a compromise (docs/measurements.md).
 """
 
 import os
 import sys
 from pathlib import Path
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 5_000
 SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", SPIN_VARIABLE)
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per period, and the period
@@ -39,7 +39,7 @@ def limited_cores(path: Path) -> int | None:
 
 
 def describe_waiting() -> str:
-    """What is set in this process, such as `GOMP_SPINCOUNT=2500 (auto)`."""
+    """What is set in this process, such as `GOMP_SPINCOUNT=5000 (auto)`."""
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
     if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
         return f"{chosen[0]} (auto: short, so that jobs side by side do not block each other)"

@@ -41,7 +41,7 @@ def gradient_step(logits_fn: LogitsFn, x: Tensor, *tensors: Tensor, objective: C
 def run_step(step: Step, logits_fn: LogitsFn, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """step(logits_fn, *tensors). A frozen network with `graphs` replays a step that is run often as a CUDA graph.
     Such a step must read only its arguments and the network's weights, all on the device (`StepGraphs`). Raises
-    CancelledError in a part of `run_parts` that was cancelled."""
+    CancelledError where nobody waits for the result any more (`run_in_parallel`)."""
     check_cancelled()
     graphs = getattr(logits_fn, "graphs", None)
     return step(logits_fn, *tensors) if graphs is None else graphs.run(step, logits_fn, *tensors)  # type: ignore[no-any-return]

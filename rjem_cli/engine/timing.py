@@ -13,7 +13,7 @@ from rjem_cli.engine.gradients import LogitsFn, gradient_step, run_step, value_a
 from rjem_cli.engine.memory import memory_limit, peak_bytes
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.graphs import EAGER_RUNS
-from rjem_cli.engine.parallel import count_parts, run_parts
+from rjem_cli.engine.parallel import parallel_limit, run_in_parallel
 from rjem_cli.errors import is_out_of_memory
 
 MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and is not counted
@@ -51,35 +51,35 @@ def find_batch_size(
     return batches.max_batch_size
 
 
-def find_parts(
+def find_parallel(
     logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, limit: int, device: torch.device
 ) -> int:
-    """How many batches of `count` images may run at once (`run_parts`), at most `limit`: those whose gradients take at
-    most half of the memory, going by the peak so far, which is after the pass of one."""
+    """How many batches of `count` images may go through the network at once, at most `limit`, with at most half of the
+    memory. Call it after the pass of one batch, whose peak memory tells what each takes."""
     memory, peak = memory_limit(), peak_bytes(device)
-    parts = count_parts(logits_fn, device, min(limit, memory // 2 // peak if memory and peak else 1))
-    if parts == 1:
+    parallel = parallel_limit(logits_fn, device, min(limit, memory // 2 // peak if memory and peak else 1))
+    if parallel == 1:
         return 1
     try:
-        run_pass(logits_fn, torch.zeros(parts * count, *image_shape, device=device), parts)
+        run_pass(logits_fn, torch.zeros(parallel * count, *image_shape, device=device), parallel)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return 1
-    return parts
+    return parallel
 
 
-def run_pass(logits_fn: LogitsFn, x: Tensor, parts: int) -> None:
-    """One gradient step over the images x (B, C, H, W), in parts at once."""
+def run_pass(logits_fn: LogitsFn, x: Tensor, parallel: int) -> None:
+    """One gradient step over the images x (B, C, H, W), in `parallel` equal parts at once."""
     step = partial(gradient_step, objective=energy)
-    list(run_parts(logits_fn, lambda part: run_step(step, logits_fn, part), x.chunk(parts), parts))
+    list(run_in_parallel(logits_fn, lambda part: run_step(step, logits_fn, part), x.chunk(parallel), parallel))
 
 
 def time_pass(
-    logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, device: torch.device, parts: int = 1
+    logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, device: torch.device, parallel: int = 1
 ) -> float:
-    """Seconds of one gradient pass over `count` images, in parts at once."""
+    """Seconds of one gradient pass over `count` images, in `parallel` equal parts at once."""
     x = torch.zeros(count, *image_shape, device=device)
     for _ in range(EAGER_RUNS if getattr(logits_fn, "graphs", None) else 0):  # so that a graph is timed
-        run_pass(logits_fn, x, parts)
-    return median_seconds(lambda: run_pass(logits_fn, x, parts), device)
+        run_pass(logits_fn, x, parallel)
+    return median_seconds(lambda: run_pass(logits_fn, x, parallel), device)

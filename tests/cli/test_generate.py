@@ -169,14 +169,14 @@ def files_beside(output: Path) -> set[str]:
 
 def interrupt(rjem, monkeypatch, batch_count, *arguments):
     """Run a command whose chains fail after some batches."""
-    original = sampling.generate
+    original = sampling.join_blocks
 
     def fail(*args, **kwargs):
         yield from itertools.islice(original(*args, **kwargs), batch_count)
         raise RjemError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "generate", fail)
+        patch.setattr(sampling, "join_blocks", fail)
         assert rjem(*arguments).code == 1
 
 

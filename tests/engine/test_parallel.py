@@ -1,4 +1,4 @@
-"""Parts of the work run side by side on a CPU, in order, and stop when nobody waits for them."""
+"""Blocks run side by side on a CPU. Results come in order, and work ends when nobody waits for it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from rjem_cli.engine import memory, timing
-from rjem_cli.engine.attacks.pgd import pgd
 from rjem_cli.engine.gradients import gradient_step, run_step
 from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.wide_resnet import WideResNet
-from rjem_cli.engine.parallel import MAX_PARTS, MIN_IMAGES, count_parts, run_parts, split_batch
-from rjem_cli.engine.timing import find_parts
+from rjem_cli.engine.parallel import MAX_PARALLEL, parallel_limit, run_in_parallel
+from rjem_cli.engine.timing import find_parallel
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -42,32 +41,32 @@ def run_forever(logits_fn):
         run_step(partial(gradient_step, objective=energy), logits_fn, torch.zeros(1, *SHAPE))
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_results_come_in_the_order_of_the_items(parts, frozen, four_threads):
+@pytest.mark.parametrize("parallel", [1, 2, 4])
+def test_results_come_in_the_order_of_the_items(parallel, frozen, four_threads):
     release = threading.Event()
 
     def work(item):
-        if parts > 1 and item == 0:
+        if parallel > 1 and item == 0:
             assert release.wait(10)  # a later item is done before the first
         release.set()
         return 10 * item
 
-    assert list(run_parts(frozen, work, range(7), parts)) == [0, 10, 20, 30, 40, 50, 60]
+    assert list(run_in_parallel(frozen, work, range(7), parallel)) == [0, 10, 20, 30, 40, 50, 60]
 
 
 def test_only_a_few_items_are_begun_ahead_of_the_caller(frozen, four_threads):
     begun = []
-    results = run_parts(frozen, lambda item: begun.append(item), range(100), 2)
+    results = run_in_parallel(frozen, lambda item: begun.append(item), range(100), 2)
     next(results)
     results.close()
     assert len(begun) <= 3
 
 
-def test_parts_share_the_threads_and_give_them_back(frozen, four_threads):
+def test_blocks_share_the_threads_and_give_them_back(frozen, four_threads):
     def count_threads(item):
         return torch.get_num_threads()
 
-    assert list(run_parts(frozen, count_threads, range(4), 2)) == [2] * 4
+    assert list(run_in_parallel(frozen, count_threads, range(4), 2)) == [2] * 4
     seen = [torch.get_num_threads()]
     later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
     later.start()
@@ -75,7 +74,7 @@ def test_parts_share_the_threads_and_give_them_back(frozen, four_threads):
     assert seen == [4, 4]
 
 
-def test_an_error_in_a_part_ends_the_others(frozen, four_threads):
+def test_an_error_ends_the_work_beside_it(frozen, four_threads):
     begun, ended = threading.Event(), threading.Event()
 
     def work(item):
@@ -90,59 +89,44 @@ def test_an_error_in_a_part_ends_the_others(frozen, four_threads):
             raise
 
     with pytest.raises(MemoryError):
-        list(run_parts(frozen, work, range(2), 2))
+        list(run_in_parallel(frozen, work, range(2), 2))
     assert ended.is_set()
 
 
-def test_parts_end_when_the_caller_stops(frozen, four_threads):
+def test_work_ends_when_the_caller_stops(frozen, four_threads):
     """As after a second signal: nothing may run on while the process ends."""
-    results = run_parts(frozen, lambda item: run_forever(frozen) if item else item, range(3), 2)
+    results = run_in_parallel(frozen, lambda item: run_forever(frozen) if item else item, range(3), 2)
     assert next(results) == 0
     results.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
-def test_the_user_s_switches_are_restored_whichever_part_ends_last(frozen, four_threads):
+def test_the_user_s_switches_are_restored_whichever_pass_ends_last(frozen, four_threads):
     network = FrozenLogits(WideResNet(1, num_classes=10, depth=10, width=1, norm="none"), kernels=Kernels(tf32=True))
     torch.backends.cudnn.benchmark = True
     try:
         work = partial(gradient_step, network, objective=energy)
-        list(run_parts(network, lambda count: work(torch.zeros(count, *SHAPE)), [1, 9] * 20, 3))
+        list(run_in_parallel(network, lambda count: work(torch.zeros(count, *SHAPE)), [1, 9] * 20, 3))
         assert torch.backends.cudnn.benchmark and torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.backends.cudnn.benchmark = False
 
 
-@pytest.mark.parametrize("rows", [3, 64, 100])
-def test_a_batch_in_parts_gives_the_result_of_the_whole_batch(rows, frozen, four_threads):
-    x = torch.rand(rows, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    labels, sizes = torch.arange(rows) % 10, []
-
-    def attack(x, labels_B, nothing):
-        assert nothing is None
-        sizes.append(len(x))
-        return (pgd(frozen, x, labels_B, eps=0.1, steps=3),)
-
-    (attacked,) = split_batch(frozen, CPU, attack, x, labels, None)
-    assert torch.allclose(attacked, attack(x, labels, None)[0], atol=1e-5)
-    assert sorted(sizes[:-1]) == {3: [3], 64: [16] * 4, 100: [25] * 4}[rows]
-
-
-def test_parts_are_for_our_networks_on_several_threads_of_a_cpu(frozen, four_threads):
-    assert count_parts(frozen, CPU, 100) == MAX_PARTS and count_parts(frozen, CPU, 3) == 3
-    assert count_parts(frozen, CPU, 15 // MIN_IMAGES) == 1
-    assert count_parts(frozen, torch.device("cuda"), 100) == 1
-    assert count_parts(lambda x: x, CPU, 100) == 1
-    assert count_parts(FrozenLogits(torch.nn.Flatten()), CPU, 100) == 1  # a user's network may keep state
+def test_only_our_networks_run_in_parallel_and_on_threads_of_a_cpu(frozen, four_threads):
+    assert parallel_limit(frozen, CPU, 100) == MAX_PARALLEL and parallel_limit(frozen, CPU, 3) == 3
+    assert parallel_limit(frozen, CPU, 0) == 1
+    assert parallel_limit(frozen, torch.device("cuda"), 100) == 1
+    assert parallel_limit(lambda x: x, CPU, 100) == 1
+    assert parallel_limit(FrozenLogits(torch.nn.Flatten()), CPU, 100) == 1  # a user's network may keep state
     torch.set_num_threads(1)
-    assert count_parts(frozen, CPU, 100) == 1
+    assert parallel_limit(frozen, CPU, 100) == 1
 
 
 def test_as_many_batches_at_once_as_take_half_of_the_memory(frozen, four_threads, monkeypatch):
     monkeypatch.setattr(timing, "peak_bytes", lambda device: 1_000)
-    for available, parts in ((100_000, 4), (6_500, 3), (1_500, 1), (None, 1)):
+    for available, parallel in ((100_000, 4), (6_500, 3), (1_500, 1), (None, 1)):
         monkeypatch.setattr(timing, "memory_limit", lambda available=available: available)
-        assert find_parts(frozen, SHAPE, 2, 10, CPU) == parts
+        assert find_parallel(frozen, SHAPE, 2, 10, CPU) == parallel
 
 
 def test_one_batch_at_a_time_where_the_process_may_not_use_more(frozen, four_threads, monkeypatch):
@@ -154,7 +138,7 @@ def test_one_batch_at_a_time_where_the_process_may_not_use_more(frozen, four_thr
         return plain(self, x)
 
     monkeypatch.setattr(FrozenLogits, "__call__", limited)
-    assert find_parts(frozen, SHAPE, 2, 10, CPU) == 1
+    assert find_parallel(frozen, SHAPE, 2, 10, CPU) == 1
 
 
 @pytest.mark.parametrize(("content", "limited"), [("1000000\n", True), ("max\n", False), (None, False)])

@@ -24,7 +24,6 @@ from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.eval_images import AttackDataset
-from rjem_cli.engine.parallel import split_batch
 from rjem_cli.errors import RjemError
 
 ROBUST_MEANS = "classified correctly, and no attack at this or a smaller radius succeeds; the box is [-1, 1]"
@@ -255,7 +254,7 @@ def attack_images(
     nothing_B = torch.full((len(x),), -torch.inf)
     best = AttackResult(x.cpu().clone(), torch.zeros(len(x), dtype=torch.bool), nothing_B)
 
-    def attack_rows(rows: Tensor, restart: int) -> AttackResult:
+    def attack(rows: Tensor, restart: int) -> AttackResult:
         center, labels = x[rows].to(device), labels_B[rows].to(device)
         start = center
         if plan.start == "random" or restart > 0:
@@ -264,9 +263,6 @@ def attack_images(
         if search_fn is not logits_fn:
             result = confirm(logits_fn, plan, eps, start, center, labels, result)
         return AttackResult(*(part.cpu() for part in result))
-
-    def attack(rows: Tensor, restart: int) -> AttackResult:
-        return split_batch(search_fn, device, partial(attack_rows, restart=restart), rows)
 
     skipped = 0  # images on which an earlier restart succeeded
     for restart in range(plan.restarts):

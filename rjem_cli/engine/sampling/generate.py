@@ -22,12 +22,12 @@ from rjem_cli.engine.data.png import contact_sheet, side_by_side
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.inference import Model
 from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.parallel import run_parts
+from rjem_cli.engine.parallel import run_in_parallel
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, Sampler, build_sampler, prior_start
 from rjem_cli.engine.sampling.request import SampleConfig, SampleRequest, describe_request, resolve_request
 from rjem_cli.engine.sampling.starts import Start, load_start, predict_classes
-from rjem_cli.engine.timing import find_batch_size, find_parts, time_pass
+from rjem_cli.engine.timing import find_batch_size, find_parallel, time_pass
 from rjem_cli.errors import ConfigError, RjemError
 
 NOT_FINITE_HINT = "try a smaller --sgld-step-size or --noise-std, or in fp16 --precision fp32"
@@ -71,7 +71,7 @@ class SampleSetup:
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
         request = replace(self.request, block_size=size)
-        parallel = find_parts(model.logits_fn, model.image_shape, size, request.block_count, model.device)
+        parallel = find_parallel(model.logits_fn, model.image_shape, size, request.block_count, model.device)
         return replace(self, request=request, parallel=parallel)
 
     def estimate_seconds(self) -> float:
@@ -149,7 +149,7 @@ def sample_blocks(
         return x[max(0, start - block) : request.seed + stop - block]
 
     blocks = range(start - start % size, request.seed + stop, size) if first < stop else ()
-    with closing(run_parts(logits_fn, sample_block, blocks, parallel)) as results:
+    with closing(run_in_parallel(logits_fn, sample_block, blocks, parallel)) as results:
         for block, x in zip(blocks, results):
             invalid = (~x.isfinite().flatten(1).all(dim=1)).nonzero()
             if len(invalid):
