@@ -1,28 +1,44 @@
-"""How the threads of a CPU wait for each other. It is decided before PyTorch is loaded, which reads it once.
+"""How the threads of a CPU wait for each other.
 
 PyTorch's threads wait at the end of each parallel loop. libgomp, the OpenMP library of PyTorch on Linux, lets them spin
-300,000 times before they sleep. On a machine with other work, a thread that spins takes the core from the thread it
-waits for, and training beside other work takes many times as long. A thread that sleeps at once leaves the core
-free, but takes long to wake up. 5,000 spins, about 0.1 ms, are a compromise (docs/measurements.md).
+300,000 times, some milliseconds, before they sleep. On an idle machine that is fastest. On a machine with other work, a
+thread that spins takes the core from the thread it waits for, and training takes many times as long.
+
+So rjem watches how long its threads wait for a core, and while other work needs the cores it lets them spin 100 times
+only. libgomp reads its spin count once, when it is loaded, but also counts threads: while there are more of them than
+cores, it spins 100 times (manual of libgomp, GOMP_SPINCOUNT). A second team of threads, which does nothing, therefore
+shortens the spin, and its end restores it. docs/measurements.md has the times.
 """
 
+import ctypes
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
-SPIN_COUNT = 5_000
+SPIN_COUNT = 20_000  # as fast as 300,000 on an idle machine, and milder until other work is noticed
 SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", SPIN_VARIABLE)
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per period, and the period
+TASKS = Path("/proc/self/task")  # one folder per thread
+WATCH_SECONDS = 0.5
+# share of the time in which threads could have run, but had no core: under 0.1 on an idle machine, 0.3 to 0.5 beside
+# another training
+BUSY_SHARE = 0.2
+IDLE_SHARE = 0.05
+PARALLEL_SIZE = 1 << 18  # elements: PyTorch shares an operation among threads from 1 << 15 on
 
 
 def share_cores() -> None:
-    """Set the environment of this process, unless the user did or PyTorch is loaded already. For a command, which owns
-    its process; not for `import rjem_cli`."""
+    """Set the environment of this process and watch it, unless the user chose how threads wait or PyTorch is loaded
+    already. For a command, which owns its process; not for `import rjem_cli`."""
     if sys.platform != "linux" or "torch" in sys.modules:
         return
     if not any(name in os.environ for name in WAIT_VARIABLES):
         os.environ[SPIN_VARIABLE] = str(SPIN_COUNT)
+        threading.Thread(target=watch_cores, name="watch cores", daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ and (cores := limited_cores(CPU_LIMIT)):
         os.environ["OMP_NUM_THREADS"] = str(cores)
 
@@ -38,9 +54,62 @@ def limited_cores(path: Path) -> int | None:
     return cores if cores < visible else None
 
 
+def watch_cores() -> None:
+    """Shorten the spin of this process's threads while other work needs the cores. Never returns."""
+    team_end: threading.Event | None = None
+    before = core_times(TASKS)
+    while True:
+        time.sleep(WATCH_SECONDS)
+        now = core_times(TASKS)
+        share = waiting_share(before, now)
+        before = now
+        if team_end is None and share > BUSY_SHARE and "torch" in sys.modules:
+            team_end = start_second_team()
+        elif team_end is not None and share < IDLE_SHARE:
+            team_end.set()
+            team_end = None
+
+
+def core_times(tasks: Path) -> tuple[int, int]:
+    """Nanoseconds that this process's threads ran, and that they waited for a core. 0 where Linux does not tell."""
+    ran = waited = 0
+    with suppress(OSError, ValueError):
+        for task in os.listdir(tasks):
+            with suppress(OSError):  # the thread has ended
+                times = (tasks / task / "schedstat").read_text(encoding="ascii").split()
+                ran, waited = ran + int(times[0]), waited + int(times[1])
+    return ran, waited
+
+
+def waiting_share(before: tuple[int, int], now: tuple[int, int]) -> float:
+    """The share of waiting in the time between two `core_times`, from 0 to 1. A thread that ended takes its times
+    along, so differences below 0 count as 0."""
+    ran, waited = (max(0, after - earlier) for after, earlier in zip(now, before))
+    return waited / (ran + waited) if waited else 0.0
+
+
+def start_second_team() -> threading.Event:
+    """Have more OpenMP threads than cores until the event is set."""
+    end = threading.Event()
+    threading.Thread(target=hold_second_team, args=(end,), name="second team", daemon=True).start()
+    return end
+
+
+def hold_second_team(end: threading.Event) -> None:
+    import torch
+
+    openmp = ctypes.CDLL(None)  # what PyTorch has loaded
+    if not hasattr(openmp, "omp_set_num_threads"):
+        return
+    torch.get_num_threads()  # PyTorch's first look at the threads of this thread would undo the next line
+    openmp.omp_set_num_threads(openmp.omp_get_num_procs())  # of this thread alone
+    torch.zeros(PARALLEL_SIZE).add_(1)
+    end.wait()
+
+
 def describe_waiting() -> str:
-    """What is set in this process, such as `GOMP_SPINCOUNT=5000 (auto)`."""
+    """What is set in this process, such as `GOMP_SPINCOUNT=20000 (auto)`."""
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
     if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
-        return f"{chosen[0]} (auto: short, so that jobs side by side do not block each other)"
+        return f"{chosen[0]} (auto: 100 while other jobs need the cores)"
     return f"{', '.join(chosen)} (requested)" if chosen else "as PyTorch's default (nothing is set)"

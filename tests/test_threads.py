@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from rjem_cli.threads import SPIN_COUNT, limited_cores
+from rjem_cli import threads
+from rjem_cli.threads import BUSY_SHARE, SPIN_COUNT, core_times, limited_cores, waiting_share, watch_cores
 
 CODE = "import os; {}; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
 
@@ -49,3 +51,73 @@ def test_a_container_has_as_many_threads_as_cores(tmp_path, monkeypatch, limit, 
 
 def test_a_machine_without_limit(tmp_path):
     assert limited_cores(tmp_path / "cpu.max") is None
+
+
+SPIN_LAW = """
+import os, threading, time, torch
+from rjem_cli.threads import start_second_team
+
+def core_seconds_of_a_wait():
+    torch.zeros(1 << 18).add_(1)
+    start = time.process_time()
+    time.sleep(0.5)
+    return time.process_time() - start
+
+torch.set_num_threads(2)
+print(core_seconds_of_a_wait())
+end = start_second_team()
+time.sleep(0.5)
+print(core_seconds_of_a_wait())
+end.set()
+time.sleep(0.5)
+print(core_seconds_of_a_wait())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is PyTorch's OpenMP library on Linux")
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: [0])(0)) < 2, reason="one core: no thread waits")
+def test_threads_spin_briefly_while_a_second_team_exists():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    command = [sys.executable, "-c", SPIN_LAW]
+    environment["GOMP_SPINCOUNT"] = str(10**12)
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    alone, beside_a_team, alone_again = map(float, output.split())
+    assert beside_a_team < 0.1 * alone and beside_a_team < 0.1 * alone_again
+
+
+def test_the_times_of_all_threads_are_added(tmp_path):
+    for task, times in {"7": "100 20 3\n", "8": "5 1 1\n"}.items():
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "schedstat").write_text(times)
+    (tmp_path / "9").mkdir()  # has ended
+    assert core_times(tmp_path) == (105, 21)
+    assert core_times(tmp_path / "none") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "share"),
+    [((0, 0), (75, 25), 0.25), ((9, 9), (9, 9), 0.0), ((90, 9), (50, 10), 1.0), ((5, 90), (50, 10), 0.0)],
+)
+def test_the_share_of_waiting(before, now, share):
+    assert waiting_share(before, now) == share
+
+
+def test_a_second_team_lives_while_the_machine_is_busy(monkeypatch):
+    """Other work comes, stays, goes, and comes again."""
+    shares = iter([0.0, BUSY_SHARE + 0.1, 0.1, 0.0, 0.9])
+    teams: list[threading.Event] = []
+    running = []
+
+    def start_team() -> threading.Event:
+        teams.append(threading.Event())
+        return teams[-1]
+
+    def look_at_teams(_seconds: float) -> None:
+        running.append([not end.is_set() for end in teams])
+
+    monkeypatch.setattr(threads, "start_second_team", start_team)
+    monkeypatch.setattr(threads, "waiting_share", lambda *_: next(shares))
+    monkeypatch.setattr(threads.time, "sleep", look_at_teams)
+    with pytest.raises(StopIteration):
+        watch_cores()
+    assert running == [[], [], [True], [True], [False], [False, True]]
