@@ -105,7 +105,7 @@ def sample(
         check_option_names("sample", options, without=MODEL_OPTIONS | FILE_OPTIONS | {"count"})
         listed = classes if isinstance(classes, str) else ",".join(map(str, classes))
         config = GenerateConfig.from_dict({**options, "classes": listed, "count": n, "mode": mode, "seed": seed})
-        return SampleSetup.build(config, model).fit_memory().load_start().sample()
+        return SampleSetup.build(config, model).fit_memory().fit_parallel().load_start().sample()
 
 
 def attack(

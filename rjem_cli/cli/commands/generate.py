@@ -47,7 +47,7 @@ def generate(call: CommandCall[GenerateConfig], checkpoint: CheckpointArgument =
     check_output(config.output)
     if is_distributed():
         select_gpu()
-    setup = SampleSetup.load(config, path, console.warn)
+    setup = SampleSetup.load(config, path, console.warn).fit_parallel()
     request = setup.request
     total = request.stop - request.first
     log_setup(

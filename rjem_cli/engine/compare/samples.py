@@ -45,7 +45,7 @@ def sample_checkpoint(
     runtime = start_runtime(RuntimeOptions(device=config.device), reproducible=True)
     options = GenerateConfig(mode=mode, count=config.sample_count, seed=config.sample_seed, data=config.data)
     setup = SampleSetup.build(options, Model.from_checkpoint(checkpoint, runtime))
-    job = setup.fit_memory(callbacks.warn).load_start()
+    job = setup.fit_memory(callbacks.warn).fit_parallel().load_start()
     timing = cache_path("samples", [job.meta["request"], config.sample_count])
     file, phase = timing.with_suffix(".npz"), f"drawing samples ({mode})"
 

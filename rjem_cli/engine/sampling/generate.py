@@ -62,17 +62,19 @@ class SampleSetup:
         return cls(config, model, resolve_request(config, model.info, model.device.type))
 
     def fit_memory(self, log: Log = noop) -> "SampleSetup":
-        """The same setup with blocks that fit into memory, found by one pass of a block, and as many at once as may
-        take half of it. Samples of smaller blocks differ in their last bits, so a given --block-size is not changed.
-        Raises ConfigError if it does not fit."""
+        """The same setup with blocks that fit into memory, found by one pass of a block. Samples of smaller blocks
+        differ in their last bits, so a given --block-size is not changed. Raises ConfigError if it does not fit."""
         given, model = self.config.block_size, self.model
         sizer = BatchSizer(self.request.block_size, log if given is None else noop)
         size = find_batch_size(model.logits_fn, model.image_shape, sizer, model.device)
         if given is not None and size < given:
             raise ConfigError(f"--block-size {given} does not fit into memory; {size} does")
-        request = replace(self.request, block_size=size)
-        parallel = find_parallel(model.logits_fn, model.image_shape, size, request.block_count, model.device)
-        return replace(self, request=request, parallel=parallel)
+        return replace(self, request=replace(self.request, block_size=size))
+
+    def fit_parallel(self) -> "SampleSetup":
+        """After `fit_memory`: the same setup with as many blocks at once as take half of the memory."""
+        model, size, limit = self.model, self.request.block_size, self.request.block_count
+        return replace(self, parallel=find_parallel(model.logits_fn, model.image_shape, size, limit, model.device))
 
     def estimate_seconds(self) -> float:
         """The time of all gradient steps, from the time of a few."""
