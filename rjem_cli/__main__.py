@@ -11,7 +11,7 @@ from rjem_cli.errors import RjemError, is_out_of_memory
 from rjem_cli.threads import share_cores
 
 INTERRUPTED = 128 + 2
-# PyTorch warns before it raises an error that rjem handles, or tries another kernel
+# PyTorch shows them before it tries another kernel, or raises an error that rjem handles
 PYTORCH_MEMORY_WARNINGS = ("CUDA ran out of memory outside PyTorch's allocator", "Plan failed with an OutOfMemoryError")
 SECONDS_FOR_MAIN = 1.0  # delay of the other processes' failure: torchrun ends the main one with the first that fails
 

@@ -141,7 +141,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
 
 @cache
 def read_umask() -> int:
-    """Of this process. It can only be read by setting it, which another thread would notice, so it is read once."""
+    """The umask of this process. Reading it means setting it, which other threads would notice, so it is read once."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

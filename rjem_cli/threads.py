@@ -18,7 +18,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-SPIN_COUNT = 20_000  # as fast as 300,000 on an idle machine, and milder until other work is noticed
+SPIN_COUNT = 20_000  # as fast as 300,000 on an idle machine, and slows other work less until it is noticed
 SPIN_VARIABLE = "GOMP_SPINCOUNT"
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", SPIN_VARIABLE)
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds per period, and the period
@@ -44,7 +44,7 @@ def share_cores() -> None:
 
 
 def limited_cores(path: Path) -> int | None:
-    """How many cores the container may use, if fewer than it sees. More threads would wait for each other in turns."""
+    """How many cores the container may use; None if it may use all that it sees. More threads would only take turns."""
     try:
         quota, period = path.read_text(encoding="ascii").split()
         cores = max(1, round(int(quota) / int(period)))
@@ -71,7 +71,7 @@ def watch_cores() -> None:
 
 
 def core_times(tasks: Path) -> tuple[int, int]:
-    """Nanoseconds that this process's threads ran, and that they waited for a core. 0 where Linux does not tell."""
+    """Nanoseconds that this process's threads ran, and that they waited for a core; 0 if Linux does not report them."""
     ran = waited = 0
     with suppress(OSError, ValueError):
         for task in os.listdir(tasks):
@@ -108,7 +108,7 @@ def hold_second_team(end: threading.Event) -> None:
 
 
 def describe_waiting() -> str:
-    """What is set in this process, such as `GOMP_SPINCOUNT=20000 (auto)`."""
+    """How threads wait in this process, such as `OMP_WAIT_POLICY=passive (requested)`."""
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
     if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
         return f"{chosen[0]} (auto: 100 while other jobs need the cores)"

@@ -1,4 +1,4 @@
-"""How threads wait is decided once, for commands only, and never against the user's own choice."""
+"""Commands choose how threads wait, and follow the load, unless the user chose. An import changes nothing."""
 
 from __future__ import annotations
 

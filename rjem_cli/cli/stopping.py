@@ -41,7 +41,7 @@ class Deadline:
         self.last_tick = now
 
     def note_save(self, seconds: float) -> None:
-        """A checkpoint took so long, perhaps beside other work."""
+        """Count a checkpoint that took `seconds` as a piece of work. It may have been written beside others."""
         self.longest = max(self.longest, seconds)
 
     def is_near(self) -> bool:

@@ -41,13 +41,14 @@ def has_bf16_units() -> bool:
 
 
 def cpu_name() -> str:
+    """The model of the CPU, or its architecture if the system does not report a model."""
     match = re.search(r"^model name\s*:\s*(.+)$", cpu_info(), re.MULTILINE)
     return match[1] if match else platform.processor() or platform.machine()
 
 
 def bf16_speedup(options: TrainConfig) -> float:
-    """The time of a gradient pass in fp32 over that in bf16, for networks of this width, norm and image size. It is
-    measured once on each machine, in a few seconds for a width of 10, and cached, so that equal commands train equal
+    """The time of a gradient pass in fp32 divided by that in bf16, for networks of this width, norm and image size. It
+    is measured once on each machine, in a few seconds at width 10, and cached, so that equal commands train equal
     networks."""
     side = min(options.image_size or known_side(options) or MAX_SIDE, MAX_SIDE)
     machine = [cpu_name(), torch.__version__]
@@ -79,8 +80,8 @@ def read_speedup(path: Path) -> float | None:
 
 
 def measure_speedup(options: TrainConfig, side: int) -> float:
-    """The shortest of a few passes each, in turns, in the CPU time of one thread: other work on the machine hardly
-    changes that."""
+    """`bf16_speedup` from the shortest of a few passes in each arithmetic, in turns. Passes take one thread and are
+    measured in CPU time, which other work on the machine hardly changes."""
     cpu = torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         model = place(build_model(replace(options, depth=MEASURED_DEPTH), channels=3, num_classes=10), cpu)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Distributed:
     """This process among `world_size`. Collective calls raise PeerLostError if another process has ended. `gpu_group`:
-    the process group of tensors on GPUs; None if there are no GPUs."""
+    the process group of tensors on GPUs; None without GPUs."""
 
     rank: int = 0
     world_size: int = 1

@@ -1,4 +1,4 @@
-"""The one gradient that samplers and attacks follow, and one step of them."""
+"""The one gradient that samplers and attacks follow, and how their steps run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,9 +39,9 @@ def gradient_step(logits_fn: LogitsFn, x: Tensor, *tensors: Tensor, objective: C
 
 
 def run_step(step: Step, logits_fn: LogitsFn, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """step(logits_fn, *tensors). A frozen network with `graphs` replays a step that is run often as a CUDA graph.
-    Such a step must read only its arguments and the network's weights, all on the device (`StepGraphs`). Raises
-    CancelledError where nobody waits for the result any more (`run_in_parallel`)."""
+    """step(logits_fn, *tensors). If the network has `graphs`, a step that is run often is replayed as a CUDA graph. It
+    must then read only its arguments and the network's weights, all on the device (`StepGraphs`). Raises
+    CancelledError if nobody waits for the result any more (`run_in_parallel`)."""
     check_cancelled()
     graphs = getattr(logits_fn, "graphs", None)
     return step(logits_fn, *tensors) if graphs is None else graphs.run(step, logits_fn, *tensors)  # type: ignore[no-any-return]

@@ -42,13 +42,13 @@ class Model:
 
     @cached_property
     def scoring_fn(self) -> LogitsFn:
-        """The network in fp32, which decides what is classified correctly."""
+        """The network in fp32, which decides what is classified correctly. It is `logits_fn` if that is in fp32."""
         exact = self.runtime.precision == "fp32"
         return self.logits_fn if exact else self.runtime.scoring().frozen(self.checkpoint.model)
 
     @property
     def kernels(self) -> Kernels:
-        """With `graphs`, those of `logits_fn`, so that `sgld(model, ...)` and `sgld(model.logits_fn, ...)` agree."""
+        """Of `logits_fn`, as are `graphs`: `sgld(model, ...)` takes the same steps as `sgld(model.logits_fn, ...)`."""
         return kernels_of(self.logits_fn)
 
     @property

@@ -34,7 +34,7 @@ class Kernels:
 
 
 def kernels_of(logits_fn: Any) -> Kernels:
-    """Those that a frozen network asks for; fp32 products and reproducible kernels for any other function."""
+    """The kernels of a frozen network. Any other function gets fp32 products and reproducible kernels."""
     kernels: Kernels = getattr(logits_fn, "kernels", Kernels())
     return kernels
 

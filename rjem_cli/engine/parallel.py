@@ -24,8 +24,8 @@ this_thread = threading.local()  # `cancelled`: the event that ends its work
 
 
 def parallel_limit(logits_fn: Any, device: torch.device, limit: int) -> int:
-    """How many blocks may go through this network at once, at most `limit`. On a GPU, with one thread, or for a network
-    whose forward pass may change its own state: 1."""
+    """How many blocks may go through this network at once, at most `limit`. 1 on a GPU, with one thread, and for a
+    network whose forward pass may change its own state."""
     if device.type != "cpu" or not getattr(logits_fn, "thread_safe", False):
         return 1
     return max(1, min(MAX_PARALLEL, torch.get_num_threads(), limit))
@@ -47,7 +47,7 @@ def run_in_parallel(
         torch.set_num_threads(max(1, threads // parallel))
         this_thread.cancelled = cancelled
 
-    # each pass sets its kernels for the whole process; here they are set before the first pass and until the last one
+    # a pass sets the kernels of the whole process and restores them; set here too, none is restored while others run
     with kernels_of(logits_fn).active(), ThreadPoolExecutor(parallel, initializer=start_thread) as pool:
         try:
             for item in items:
@@ -60,7 +60,7 @@ def run_in_parallel(
             cancelled.set()
             for future in running:
                 future.cancel()
-            torch.set_num_threads(threads)  # for threads that start later
+            torch.set_num_threads(threads)  # new threads would start with the number that a worker set
 
 
 def check_cancelled() -> None:

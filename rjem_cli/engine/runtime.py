@@ -22,7 +22,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Runtime:
-    """A device, a precision, and whether passes are compiled; each with the reason for it."""
+    """A device, a precision, and whether passes are compiled; each with the reason for it. `reproducible`: only kernels
+    that give the same bits each time. `graphs`: steps of chains and attacks may be replayed as CUDA graphs."""
 
     device: torch.device
     precision: str
@@ -63,7 +64,7 @@ class Runtime:
         return GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     def scoring(self) -> "Runtime":
-        """For accuracies: in fp32, as in `rjem eval`."""
+        """For accuracies: fp32 and reproducible kernels, as in `rjem eval`."""
         return replace(self, precision="fp32", precision_reason=SCORING_REASON, reproducible=True)
 
     @property
@@ -95,7 +96,7 @@ def start_runtime(
     compiles, compile_reason = choose_compile(options.compile, device)
     if device.type == "cpu":
         keep_freed_memory()
-    # NCCL's calls could break a recording
+    # NCCL's calls could interrupt the recording of a graph
     graphs = options.cuda_graphs and device.type == "cuda" and not is_distributed()
     return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible, graphs)
 

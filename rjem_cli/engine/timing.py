@@ -54,8 +54,8 @@ def find_batch_size(
 def find_parallel(
     logits_fn: LogitsFn, image_shape: tuple[int, int, int], count: int, limit: int, device: torch.device
 ) -> int:
-    """How many batches of `count` images may go through the network at once, at most `limit`, with at most half of the
-    memory. Call it after the pass of one batch, whose peak memory tells what each takes."""
+    """How many batches of `count` images may go through the network at once: at most `limit`, in half of the memory.
+    Call it after a pass over one batch, because the process's peak memory is taken as what each batch needs."""
     memory, peak = memory_limit(), peak_bytes(device)
     parallel = parallel_limit(logits_fn, device, min(limit, memory // 2 // peak if memory and peak else 1))
     if parallel == 1:

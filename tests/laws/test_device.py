@@ -291,7 +291,7 @@ def test_scores_are_fp32_in_a_run_of_any_precision_and_arrive_on_the_host(cuda, 
         outputs = compute_outputs(model, x, device, sizer)
     assert record.products and record.arithmetics == {"fp32"}
     assert not any(part.is_cuda for part in outputs)
-    assert record_step(cuda, trainer).arithmetics == {"tf32"}  # training goes on as before
+    assert record_step(cuda, trainer).arithmetics == {"tf32"}  # training is not changed by it
 
 
 def test_an_attack_searches_in_its_precision_and_is_judged_in_fp32(cuda, build_trainer, splits):

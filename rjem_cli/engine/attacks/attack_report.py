@@ -56,8 +56,8 @@ class AttackJob(robustness.AttackSetup):
     read_summary: str
 
     def estimate_seconds(self) -> float:
-        """From the time of one batch. An upper limit, reached if no attack succeeds, unless fp32 does not confirm a
-        success and attacks again."""
+        """An upper limit, estimated from the time of one batch and reached if no attack succeeds. It does not count
+        attacks that are repeated in fp32, because fp32 did not confirm a success."""
         if self.config.standard:
             return estimate_cost(self, robustness.evaluate_clean(self), len(self.radii)).seconds
         shape = self.dataset.images.image_shape

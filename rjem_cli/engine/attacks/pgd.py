@@ -65,6 +65,7 @@ def attack_loss(loss: str | AttackLoss, targeted: bool) -> AttackLoss:
 
 
 def negative(logits_BK: Tensor, labels_B: Tensor, loss: AttackLoss) -> Tensor:
+    """-loss, (B,). Not a closure, because steps with closures are not replayed as CUDA graphs (`StepGraphs`)."""
     return -loss(logits_BK, labels_B)
 
 
@@ -131,7 +132,7 @@ def attack_step(
     eps: float,
     norm: str,
 ) -> tuple[Tensor, ...]:
-    """x after one PGD step; and at the x before it the logits, the loss and its gradient."""
+    """(x after one PGD step (B, C, H, W); logits (B, K), loss (B,) and gradient at the x before it)."""
     evaluation = gradient_step(logits_fn, x, labels_B, objective=loss_fn)
     return pgd_step(x, center, evaluation.gradient, step_size, eps, norm), *evaluation
 

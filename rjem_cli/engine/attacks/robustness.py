@@ -82,7 +82,8 @@ class AttackPlan:
 @dataclass(frozen=True)
 class AttackSetup:
     """A frozen network on `device`, the images, how they are attacked, and in what batches. `logits_fn` decides what is
-    correct and what an attack's success is. `search_fn`: the same network in another precision, for gradients."""
+    classified correctly and whether an attack succeeds. `search_fn` computes the gradients: the same network, perhaps
+    in a faster precision."""
 
     logits_fn: LogitsFn
     search_fn: LogitsFn
@@ -198,8 +199,8 @@ def confirm(
     labels_B: Tensor,
     searched: AttackResult,
 ) -> AttackResult:
-    """The result of a search with another network, with the successes and losses of `logits_fn`. The images on which
-    only the search has succeeded are attacked again, with `logits_fn` itself."""
+    """The result of a search with another network, with successes and losses computed by `logits_fn`. Images whose
+    success it does not confirm are attacked again with `logits_fn` itself."""
     with torch.no_grad():
         logits_BK = logits_fn(searched.x)
     success_B = is_success(logits_BK, labels_B, plan.targeted, plan.min_confidence)

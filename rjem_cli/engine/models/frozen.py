@@ -144,7 +144,7 @@ class FrozenLogits:
         return self
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """A backward pass needs `kernels.active()` too; `value_and_grad` sees to that."""
+        """A backward pass needs `kernels.active()` too, which `value_and_grad` provides."""
         with self.kernels.active():
             if self.dtype is not torch.float16:
                 return self.forward(x_BCHW)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rjem_cli.errors import is_out_of_memory
 
-# Before a step is recorded, which takes longer than some runs. Attacks run at most 5 steps with one batch size before
-# they drop images; such sizes are not worth a graph unless they come again.
+# So often a step runs before it is recorded, because a recording takes longer than a few runs. Attacks run at most 5
+# steps with one batch size before they drop images; such sizes are not worth a graph unless they come again.
 EAGER_RUNS = 8
-MAX_GRAPHS = 16  # the host's memory for one is a few MB; all share the GPU's memory of the largest
+MAX_GRAPHS = 16  # each takes a few MB on the host; on the GPU all share the memory of the largest
 
 Tensors = tuple[Tensor, ...]
 
@@ -34,12 +34,12 @@ class StepGraphs:
         self.enabled = True
         self.runs: Counter[Hashable] = Counter()
         self.graphs: dict[Hashable, RecordedStep] = {}  # the most recently used one is the last
-        self.stream: Any = None  # on which all are recorded, so that they can share memory
+        self.stream: Any = None  # on which all graphs are recorded, so that they can share memory
 
     def run(self, step: Callable[..., Tensors], network: Any, *tensors: Tensor | None) -> Tensors:
-        """step(network, *tensors). It is the same step as an earlier one if it is a partial of the same function with
-        equal arguments, and if the tensors have the same shapes. A step with a closure is never replayed: what the
-        closure holds may change."""
+        """step(network, *tensors). Two steps are the same if they are partials of one function with equal arguments,
+        and if their tensors have the same shapes and dtypes. A step with a closure is never replayed: what the closure
+        holds may change."""
         if not self.enabled or not is_repeatable(step):
             return step(network, *tensors)
         key = step_key(step), *(None if x is None else (x.shape, x.dtype) for x in tensors)
@@ -64,7 +64,7 @@ class StepGraphs:
             try:
                 recorded = self.record(step, tensors)
             except RuntimeError as error:
-                if not (is_out_of_memory(error) or "captur" in str(error)):
+                if not (is_out_of_memory(error) or "captur" in str(error)):  # "capture" or "capturing"
                     raise
                 self.disable()
                 return None
@@ -114,7 +114,7 @@ class RecordedStep(NamedTuple):
 
 
 def is_repeatable(value: Any) -> bool:
-    """Whether a step, or an argument of it, is known by its value."""
+    """Whether equal steps, or equal arguments of steps, always compute the same. Closures may not."""
     if isinstance(value, partial):
         return all(map(is_repeatable, (value.func, *value.args, *value.keywords.values())))
     if callable(value):

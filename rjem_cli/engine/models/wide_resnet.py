@@ -17,8 +17,8 @@ BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9: its running statistics are almost th
 
 
 class GroupNorm(nn.GroupNorm):
-    """Images in half precision are normalised in fp32 on a CPU: PyTorch's kernel for bf16 takes longer than the one for
-    fp32 with both conversions."""
+    """On a CPU it computes in fp32 for images in half precision: PyTorch's kernel for bf16 takes longer than that for
+    fp32 and both conversions."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if x_BCHW.device.type != "cpu" or x_BCHW.dtype not in (torch.bfloat16, torch.float16):
@@ -28,8 +28,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 def spatial_mean(x_BCHW: Tensor) -> Tensor:
-    """(B, C). The permutation gives the gradient the channels_last format of x; that of x.mean(dim=(2, 3)) is
-    contiguous, and operations on two formats are slow."""
+    """The mean over height and width, (B, C). The permutation gives the gradient the channels_last format of x. The
+    gradient of x.mean(dim=(2, 3)) is contiguous, and operations on two formats are slow."""
     if x_BCHW.is_contiguous():
         return x_BCHW.mean(dim=(2, 3))
     return x_BCHW.permute(0, 2, 3, 1).mean(dim=(1, 2))
@@ -106,8 +106,8 @@ def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideR
 
 
 def place(model: WideResNet, device: torch.device) -> WideResNet:
-    """The network on a device, in the memory format that is faster there: channels_last, on CPUs and GPUs alike. But
-    PyTorch's GroupNorm for CUDA takes contiguous images only: each would first be copied, and the next convolution
+    """Move the network to a device, in the memory format that is faster there: channels_last, except for GroupNorm on
+    CUDA. PyTorch's kernel for that takes contiguous images only: it would copy all images, and the next convolution
     would get the other format."""
     contiguous = device.type == "cuda" and isinstance(model.norm, nn.GroupNorm)
     return model.to(device).to(memory_format=torch.contiguous_format if contiguous else torch.channels_last)

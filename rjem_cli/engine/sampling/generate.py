@@ -43,7 +43,7 @@ class SampleBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleSetup:
-    """What will be sampled, before the starts of the chains are read or fitted; `parallel`: how many blocks at once."""
+    """What will be sampled, before the starts of the chains are read or fitted. `parallel` blocks run at once."""
 
     config: SampleConfig
     model: Model
@@ -72,7 +72,7 @@ class SampleSetup:
         return replace(self, request=replace(self.request, block_size=size))
 
     def fit_parallel(self) -> "SampleSetup":
-        """After `fit_memory`: the same setup with as many blocks at once as take half of the memory."""
+        """Run as many blocks at once as fit into half of the memory. Call it after `fit_memory`."""
         model, size, limit = self.model, self.request.block_size, self.request.block_count
         return replace(self, parallel=find_parallel(model.logits_fn, model.image_shape, size, limit, model.device))
 
@@ -115,6 +115,7 @@ class SampleJob:
         return join_blocks(self.sample_blocks(skip), self.request.first + skip, batch_size)
 
     def sample_blocks(self, skip: int = 0) -> Iterator[Tensor]:
+        """The blocks of the requested samples without the first `skip`, as the function `sample_blocks`."""
         model, request = self.setup.model, self.request
         first, parallel = request.first + skip, self.setup.parallel
         return sample_blocks(self.sampler, request, first, request.stop, model.device, model.logits_fn, parallel)
@@ -169,7 +170,8 @@ def generate(
 
 
 def join_blocks(blocks: Iterable[Tensor], first: int, batch_size: int) -> Iterator[SampleBatch]:
-    """Samples first .., from blocks float (b, C, H, W), in batches of `batch_size`."""
+    """The samples of `blocks`, float (b, C, H, W), as uint8 batches of `batch_size` on the host. `first`: the index of
+    the first sample."""
     pixels = torch.empty(0, dtype=torch.uint8)
     for x in blocks:
         block = to_pixels(x).cpu()

@@ -88,7 +88,7 @@ def langevin_step(
     chain: SgldParameters,
     clamp: bool,
 ) -> tuple[Tensor, ...]:
-    """x after one outer step; and at the x before it the logits, the energy and its gradient."""
+    """(x after one outer step (B, C, H, W); logits (B, K), energy (B,) and its gradient at the x before it)."""
     labels = () if labels_B is None else (labels_B,)
     evaluation = gradient_step(logits_fn, x, *labels, objective=energy_fn)
     draws = None if noise is None else chain.noise_std * noise

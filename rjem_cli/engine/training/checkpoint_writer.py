@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a run: in the main process, one at a time, and on a GPU in a thread while it trains on."""
+"""Writes the checkpoints of a run in its main process, one at a time. On a GPU, training continues meanwhile."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +12,16 @@ from rjem_cli.paths import checkpoint_path, checkpoints_in, parse_step
 
 
 class CheckpointWriter:
-    """`saved_step`: of the newest checkpoint of this run on disk; None if there is none with its present options. All
+    """`saved_step`: the step of the newest checkpoint on disk; None if none has the run's present options. All
     processes of a run call the same methods in the same order."""
 
     def __init__(self, trainer: Trainer, callbacks: TrainingCallbacks):
         self.run_dir, self.config, self.distributed = trainer.run_dir, trainer.config, trainer.distributed
         self.callbacks = callbacks
         self.saved_step: int | None = None
-        self.in_background = trainer.runtime.device.type != "cpu"  # there, it would slow the next steps
+        self.in_background = trainer.runtime.device.type != "cpu"  # on a CPU it would slow the next steps
         self.thread = ThreadPoolExecutor(1)
-        self.writing: tuple[int, Future[None] | None] | None = None  # a step; what writes it, in the main process
+        self.writing: tuple[int, Future[None] | None] | None = None  # its step; in the main process, the future
 
     def start(self, snapshot: Snapshot, last: bool) -> None:
         """Write a checkpoint, then remove old ones. If it is the `last` chance, it is written before this returns, and

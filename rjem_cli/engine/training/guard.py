@@ -26,7 +26,8 @@ class Divergence(Exception):
 
 
 class StepScalars(NamedTuple):
-    """The scalars of a step on their way to the host, (number,); they are there once `copied`, if that is not None."""
+    """The scalars of a step. `values`, (number,), may still be on their way from a GPU to the host; `copied` is the
+    event that ends the copy."""
 
     step: int
     names: list[str]
@@ -64,7 +65,7 @@ class Guard:
 
     def check_step(self, step: int, scalars: dict[str, Tensor]) -> None:
         """Keep the scalars of this step, and check those of the step before. Raises Divergence for one that is not
-        finite. To wait for this step's scalars would leave a GPU idle until the host has launched its next kernels."""
+        finite. Waiting for this step's scalars would leave a GPU idle until the host has launched the next kernels."""
         previous, self.unchecked = self.unchecked, copy_scalars(step, scalars)
         if previous is None:
             return
@@ -82,7 +83,7 @@ class Guard:
 
 
 def copy_scalars(step: int, scalars: dict[str, Tensor]) -> StepScalars:
-    """Start to copy them to the host."""
+    """Start to copy the scalars of a step from a GPU to the host."""
     stacked = torch.stack([value.float() for value in scalars.values()])
     if not stacked.is_cuda:
         return StepScalars(step, list(scalars), stacked, None)

@@ -47,7 +47,7 @@ class MetricsLog:
         return values
 
     def value_at(self, step: int, name: str) -> float | None:
-        """None if it was not measured at this step."""
+        """The value of a metric at a step; None if it was not measured there."""
         values = [line[name] for line in self.lines if line["step"] == step and name in line]
         return values[-1] if values else None
 

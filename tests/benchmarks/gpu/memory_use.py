@@ -1,5 +1,5 @@
 """The peak memory of training steps and of sampling, beside the estimate of `rjem train --dry-run`; the largest batch
-of a gradient; and whether work goes on in smaller batches after an out-of-memory error."""
+of a gradient; and whether work continues in smaller batches after an out-of-memory error."""
 
 from __future__ import annotations
 
