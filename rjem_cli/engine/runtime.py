@@ -80,7 +80,8 @@ class Runtime:
 
     def describe(self) -> str:
         passes = f"{'compiled' if self.compiles else 'not compiled'} ({self.compile_reason})"
-        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), {passes}"
+        graphs = ", CUDA graphs" if self.graphs else ""
+        return f"{self.device} ({self.device_reason}), {self.precision} ({self.precision_reason}), {passes}{graphs}"
 
 
 ChoosePrecision = Callable[[RuntimeOptions, torch.device], tuple[str, str]]  # (precision, reason)
@@ -98,7 +99,16 @@ def start_runtime(
         keep_freed_memory()
     # NCCL's calls could interrupt the recording of a graph
     graphs = options.cuda_graphs and device.type == "cuda" and not is_distributed()
-    return Runtime(device, precision, compiles, device_reason, precision_reason, compile_reason, reproducible, graphs)
+    return Runtime(
+        device,
+        precision,
+        compiles,
+        device_reason,
+        precision_reason,
+        compile_reason,
+        reproducible=reproducible,
+        graphs=graphs,
+    )
 
 
 def scoring_runtime(device_name: str) -> Runtime:
@@ -141,7 +151,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 def choose_compile(requested: bool | None, device: torch.device) -> tuple[bool, str]:
     """(whether to compile, reason). Raises AbsentError if torch.compile does not work here."""
     if requested is None and device.type == "cpu":
-        return False, "auto: a compiled pass is at most 4 % faster on a CPU"
+        return False, "auto: on a CPU, compilation takes a minute and makes some networks slower"
     if requested is None:
         return False, "auto: compilation takes half a minute, which only a long run repays"
     if requested:

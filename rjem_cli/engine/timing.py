@@ -19,6 +19,8 @@ from rjem_cli.errors import is_out_of_memory
 MIN_CALLS, MAX_CALLS, ENOUGH_SECONDS = 3, 10, 1.0  # the first call warms up and is not counted
 SLOW_SECONDS = 20.0  # a call that takes longer is not repeated
 
+FORWARD = 1 / 3  # of the time of a gradient pass: a backward pass computes two products where a forward pass has one
+
 
 def median_seconds(call: Callable[[], object], device: torch.device, max_calls: int = MAX_CALLS) -> float:
     """The median time of a call, without the first. It is called at least MIN_CALLS times and, while the total is below

@@ -77,7 +77,7 @@ def test_training_in_each_precision(on_cuda, precision, norm, optimizer):
     flags = ("--precision", precision, "--norm-layer", norm, "--optimizer", optimizer, *OPTIMIZERS[optimizer])
     outcome, record = on_cuda("train", "--run", "new", *TINY_FLAGS, *flags)
     assert "cuda (auto: Pretend GPU found)" in outcome.err
-    gradients = {product.arithmetic for product in record.products if product.caller.startswith("engine/training/tr")}
+    gradients = {product.arithmetic for product in record.products if "engine/training/trainer.py" in product.caller}
     assert gradients == {PRECISIONS[precision]}
     on_cuda("train", "--resume", "new", "--steps", 4)
 
@@ -85,7 +85,7 @@ def test_training_in_each_precision(on_cuda, precision, norm, optimizer):
 @pytest.mark.parametrize("flags", VARIANTS, ids=lambda flags: " ".join(map(str, flags)))
 def test_training_and_resuming_with_other_options(on_cuda, flags):
     outcome, _ = on_cuda("train", "--run", "new", "--device", "cuda", *TINY_FLAGS, *flags, "--json")
-    assert json.loads(outcome.out)["test_accuracy"]["count"] >= 0
+    assert json.loads(outcome.out)["test_accuracy"]["of"] == 20
     on_cuda("train", "--resume", "new", "--steps", 4)
 
 
@@ -162,8 +162,8 @@ def test_standard_autoattack(on_cuda, trained):
 
 
 def test_eval_of_a_run_is_fp32(on_cuda, trained, tmp_path):
-    outcome, record = on_cuda("eval", "tiny", *SCORING, "--save", tmp_path / "scores", "--json")
-    assert 0 <= json.loads(outcome.out)["accuracy"] <= 1
+    _, record = on_cuda("eval", "tiny", *SCORING, "--save", tmp_path / "scores")
+    assert (tmp_path / "scores").is_dir()
     assert record.arithmetics <= {"fp32", "fp64"}
 
 
@@ -171,8 +171,7 @@ def test_eval_of_samples_is_fp32_but_for_the_training_of_the_judge(on_cuda, trai
     on_cuda("generate", "-n", 60, "-o", tmp_path / "x.npz")
     on_cuda("eval", tmp_path / "x.npz", *SAMPLE_SCORES)
     on_cuda("generate", "-n", 60, "--seed", 60, "-o", tmp_path / "y.npz")
-    outcome, record = on_cuda("eval", tmp_path / "y.npz", *SAMPLE_SCORES, "--json")
-    assert json.loads(outcome.out)["fd_judge"] >= 0
+    _, record = on_cuda("eval", tmp_path / "y.npz", *SAMPLE_SCORES)
     assert record.arithmetics <= {"fp32", "fp64"}
 
 

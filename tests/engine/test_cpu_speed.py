@@ -21,13 +21,19 @@ def measured(monkeypatch):
 
 def test_a_machine_measures_each_kind_of_network_once(measured, own_home):
     """So equal commands give equal runs."""
-    measured += [1.5, 0.9, 0.8]
+    measured += [1.5, 0.9]
     options = TrainConfig(width=2)
     assert [bf16_speedup(options) for _ in range(3)] == [1.5, 1.5, 1.5]
     assert bf16_speedup(TrainConfig(width=4)) == 0.9
-    (next(timings_dir().glob("*.json"))).write_text("{")
-    remeasured = {bf16_speedup(options), bf16_speedup(TrainConfig(width=4))}
-    assert 0.8 in remeasured and not measured
+    assert len(list(timings_dir().glob("*.json"))) == 2
+
+
+def test_a_damaged_measurement_is_repeated(measured, own_home):
+    measured += [1.5, 0.8]
+    assert bf16_speedup(TrainConfig(width=2)) == 1.5
+    (path,) = timings_dir().glob("*.json")
+    path.write_text("{")
+    assert bf16_speedup(TrainConfig(width=2)) == 0.8
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(measured, own_home):

@@ -153,6 +153,15 @@ def test_a_step_with_a_closure_is_not_recorded(cuda, model):
         assert torch.equal(found, expected)
 
 
+def test_a_step_that_holds_a_tensor_is_not_recorded(cuda, model):
+    """Each chain would count as another step."""
+    frozen, x = FrozenLogits(model, graphs=True), images(5)
+    labels = torch.zeros(5, dtype=torch.long, device=x.device)
+    for _ in range(2 * EAGER_RUNS):
+        sgld(frozen, x, energy_fn=partial(joint_energy, labels_B=labels), steps=1, step_size=1.0)
+    assert not frozen.graphs.graphs and not frozen.graphs.runs
+
+
 def test_forward_passes_outside_of_steps_are_not_replayed(cuda, model):
     """Two forward passes before a backward pass need memory of their own."""
     frozen, plain = FrozenLogits(model, graphs=True), FrozenLogits(model)

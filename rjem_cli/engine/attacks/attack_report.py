@@ -35,7 +35,7 @@ from rjem_cli.engine.models.eval_images import (
     resolve_radii,
 )
 from rjem_cli.engine.runtime import start_runtime
-from rjem_cli.engine.timing import find_batch_size, time_pass
+from rjem_cli.engine.timing import FORWARD, find_batch_size, time_pass
 from rjem_cli.files import csv_text, empty_output_folder, make_dir, write_atomically, write_json
 from rjem_cli.paths import expand
 
@@ -63,11 +63,11 @@ class AttackJob(robustness.AttackSetup):
         shape = self.dataset.images.image_shape
         batch_size = min(find_batch_size(self.logits_fn, shape, self.batches, self.device), len(self.dataset))
         batches, radii = math.ceil(len(self.dataset) / batch_size), len(self.radii)
-        exact = time_pass(self.logits_fn, shape, batch_size, self.device)
-        if self.search_fn is self.logits_fn:
-            return batches * (1 + self.plan.passes * radii) * exact
-        search = time_pass(self.search_fn, shape, batch_size, self.device)
-        confirmations = self.plan.restarts / 3
+        exact = search = time_pass(self.logits_fn, shape, batch_size, self.device)
+        confirmations = 0.0
+        if self.search_fn is not self.logits_fn:
+            search = time_pass(self.search_fn, shape, batch_size, self.device)
+            confirmations = self.plan.restarts * FORWARD
         return batches * ((1 + confirmations * radii) * exact + self.plan.passes * radii * search)
 
     def run(

@@ -24,6 +24,7 @@ from rjem_cli.engine.callbacks import noop
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.eval_images import AttackDataset
+from rjem_cli.engine.timing import FORWARD
 from rjem_cli.errors import RjemError
 
 ROBUST_MEANS = "classified correctly, and no attack at this or a smaller radius succeeds; the box is [-1, 1]"
@@ -75,8 +76,8 @@ class AttackPlan:
 
     @property
     def passes(self) -> float:
-        """`gradient_steps`, and one forward pass (a third) of each restart, which checks its last iterate."""
-        return self.gradient_steps + self.restarts / 3
+        """`gradient_steps`, and one forward pass of each restart, which checks its last iterate."""
+        return self.gradient_steps + self.restarts * FORWARD
 
 
 @dataclass(frozen=True)

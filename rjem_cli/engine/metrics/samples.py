@@ -32,8 +32,8 @@ from rjem_cli.engine.metrics.features import Chunk, compute_features, count_miss
 from rjem_cli.engine.metrics.reference import Reference, default_reference, read_reference, recorded_size
 from rjem_cli.engine.metrics.registry import REGISTRY, EvalPlan, score_name
 from rjem_cli.engine.runtime import scoring_runtime
-from rjem_cli.engine.timing import median_seconds
-from rjem_cli.engine.training.estimate import FORWARD, DataShape, estimate_training
+from rjem_cli.engine.timing import FORWARD, median_seconds
+from rjem_cli.engine.training.estimate import DataShape, estimate_training
 from rjem_cli.errors import AbsentError, ConfigError, RjemError
 from rjem_cli.paths import is_dataset_or_part
 

@@ -114,12 +114,13 @@ class RecordedStep(NamedTuple):
 
 
 def is_repeatable(value: Any) -> bool:
-    """Whether equal steps, or equal arguments of steps, always compute the same. Closures may not."""
+    """Whether equal steps, or equal arguments of steps, always compute the same. Closures may not, and a tensor is
+    equal only to itself: it would give each chain a graph of its own."""
     if isinstance(value, partial):
         return all(map(is_repeatable, (value.func, *value.args, *value.keywords.values())))
     if callable(value):
         return isinstance(value, FunctionType) and value.__closure__ is None
-    return isinstance(value, Hashable)
+    return isinstance(value, Hashable) and not isinstance(value, Tensor)
 
 
 def step_key(step: Any) -> Hashable:

@@ -20,14 +20,13 @@ from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.generate import GRID_CLASSES
 from rjem_cli.engine.sampling.pipeline import SamplePlan
-from rjem_cli.engine.timing import MAX_CALLS, median_seconds, time_pass
+from rjem_cli.engine.timing import FORWARD, MAX_CALLS, median_seconds, time_pass
 from rjem_cli.engine.training.evaluation import GRID_PER_CLASS, TEST_BATCH, TEST_PLAN, VALIDATION_IMAGES
 from rjem_cli.engine.training.optimizer import STATISTICS_IMAGES, total_steps
 from rjem_cli.engine.training.trainer import Trainer
 
 RANK_SHARE = 0.2  # of all components of photographs, for 99 % of their variance
 TINY_RATE = 1e-12  # so that nothing diverges
-FORWARD = 1 / 3  # of the time of a gradient pass
 WEIGHTS_PER_STATE = {"sgd": 3, "adam": 4}  # weights, EMA, and the optimizer's moments
 COPIES_WRITTEN = 2  # of a state, while it is written
 

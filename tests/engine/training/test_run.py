@@ -405,7 +405,7 @@ def test_a_step_that_is_not_finite_is_found_in_the_next_one_and_undone(tmp_path,
         if trainer.step == 3 and not poisoned_steps:
             poison(trainer)
             poisoned_steps.append(trainer.step)
-        elif trainer.guard.count and len(restored) < 1:
+        elif trainer.guard.count and not restored:
             restored.append({name: value.clone() for name, value in trainer.state().items()})
 
     poisoned_steps, restored = [], []
