@@ -79,7 +79,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return f"{error.format_message().rstrip('.')} (see --help)", int(error.exit_code)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}", 1
-    if isinstance(error, ImportError) and is_out_of_memory(error):
+    if isinstance(error, (ImportError, OSError)) and is_out_of_memory(error):
         return f"not enough memory to load rjem's libraries ({str(error)[:200]})", 1
     if is_out_of_memory(error):
         return f"not enough memory ({str(error)[:200]}); lower --batch-size, --block-size, --buffer-size or --width", 1

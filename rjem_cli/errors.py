@@ -72,6 +72,7 @@ MEMORY_MESSAGES = (
     "allocate memory",
     "ALLOC_FAILED",
     "bad_alloc",
+    "can't start new thread",
     "could not create a primitive",
     "valid cuDNN algorithm",  # these two: no memory for cuDNN's workspace
     "unable to find an engine to execute",
@@ -80,7 +81,7 @@ MEMORY_MESSAGES = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognized by the message: PyTorch has a class only for the errors of its own GPU allocator."""
-    if isinstance(error, ImportError):  # a library does not fit into memory
+    if isinstance(error, (ImportError, OSError)):  # a library does not fit into memory
         return "failed to map segment" in str(error) or "allocate memory" in str(error)
     known = isinstance(error, RuntimeError) and any(message in str(error) for message in MEMORY_MESSAGES)
     return known or isinstance(error, MemoryError)

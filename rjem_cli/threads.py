@@ -28,7 +28,7 @@ WATCH_SECONDS = 0.5
 # another training
 BUSY_SHARE = 0.2
 IDLE_SHARE = 0.05
-PARALLEL_SIZE = 1 << 18  # elements: PyTorch shares an operation among threads from 1 << 15 on
+WATCHER = "watch cores"  # name of the thread
 
 
 def share_cores() -> None:
@@ -36,9 +36,10 @@ def share_cores() -> None:
     already. For a command, which owns its process; not for `import rjem_cli`."""
     if sys.platform != "linux" or "torch" in sys.modules:
         return
-    if not any(name in os.environ for name in WAIT_VARIABLES):
+    if not any(os.environ.get(name) for name in WAIT_VARIABLES):
         os.environ[SPIN_VARIABLE] = str(SPIN_COUNT)
-        threading.Thread(target=watch_cores, name="watch cores", daemon=True).start()
+        with suppress(RuntimeError):  # no memory for a thread
+            threading.Thread(target=watch_cores, name=WATCHER, daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ and (cores := limited_cores(CPU_LIMIT)):
         os.environ["OMP_NUM_THREADS"] = str(cores)
 
@@ -96,20 +97,17 @@ def start_second_team() -> threading.Event:
 
 
 def hold_second_team(end: threading.Event) -> None:
-    import torch
-
-    openmp = ctypes.CDLL(None)  # what PyTorch has loaded
-    if not hasattr(openmp, "omp_set_num_threads"):
-        return
-    torch.get_num_threads()  # PyTorch's first look at the threads of this thread would undo the next line
-    openmp.omp_set_num_threads(openmp.omp_get_num_procs())  # of this thread alone
-    torch.zeros(PARALLEL_SIZE).add_(1)
-    end.wait()
+    """Calls libgomp itself: a thread that is inside of PyTorch when Python ends would abort the process."""
+    loaded = ctypes.CDLL(None)
+    if hasattr(loaded, "GOMP_parallel"):  # the OpenMP library that PyTorch has loaded
+        do_nothing = ctypes.cast(loaded.free, ctypes.c_void_p)  # free(NULL), in each thread of the team
+        loaded.GOMP_parallel(do_nothing, None, ctypes.c_uint(loaded.omp_get_num_procs()), ctypes.c_uint(0))
+        end.wait()
 
 
 def describe_waiting() -> str:
-    """How threads wait in this process, such as `OMP_WAIT_POLICY=passive (requested)`."""
-    chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if name in os.environ]
-    if chosen == [f"{SPIN_VARIABLE}={SPIN_COUNT}"]:
+    """What is set in this process, such as `GOMP_SPINCOUNT=20000 (auto: ...)`."""
+    chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if os.environ.get(name)]
+    if any(thread.name == WATCHER for thread in threading.enumerate()):
         return f"{chosen[0]} (auto: 100 while other jobs need the cores)"
     return f"{', '.join(chosen)} (requested)" if chosen else "as PyTorch's default (nothing is set)"

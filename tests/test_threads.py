@@ -28,6 +28,10 @@ def test_a_command_limits_how_long_threads_spin():
     assert environment_after(A_COMMAND).splitlines()[-1] == f"{SPIN_COUNT} None"
 
 
+def test_an_empty_variable_is_none():
+    assert environment_after(A_COMMAND, OMP_WAIT_POLICY="").splitlines()[-1] == f"{SPIN_COUNT} "
+
+
 @pytest.mark.parametrize("variables", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
 def test_the_user_decides(variables):
     expected = f"{variables.get('GOMP_SPINCOUNT')} {variables.get('OMP_WAIT_POLICY')}"
@@ -83,6 +87,38 @@ def test_threads_spin_briefly_while_a_second_team_exists():
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     alone, beside_a_team, alone_again = map(float, output.split())
     assert beside_a_team < 0.1 * alone and beside_a_team < 0.1 * alone_again
+
+
+AN_END = """
+import os, sys, time, torch
+from rjem_cli.threads import start_second_team
+
+torch.zeros(1 << 18).add_(1)
+start_second_team()
+time.sleep({})
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0005, 0.002])
+def test_a_team_that_starts_as_python_ends_changes_no_exit_code(seconds):
+    for _ in range(3):
+        ended = subprocess.run([sys.executable, "-c", AN_END.format(seconds)], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (7, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT=20000 (auto: 100 while other jobs need the cores)"),
+        ({"GOMP_SPINCOUNT": "20000"}, "GOMP_SPINCOUNT=20000 (requested)"),
+        ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY=active (requested)"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is PyTorch's OpenMP library on Linux")
+def test_what_is_set_is_described(variables, expected):
+    code = f"{A_COMMAND}; from rjem_cli.threads import describe_waiting; print(describe_waiting(), end=' ')"
+    assert environment_after(code, **variables).splitlines()[-1].startswith(expected)
 
 
 def test_the_times_of_all_threads_are_added(tmp_path):

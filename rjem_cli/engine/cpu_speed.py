@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import platform
 import re
 import time
@@ -18,7 +19,6 @@ from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.wide_resnet import build_model, place
-from rjem_cli.errors import RjemError
 from rjem_cli.files import json_digest, locked, write_json
 from rjem_cli.paths import timings_dir
 
@@ -49,19 +49,16 @@ def cpu_name() -> str:
 def bf16_speedup(options: TrainConfig) -> float:
     """The time of a gradient pass in fp32 divided by that in bf16, for networks of this width, norm and image size. It
     is measured once on each machine, in a few seconds at width 10, and cached, so that equal commands train equal
-    networks."""
+    networks. Raises RjemError if the cache cannot be written."""
     side = min(options.image_size or known_side(options) or MAX_SIDE, MAX_SIDE)
     machine = [cpu_name(), torch.__version__]
     path = timings_dir() / f"{json_digest([*machine, options.width, options.norm_layer, side])}.json"
-    try:
-        with locked(path):
-            speedup = read_speedup(path)
-            if speedup is None:
-                speedup = measure_speedup(options, side)
-                write_json(path, {"machine": machine, "width": options.width, "side": side, "bf16_speedup": speedup})
-    except RjemError:  # the cache cannot be locked or written
-        speedup = measure_speedup(options, side)
-    return speedup
+    with locked(path):
+        speedup = read_speedup(path)
+        if speedup is None:
+            speedup = measure_speedup(options, side)
+            write_json(path, {"machine": machine, "width": options.width, "side": side, "bf16_speedup": speedup})
+        return speedup
 
 
 def known_side(options: TrainConfig) -> int | None:
@@ -74,8 +71,9 @@ def known_side(options: TrainConfig) -> int | None:
 
 def read_speedup(path: Path) -> float | None:
     """None for a file that is missing or invalid."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(path.read_bytes())["bf16_speedup"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        speedup = json.loads(path.read_bytes())["bf16_speedup"]
+        return speedup if isinstance(speedup, float) and 0 < speedup < math.inf else None
     return None
 
 

@@ -83,9 +83,7 @@ def describe_choices() -> dict[str, str]:
     device, reason = choose_device("auto")
     choices = {"device": f"{device} ({reason})"}
     if device.type == "cpu" and has_bf16_units():
-        choices["precision of training"] = (
-            "fp32 or bf16 (the faster one, measured when training starts)"
-        )
+        choices["precision of training"] = "fp32 or bf16 (the faster one, measured when training starts)"
     else:
         choices["precision of training"] = describe_precision(TrainConfig(), device)
     choices["precision of samples and attacks"] = describe_precision(GenerateConfig(), device)

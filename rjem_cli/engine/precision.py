@@ -9,7 +9,7 @@ import torch
 from rjem_cli.config.common import RuntimeOptions
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.cpu_speed import bf16_speedup, has_bf16_units
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, RjemError
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # WRN-d-1 has 16 channels where most of its work is: too few for the units that multiply in bf16
@@ -45,6 +45,9 @@ def choose_for_cpu(options: TrainConfig) -> tuple[str, str]:
         return "fp32", f"auto: width {options.width} is too narrow for bf16"
     if not has_bf16_units():
         return "fp32", "auto: this CPU does not multiply in bf16"
-    speedup = bf16_speedup(options)
-    measured = f"auto: bf16 is {speedup:.2g} times as fast, measured on this CPU"
+    try:
+        speedup = bf16_speedup(options)
+    except RjemError as error:  # the next command could measure and choose otherwise
+        return "fp32", f"auto: no measurement of bf16 can be kept ({error})"
+    measured = f"auto: bf16 is {speedup:.2f} times as fast, measured on this CPU ({MIN_SPEEDUP} is enough)"
     return "bf16" if speedup >= MIN_SPEEDUP else "fp32", measured

@@ -27,7 +27,7 @@ def measured(monkeypatch):
 def test_wide_networks_train_in_the_faster_arithmetic(measured, speedup, expected):
     measured += [speedup]
     name, reason = choose_precision(TrainConfig(width=2), CPU)
-    assert name == expected and f"{speedup:.2g} times as fast" in reason
+    assert name == expected and f"{speedup:.2f} times as fast" in reason
 
 
 def test_nothing_is_measured_for_narrow_networks_samples_and_attacks(measured):
