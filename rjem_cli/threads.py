@@ -106,8 +106,8 @@ def hold_second_team(end: threading.Event) -> None:
 
 
 def describe_waiting() -> str:
-    """What is set in this process, such as `GOMP_SPINCOUNT=20000 (auto: ...)`."""
+    """How threads wait in this process, such as `OMP_WAIT_POLICY=passive (requested)`."""
     chosen = [f"{name}={os.environ[name]}" for name in WAIT_VARIABLES if os.environ.get(name)]
     if any(thread.name == WATCHER for thread in threading.enumerate()):
-        return f"{chosen[0]} (auto: 100 while other jobs need the cores)"
+        return f"they spin {SPIN_COUNT} times (auto: 100 times while other work needs the cores)"
     return f"{', '.join(chosen)} (requested)" if chosen else "as PyTorch's default (nothing is set)"

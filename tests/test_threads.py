@@ -110,7 +110,7 @@ def test_a_team_that_starts_as_python_ends_changes_no_exit_code(seconds):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, "GOMP_SPINCOUNT=20000 (auto: 100 while other jobs need the cores)"),
+        ({}, "they spin 20000 times (auto: 100 times while other work needs the cores)"),
         ({"GOMP_SPINCOUNT": "20000"}, "GOMP_SPINCOUNT=20000 (requested)"),
         ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY=active (requested)"),
     ],

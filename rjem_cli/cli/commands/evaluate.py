@@ -73,7 +73,8 @@ def evaluate_samples(call: CommandCall[EvalConfig], config: EvalConfig, location
         with stop_on_signals(console.log) as stop, console.progress_bar() as bar:
             on_progress = stoppable(bar, stop, SAMPLES_STOPPED)
             job = samples.prepare_evaluation(plan, console.warn, on_progress)
-            console.log(f"features of {job.missing} of {plan.inputs.image_count} images to compute, others are cached")
+            cached = ", others are cached" if job.missing < plan.inputs.image_count else ""
+            console.log(f"features of {job.missing} of {plan.inputs.image_count} images to compute{cached}")
             result = samples.evaluate_samples(job, on_progress)
         document = samples.describe_sample_scores(job, result, call.elapsed())
         show = partial(show_sample_scores, document, result.scores, console)
