@@ -52,8 +52,7 @@ def log_plan(config: TrainConfig, run_dir: Path, console: Console) -> None:
     passes = config.pgd_steps * config.attacks + config.sgld_steps * bool(config.px_weight)
     length = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     norm = "no normalisation" if config.norm_layer == "none" else f"{config.norm_layer} norm"
-    network = f"WRN-{config.depth}-{config.width} ({norm})"
-    console.log(f"{network} on {config.data or config.dataset}, {length}, seed {config.seed}")
+    console.log(f"{config.architecture} ({norm}) on {config.data or config.dataset}, {length}, seed {config.seed}")
     console.log(f"{attack}; {chains}; {passes} gradient steps before each update")
     console.log(f"writes {run_dir}: config.yaml, metrics.jsonl, checkpoints, samples, summary.json, curves.png")
 

@@ -28,6 +28,7 @@ OWN_IMAGES_PRESET = "cifar10-small"  # of rjem train --data
 EMBEDDED_PRESET = "quickstart"  # of rjem train without --dataset and --data
 STREAM = "-"  # stdin or stdout, in place of a file
 SAMPLE_MODES = ("energy", "attack", "combined")
+ARCHITECTURES = ("wrn", "wrn-trades", "resnet50")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 METRICS = ("fid", "is", "kid", "precision_recall", "density_coverage", "intra_fid", "diversity", "memorization")
 STARTS = ("prior", "noise", "data", "buffer")  # of chains, beside paths

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from rjem_cli.config.common import DATASETS, RuntimeOptions, check_radius, image_size, radius
+from rjem_cli.config.common import ARCHITECTURES, DATASETS, RuntimeOptions, check_radius, image_size, radius
 from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError, OptionError
 
@@ -27,9 +27,21 @@ class DataOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Config):
-    depth: int = option(28, "WRN depth, 6k + 4", ge=10)
-    width: int = option(10, "WRN width factor", ge=1)
+    arch: str = option(
+        "wrn",
+        "Network: JEM++'s wide ResNet, that of TRADES, or MadryLab's ResNet-50; the last two have batch norm only",
+        choices=ARCHITECTURES,
+    )
+    depth: int = option(28, "Depth of a wide ResNet, 6k + 4", ge=10)
+    width: int = option(10, "Width factor of a wide ResNet", ge=1)
     norm_layer: str = option("batch", "Normalisation", choices=("batch", "group", "none"))
+
+    @property
+    def architecture(self) -> str:
+        """As tables name it, such as `WRN-28-10`."""
+        if self.arch == "resnet50":
+            return "ResNet-50"
+        return f"WRN-{self.depth}-{self.width}" + " (TRADES)" * (self.arch == "wrn-trades")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +168,9 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.depth - 4) % 6:
+        if self.arch != "wrn" and self.norm_layer != "batch":
+            raise OptionError("--norm-layer", self.norm_layer, f": --arch {self.arch} has batch norm only")
+        if self.arch != "resnet50" and (self.depth - 4) % 6:
             lower = self.depth - (self.depth - 4) % 6
             raise OptionError("--depth", self.depth, f": a WRN's depth is 6k + 4; give {lower} or {lower + 6}")
         if self.px_weight == 0 and self.ce_weight == 0:

@@ -18,7 +18,7 @@ from rjem_cli.engine.data.load import SCIKIT_LEARN_SIDES
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.wide_resnet import build_model, place
+from rjem_cli.engine.networks.build import build_model, place
 from rjem_cli.files import json_digest, locked, write_json
 from rjem_cli.paths import timings_dir
 
@@ -47,12 +47,13 @@ def cpu_name() -> str:
 
 
 def bf16_speedup(options: TrainConfig) -> float:
-    """The time of a gradient pass in fp32 divided by that in bf16, for networks of this width, norm and image size. It
-    is measured once on each machine, in a few seconds at width 10, and cached, so that equal commands train equal
-    networks. Raises RjemError if the cache cannot be written."""
+    """The time of a gradient pass in fp32 divided by that in bf16, for networks of this kind, width, norm and image
+    size. It is measured once on each machine, in a few seconds at width 10, and cached, so that equal commands train
+    equal networks. Raises RjemError if the cache cannot be written."""
     side = min(options.image_size or known_side(options) or MAX_SIDE, MAX_SIDE)
     machine = [cpu_name(), torch.__version__]
-    path = timings_dir() / f"{json_digest([*machine, options.width, options.norm_layer, side])}.json"
+    key = [*machine, options.arch, options.width, options.norm_layer, side]
+    path = timings_dir() / f"{json_digest(key)}.json"
     with locked(path):
         speedup = read_speedup(path)
         if speedup is None:

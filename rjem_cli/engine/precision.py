@@ -41,7 +41,7 @@ def gpu_has_bf16(device: torch.device) -> bool:
 
 def choose_for_cpu(options: TrainConfig) -> tuple[str, str]:
     """The faster of fp32 and bf16 for this network, and the reason."""
-    if options.width <= TOO_NARROW_FOR_BF16:
+    if options.arch != "resnet50" and options.width <= TOO_NARROW_FOR_BF16:
         return "fp32", f"auto: width {options.width} is too narrow for bf16"
     if not has_bf16_units():
         return "fp32", "auto: this CPU does not multiply in bf16"

@@ -25,9 +25,9 @@ from torch import nn
 
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.gradients import LogitsFn, value_and_grad
-from rjem_cli.engine.models import wide_resnet
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
+from rjem_cli.engine.networks import wide_resnet
 from rjem_cli.engine.runtime import M_MMAP_MAX, M_TRIM_THRESHOLD, Runtime, keep_freed_memory, start_runtime
 from rjem_cli.engine.training.estimate import dummy_prior
 from rjem_cli.engine.training.replay_buffer import sample_prior

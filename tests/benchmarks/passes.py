@@ -30,10 +30,14 @@ from torch import Tensor, nn
 import rjem_cli
 from rjem_cli.config.training import ModelOptions
 from rjem_cli.engine.gradients import value_and_grad
-from rjem_cli.engine.models import wide_resnet
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.runtime import keep_freed_memory
+
+try:
+    from rjem_cli.engine.networks import build as networks
+except ImportError:  # an older checkout, of --before
+    from rjem_cli.engine.models import wide_resnet as networks
 
 SIZES = {"WRN-10-2": (10, 2, 16, 64), "WRN-16-2": (16, 2, 32, 32)}  # depth, width, side, batch
 PASSES, NORMS = ("chain", "loss"), ("batch", "group", "none")
@@ -51,13 +55,13 @@ class Case(NamedTuple):
     precision: str
 
 
-def build_network(case: Case) -> tuple[wide_resnet.WideResNet, Tensor, Tensor]:
+def build_network(case: Case) -> tuple[nn.Module, Tensor, Tensor]:
     """(network, images, labels). Without `place`, the memory format is that of `build_model`."""
     depth, width, side, batch = SIZES[case.size]
     torch.manual_seed(0)
-    model = wide_resnet.build_model(ModelOptions(depth=depth, width=width, norm_layer=case.norm), 3, 10)
-    if hasattr(wide_resnet, "place"):
-        model = wide_resnet.place(model, torch.device("cpu"))
+    model = networks.build_model(ModelOptions(depth=depth, width=width, norm_layer=case.norm), 3, 10)
+    if hasattr(networks, "place"):
+        model = networks.place(model, torch.device("cpu"))
     return model, torch.rand(batch, 3, side, side) * 2 - 1, torch.arange(batch) % 10
 
 

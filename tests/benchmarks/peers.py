@@ -44,7 +44,8 @@ from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.cpu_speed import cpu_name
 from rjem_cli.engine.data.images import to_model
 from rjem_cli.engine.models.eval_images import AttackDataset
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
+from rjem_cli.engine.networks.build import build_model, place
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
 from rjem_cli.engine.training.estimate import dummy_prior, dummy_splits

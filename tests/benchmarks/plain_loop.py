@@ -17,7 +17,7 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.attacks.pgd import default_step_size
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.models.wide_resnet import LEAKY_SLOPE, WideResNet
+from rjem_cli.engine.networks.wide_resnet import LEAKY_SLOPE, WideResNet
 
 
 class PlainLoop:

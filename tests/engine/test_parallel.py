@@ -14,7 +14,7 @@ from rjem_cli.engine.gradients import gradient_step, run_step
 from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.parallel import MAX_PARALLEL, parallel_limit, run_in_parallel
 from rjem_cli.engine.timing import find_parallel
 

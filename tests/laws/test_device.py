@@ -25,7 +25,7 @@ from rjem_cli.engine.models.eval_images import AttackDataset
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.graphs import EAGER_RUNS
 from rjem_cli.engine.models.prior import ClassGaussianPrior, fit_prior
-from rjem_cli.engine.models.wide_resnet import build_model
+from rjem_cli.engine.networks.build import build_model
 from rjem_cli.engine.runtime import scoring_runtime, start_runtime
 from rjem_cli.engine.sampling import pipeline
 from rjem_cli.engine.sampling.generate import generate

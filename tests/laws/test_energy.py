@@ -4,7 +4,7 @@ import torch
 
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy, joint_energy
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 
 logits_BK = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10
 

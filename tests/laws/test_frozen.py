@@ -11,7 +11,7 @@ from torch import nn
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits, freeze
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import check_compiler
 from rjem_cli.errors import AbsentError
 

@@ -17,7 +17,7 @@ from rjem_cli.engine.gradients import gradient_step, run_step, value_and_grad
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.graphs import EAGER_RUNS, MAX_GRAPHS
-from rjem_cli.engine.models.wide_resnet import build_model, place
+from rjem_cli.engine.networks.build import build_model, place
 from rjem_cli.engine.sampling.sgld import sgld
 from tests.pretend_cuda import PretendCuda
 

@@ -12,7 +12,7 @@ from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.models.energy import energy, joint_energy
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.noise import CHAIN_STREAM, standard_normal
 from rjem_cli.engine.sampling.pipeline import (
     SamplePlan,

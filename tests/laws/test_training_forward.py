@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rjem_cli.config.common import RuntimeOptions
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.training.trainer import TrainingForward
 

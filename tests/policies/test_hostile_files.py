@@ -32,7 +32,7 @@ from rjem_cli.engine.models.checkpoint import (
     write_checkpoint,
 )
 from rjem_cli.engine.models.tensor_file import encode, read_tensors
-from rjem_cli.engine.models.wide_resnet import build_model
+from rjem_cli.engine.networks.build import build_model
 from rjem_cli.errors import RjemError
 from tests.image_files import png, write
 

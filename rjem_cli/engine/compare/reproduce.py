@@ -243,7 +243,7 @@ def describe_training(training: Training) -> str:
     state = f"at step {paths.parse_step(checkpoints[-1])}" if checkpoints else "to do"
     state = "done" if training.is_finished else "diverged" if training.has_diverged else state
     return (
-        f"{training.name}: WRN-{config.depth}-{config.width}, {length} of {config.batch_size} images, "
+        f"{training.name}: {config.architecture}, {length} of {config.batch_size} images, "
         f"{passes_per_image(config)} passes per image{total}; {state}"
     )
 

@@ -19,7 +19,7 @@ from rjem_cli.engine.data.remote_file import RemoteFile, sha256_hex
 from rjem_cli.engine.metrics import efficientnet
 from rjem_cli.engine.models.checkpoint import Checkpoint
 from rjem_cli.engine.models.frozen import freeze
-from rjem_cli.engine.models.wide_resnet import feature_count
+from rjem_cli.engine.networks.build import feature_count
 from rjem_cli.errors import AbsentError, DataError, summarize
 from rjem_cli.paths import offline
 
@@ -178,7 +178,7 @@ def load_dinov2(device: torch.device) -> Extractor:
 
 
 def classifier_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] | None, *, is_judge: bool) -> Extractor:
-    """The last hidden layer and the logits of a WideResNet: one that rjem trained as a judge, or any checkpoint."""
+    """The last hidden layer and the logits of a network: one that rjem trained as a judge, or any checkpoint."""
     network: Any = freeze(checkpoint.model)
     info = checkpoint.info
 
@@ -188,7 +188,7 @@ def classifier_extractor(checkpoint: Checkpoint, test_accuracy: dict[str, Any] |
 
     channels, height, width = info.image_shape
     identity = {
-        "network": f"{'judge' if is_judge else 'classifier'} WRN-{info.config.depth}-{info.config.width}",
+        "network": f"{'judge' if is_judge else 'classifier'} {info.config.architecture}",
         "weights_sha256": checkpoint.sha256,
         "resize": f"none, {width}x{height}",
     }

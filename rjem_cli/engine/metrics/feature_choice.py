@@ -15,7 +15,7 @@ from rjem_cli.engine.metrics.extractors import Extractor, classifier_extractor
 from rjem_cli.engine.metrics.judge import JUDGE_FEATURES, read_test_accuracy, train_judge
 from rjem_cli.engine.metrics.reference import Reference
 from rjem_cli.engine.models.checkpoint import load_checkpoint, read_info
-from rjem_cli.engine.models.wide_resnet import feature_count
+from rjem_cli.engine.networks.build import feature_count
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.errors import AbsentError, ConfigError, DataError, RjemError, did_you_mean
 from rjem_cli.paths import expand, offline, weights_dir

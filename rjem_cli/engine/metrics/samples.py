@@ -142,7 +142,7 @@ def describe_judge_training(inputs: EvalInputs) -> str | None:
     if judge.load_judge(splits, inputs.runtime.device) is not None:
         return None
     config = judge.judge_config(splits)
-    return f"WRN-{config.depth}-{config.width}, {config.steps} steps of {config.batch_size} images"
+    return f"{config.architecture}, {config.steps} steps of {config.batch_size} images"
 
 
 def estimate_seconds(plan: EvalPlan) -> float | None:

@@ -5,7 +5,6 @@ step-00000600.state.safetensors  live weights, optimizer state, EMA, replay buff
 """
 
 import contextlib
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, replace
@@ -21,15 +20,16 @@ from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.models.prior import PRIOR_PREFIX, ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import Description, read_description, read_tensors, write_tensors
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
+from rjem_cli.engine.networks.build import Network, build_model, place
 from rjem_cli.errors import AbsentError, DataError, RjemError, summarize
-from rjem_cli.files import explained, json_digest
+from rjem_cli.files import file_sha256, json_digest
 from rjem_cli.paths import CARD_FILE, find_run_dir, is_pretrained, trained_checkpoints_in
 
 FORMAT = "rjem-checkpoint-8"
 MAX_SIDE = 4096  # pixels
 MAX_COUNT = 2**63 - 1  # of steps and of images seen
 CONFIG_FILE = "config.yaml"
+ORIGIN_KEYS = {"file", "sha256", "layout"}
 DATA_PATHS = ("data", "test_data")  # options that are paths
 
 
@@ -39,7 +39,9 @@ class CheckpointInfo:
 
     `image_shape` is (C, H, W). `data_digest`: sha256 of the training images. `user_images`: they come from `--data`.
     `images_seen`: number of training images so far. `val_accuracy`: share of the validation images, in [0, 1], if it
-    was measured at this step. A file contains no paths: config.yaml in the run's folder says where the images are.
+    was measured at this step. `origin`: the file that the network was imported from, its sha256, its layout and what
+    else it had; None for a network that rjem trained. A file contains no paths: config.yaml in the run's folder says
+    where the images are.
     """
 
     config: TrainConfig
@@ -52,6 +54,7 @@ class CheckpointInfo:
     images_seen: int = 0
     val_accuracy: float | None = None
     state_sha256: str | None = None
+    origin: dict[str, Any] | None = None
 
     @classmethod
     def from_splits(cls, config: TrainConfig, splits: Splits) -> "CheckpointInfo":
@@ -93,6 +96,7 @@ class CheckpointInfo:
             "images_seen": is_count(info.images_seen),
             "val_accuracy": info.val_accuracy is None or 0 <= info.val_accuracy <= 1,
             "state_sha256": info.state_sha256 is None or is_sha256(info.state_sha256),
+            "origin": info.origin is None or {*info.origin} >= ORIGIN_KEYS,
         }
         if invalid := [name for name, is_valid in valid.items() if not is_valid]:
             raise ValueError(f"invalid {', '.join(invalid)}")
@@ -204,9 +208,7 @@ def read_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         raise invalid_description(path, error) from None
     if find_not_finite(weights):
         raise DataError(f"{path} has weights that are not finite; use another checkpoint")
-    with explained("read", path), path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(path, place(model, device).eval(), info, sha256, prior)
+    return Checkpoint(path, place(model, device).eval(), info, file_sha256(path), prior)
 
 
 def read_prior(info: CheckpointInfo, tensors: dict[str, Tensor]) -> ClassGaussianPrior:
@@ -217,7 +219,7 @@ def read_prior(info: CheckpointInfo, tensors: dict[str, Tensor]) -> ClassGaussia
     return prior
 
 
-def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> WideResNet:
+def build_from_weights(info: CheckpointInfo, tensors: dict[str, Tensor]) -> Network:
     """Build the network on the meta device first, so that a forged description cannot allocate more memory than the
     tensors of the file. Raises RuntimeError or ValueError for tensors of another network."""
     if info.config.depth > 6 * len(tensors) + 4:

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.graphs import StepGraphs
-from rjem_cli.engine.models.wide_resnet import Block, GroupNorm, WideResNet
+from rjem_cli.engine.networks.resnet50 import SmallImageResNet50
+from rjem_cli.engine.networks.trades_wide_resnet import TradesWideResNet
+from rjem_cli.engine.networks.wide_resnet import Block, GroupNorm, WideResNet
 
+COPIED = (TradesWideResNet, SmallImageResNet50)
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 PLAIN_MODULES = {*BATCH_NORMS, WideResNet, Block, nn.Conv2d, GroupNorm, nn.Identity, nn.Linear, nn.Sequential}
 # Of fp16 passes, where gradients below 6e-8 vanish and those above 65504 / 1024 overflow. It is fixed, so that a step
@@ -62,13 +65,13 @@ def is_plain(model: nn.Module) -> bool:
 def freeze(model: nn.Module) -> nn.Module:
     """A network with the output of `model.eval()`, for gradients with respect to images.
 
-    A plain WideResNet is copied, and its BatchNorms become part of its convolutions. Any other network may read its
-    own layers, or may not allow a copy: it is returned as it is, in eval mode.
+    A plain WideResNet is copied, and its BatchNorms become part of its convolutions. The other networks of rjem are
+    copied. A user's network may read its own layers, or may not allow a copy: it is returned as it is, in eval mode.
     """
-    if not is_plain(model):
+    if not is_plain(model) and not isinstance(model, COPIED):
         return model.eval()
     frozen: Any = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(frozen.norm, BATCH_NORMS):
+    if is_plain(model) and isinstance(frozen.norm, BATCH_NORMS):
         frozen.norm = ChannelAffine(frozen.norm)
         for block in frozen.blocks:
             block.norm1, block.norm2 = ChannelAffine(block.norm1), nn.Identity()
@@ -78,11 +81,11 @@ def freeze(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def refresh(frozen: Any, model: Any) -> None:
-    """Copy the current weights and statistics of a plain WideResNet into `frozen`, which `freeze(model)` made. Tensors
+    """Copy the current weights and statistics of a network of rjem into `frozen`, which `freeze(model)` made. Tensors
     keep their storage, because compiled passes hold references to them. A training step does this once, so it handles
     all layers in each operation: a GPU then gets few kernels."""
     current, copied = model.state_dict(), frozen.state_dict()
-    folds = isinstance(frozen.norm, ChannelAffine)  # then each conv1 is computed below
+    folds = isinstance(getattr(frozen, "norm", None), ChannelAffine)  # then each conv1 is computed below
     names = [name for name in copied if name in current and not (folds and ".conv1." in name)]
     torch._foreach_copy_([copied[name] for name in names], [current[name] for name in names])
     if not folds:
@@ -139,7 +142,7 @@ class FrozenLogits:
         self.thread_safe = not compiled and self.network is not model  # a user's network may keep state
 
     def refresh(self, model: nn.Module) -> "FrozenLogits":
-        """Copy the current weights and statistics of `model`, a WideResNet."""
+        """Copy the current weights and statistics of `model`, which the network is a copy of."""
         refresh(self.network, model)
         return self
 

@@ -21,7 +21,7 @@ from rjem_cli.paths import QUARANTINE_SUFFIX, checkpoints_dir, checkpoints_in, p
 DEVICE_TYPES = ("cpu", "cuda", "mps")
 STATE_FORMAT = "rjem-state-5"
 # A resumed run cannot change them
-FIXED_OPTIONS = ("depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
+FIXED_OPTIONS = ("arch", "depth", "width", "norm_layer", "optimizer", "val_fraction", "image_size")
 HEADER_BYTES = 2**20  # upper limit for what two files need besides their tensors
 
 

@@ -27,7 +27,7 @@ from rjem_cli.engine.gradients import LogitsFn
 from rjem_cli.engine.models.checkpoint import CheckpointInfo, checkpoint_tensors, find_not_finite
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
+from rjem_cli.engine.networks.build import Network, build_model, place
 from rjem_cli.engine.noise import derived_generator, derived_seed
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.sampling.sgld import SgldParameters, sgld
@@ -235,9 +235,9 @@ class Trainer:
         buffer.store(indices, self.distributed.all_gather(x_q))
         return x_q
 
-    def sampling_model(self) -> WideResNet:
+    def sampling_model(self) -> Network:
         """The EMA network with BatchNorm statistics of its own."""
-        model: WideResNet = self.ema.module  # type: ignore[assignment]
+        model: Network = self.ema.module  # type: ignore[assignment]
         noise_std, generator = self.config.input_noise_std, self.generator("statistics")
         with self.runtime.scoring().kernels.active():
             optimizer.refresh_statistics(model, self.images, noise_std, generator)

@@ -26,7 +26,8 @@ from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.prior import fit_prior
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model, place
+from rjem_cli.engine.networks.build import build_model, place
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.noise import CHAIN_STREAM, random_words, standard_normal, uniform
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import prior_start

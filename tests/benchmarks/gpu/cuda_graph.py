@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.wide_resnet import build_model, place
+from rjem_cli.engine.networks.build import build_model, place
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.sgld import sgld
 from tests.benchmarks.gpu.parts import Bench, Row

@@ -21,7 +21,8 @@ from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.kernels import Kernels
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.wide_resnet import GroupNorm, WideResNet, build_model, place
+from rjem_cli.engine.networks.build import build_model, place
+from rjem_cli.engine.networks.wide_resnet import GroupNorm, WideResNet
 from rjem_cli.engine.runtime import Runtime, check_compiler, start_runtime
 from rjem_cli.engine.training.trainer import TrainingForward
 from rjem_cli.errors import AbsentError

@@ -17,7 +17,7 @@ from rjem_cli.engine.gradients import LogitsFn, value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
 from rjem_cli.engine.models.graphs import EAGER_RUNS
-from rjem_cli.engine.models.wide_resnet import build_model, place
+from rjem_cli.engine.networks.build import build_model, place
 from rjem_cli.engine.runtime import start_runtime
 from rjem_cli.engine.sampling.pipeline import SamplePlan, build_sampler, prior_start
 from rjem_cli.engine.timing import find_batch_size

@@ -20,7 +20,8 @@ from rjem_cli.engine.batching import BatchSizer
 from rjem_cli.engine.gradients import value_and_grad
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.frozen import FrozenLogits
-from rjem_cli.engine.models.wide_resnet import WideResNet, build_model
+from rjem_cli.engine.networks.build import build_model
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.runtime import Runtime, start_runtime
 from rjem_cli.engine.sampling.sgld import sgld
 from rjem_cli.engine.training.estimate import dummy_prior

@@ -23,7 +23,7 @@ from rjem_cli.engine.models.checkpoint import (
 )
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.models.tensor_file import METADATA_KEY, encode, read_tensors, write_tensors
-from rjem_cli.engine.models.wide_resnet import build_model
+from rjem_cli.engine.networks.build import build_model
 from rjem_cli.errors import AbsentError, DataError, RjemError
 
 CONFIG = TrainConfig(depth=10, width=1, adv_eps="8/255")

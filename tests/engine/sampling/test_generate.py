@@ -13,7 +13,7 @@ from rjem_cli.engine.data.load import load_digit_splits
 from rjem_cli.engine.models.checkpoint import CheckpointInfo
 from rjem_cli.engine.models.frozen import freeze
 from rjem_cli.engine.models.prior import fit_prior
-from rjem_cli.engine.models.wide_resnet import WideResNet
+from rjem_cli.engine.networks.wide_resnet import WideResNet
 from rjem_cli.engine.sampling.generate import generate
 from rjem_cli.engine.sampling.pipeline import build_sampler, prior_start
 from rjem_cli.engine.sampling.request import resolve_request

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rjem_cli.config.training import ModelOptions
-
 LEAKY_SLOPE = 0.2
 BATCH_NORM_MOMENTUM = 0.1  # JEM++ has 0.9: its running statistics are almost those of the last batch
 
@@ -93,21 +91,3 @@ class WideResNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         logits_BK: Tensor = self.head(self.features(x_BCHW))
         return logits_BK
-
-
-def feature_count(options: ModelOptions) -> int:
-    """The size of `WideResNet.features` for one image."""
-    return 64 * options.width
-
-
-def build_model(options: ModelOptions, channels: int, num_classes: int) -> WideResNet:
-    """A new network on the host."""
-    return WideResNet(channels, num_classes, options.depth, options.width, options.norm_layer)
-
-
-def place(model: WideResNet, device: torch.device) -> WideResNet:
-    """Move the network to a device, in the memory format that is faster there: channels_last, except for GroupNorm on
-    CUDA. PyTorch's kernel for that takes contiguous images only: it would copy all images, and the next convolution
-    would get the other format."""
-    contiguous = device.type == "cuda" and isinstance(model.norm, nn.GroupNorm)
-    return model.to(device).to(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
