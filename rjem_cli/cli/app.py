@@ -12,6 +12,7 @@ from rjem_cli.cli.commands.completion import completion
 from rjem_cli.cli.commands.env import env
 from rjem_cli.cli.commands.evaluate import evaluate
 from rjem_cli.cli.commands.generate import generate
+from rjem_cli.cli.commands.importing import import_file
 from rjem_cli.cli.commands.langevin import langevin
 from rjem_cli.cli.commands.runs import runs
 from rjem_cli.cli.commands.train import train
@@ -33,6 +34,7 @@ app.command("langevin", cls=SectionedCommand, short_help="Run and show Langevin 
 app.command("generate", cls=SectionedCommand, short_help="Generate images of chosen classes.")(generate)
 app.command("eval", cls=SectionedCommand, short_help="Score samples, or a checkpoint.")(evaluate)
 app.command("compare", cls=SectionedCommand, short_help="Compare runs and samples.")(compare)
+app.command("import", cls=SectionedCommand, short_help="Import a checkpoint of another project.")(import_file)
 app.add_typer(runs, short_help="List, show and remove runs.")
 app.add_typer(cache, short_help="List and remove cached files.")
 app.command(short_help="Show versions, devices and folders.")(env)

@@ -25,6 +25,7 @@ ENGINE_LAYERS = {  # modules directly in the engine that import a subpackage are
     "metrics": 2,
     "environment": 3,
     "compare": 3,
+    "exchange": 3,
 }
 HEAVY = {"torch", "torchvision", "numpy", "scipy", "sklearn", "safetensors", "PIL", "matplotlib", "torch_fidelity"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

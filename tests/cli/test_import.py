@@ -1,0 +1,104 @@
+"""rjem import: a run of another project's checkpoint, on which every command works."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from rjem_cli.paths import runs_dir
+from tests.foreign_networks import doubled, jem_state, prefixed, resnet50_state, robustness_state, trades_state
+
+BUFFER = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def jem_file(tmp_path):
+    path = tmp_path / "CIFAR10_MODEL.pt"
+    torch.save({"model_state_dict": doubled(jem_state(colours=1)), "replay_buffer": BUFFER}, path)
+    return path
+
+
+@pytest.fixture
+def trades_file(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": prefixed(trades_state(width=1, colours=1)), "epoch": 76}, path)
+    return path
+
+
+def test_a_run_is_made_and_says_where_it_came_from(rjem, jem_file):
+    outcome = rjem("import", jem_file, "--dataset", "digits", "--as", "jem")
+    assert outcome.code == 0, outcome.err
+    assert "layout jempp" in outcome.err and "replay buffer: 40 images" in outcome.err
+    assert outcome.out.splitlines()[-1].endswith("jem/checkpoints/step-00000001.safetensors")
+    assert {"accuracy", "E(x) of data", "E(x) of chains"} <= {line.split("\t")[0] for line in outcome.out.splitlines()}
+    shown = json.loads(rjem("runs", "show", "jem", "--json").out)
+    origin = shown["summary"]["origin"]
+    assert origin["file"] == "CIFAR10_MODEL.pt" and origin["layout"] == "jempp" and len(origin["sha256"]) == 64
+    assert shown["config"]["depth"] == "10" and shown["config"]["arch"] == "wrn"
+
+
+def test_the_name_of_the_file_is_the_default_name(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits").code == 0
+    assert (runs_dir() / "CIFAR10_MODEL").is_dir()
+    assert "already exists" in rjem("import", jem_file, "--dataset", "digits").error_line()
+
+
+def test_every_command_works_on_imported_networks(rjem, jem_file, trades_file, tmp_path):
+    for file, name in ((jem_file, "jem"), (trades_file, "trades")):
+        assert rjem("import", file, "--dataset", "digits", "--as", name).code == 0
+    for name in ("jem", "trades"):
+        for command in (
+            ["generate", name, "-n", "10", "--sgld-steps", "2", "-o", str(tmp_path / f"{name}.npz")],
+            ["attack", name, "--limit", "10", "--steps", "2", "--eps", "0.1"],
+            ["langevin", name, "--sgld-steps", "2", "-n", "2", "-o", str(tmp_path / f"chains-{name}")],
+            ["eval", name, "--limit", "10", "--steps", "1", "--samples", "0"],
+        ):
+            outcome = rjem(*command)
+            assert outcome.code == 0, (command, outcome.err)
+    chains = rjem("langevin", "jem", "--init", "buffer", "--sgld-steps", "2", "-n", "2", "-o", str(tmp_path / "buffer"))
+    assert chains.code == 0, chains.err
+
+
+def test_statistics_are_recomputed_on_request(rjem, jem_file):
+    outcome = rjem("import", jem_file, "--dataset", "digits", "--as", "jem", "--recompute-statistics")
+    names = [line.split("\t")[0] for line in outcome.out.splitlines()]
+    assert names.index("accuracy before") < names.index("accuracy")
+
+
+@pytest.mark.slow
+def test_resnet50_is_imported(rjem, tmp_path):
+    mean, std = torch.full((1, 1, 1), 0.3), torch.full((1, 1, 1), 0.4)
+    torch.save({"model": robustness_state(resnet50_state(colours=1), mean, std)}, tmp_path / "m.pt")
+    assert rjem("import", tmp_path / "m.pt", "--dataset", "digits", "--as", "madry").code == 0
+    assert rjem("attack", "madry", "--limit", "4", "--steps", "1", "--eps", "0.1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["absent.pt"], 3, "absent.pt does not exist"),
+        (["jem", "--dataset", "digits", "--layout", "trades"], 1, "trades: no conv1.weight"),
+        (["jem"], 3, "cifar10"),
+        (["jem", "--dataset", "digits", "--as", "../x"], 2, "plain name"),
+        (["jem", "--dataset", "digits", "--as", "cifar10-16"], 2, "pretrained"),
+        (["jem", "--dataset", "digits", "--data", "x"], 2, "exclude"),
+        (["jem", "--layout", "foolbox"], 2, "choose from auto, jem"),
+    ],
+)
+def test_what_is_wrong_is_one_line(rjem, jem_file, arguments, code, part):
+    outcome = rjem("import", *(str(jem_file) if word == "jem" else word for word in arguments))
+    assert (outcome.code, part in outcome.error_line()) == (code, True), outcome.err
+    assert not list(runs_dir().glob("*/checkpoints"))
+
+
+def test_the_images_must_have_the_networks_classes_and_channels(rjem, tmp_path):
+    torch.save(jem_state(classes=7), tmp_path / "m.pt")
+    line = rjem("import", tmp_path / "m.pt", "--dataset", "digits").error_line()
+    assert "7 classes and 3 channels, digits has 10 and 1" in line
+
+
+def test_a_dry_run_writes_nothing(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits", "--dry-run").code == 0
+    assert not runs_dir().exists() or not list(runs_dir().iterdir())
