@@ -11,6 +11,7 @@ from rjem_cli.cli.commands.compare import compare
 from rjem_cli.cli.commands.completion import completion
 from rjem_cli.cli.commands.env import env
 from rjem_cli.cli.commands.evaluate import evaluate
+from rjem_cli.cli.commands.exporting import export
 from rjem_cli.cli.commands.generate import generate
 from rjem_cli.cli.commands.importing import import_file
 from rjem_cli.cli.commands.langevin import langevin
@@ -35,6 +36,7 @@ app.command("generate", cls=SectionedCommand, short_help="Generate images of cho
 app.command("eval", cls=SectionedCommand, short_help="Score samples, or a checkpoint.")(evaluate)
 app.command("compare", cls=SectionedCommand, short_help="Compare runs and samples.")(compare)
 app.command("import", cls=SectionedCommand, short_help="Import a checkpoint of another project.")(import_file)
+app.command("export", cls=SectionedCommand, short_help="Write a checkpoint for another project.")(export)
 app.add_typer(runs, short_help="List, show and remove runs.")
 app.add_typer(cache, short_help="List and remove cached files.")
 app.command(short_help="Show versions, devices and folders.")(env)

@@ -13,7 +13,7 @@ import typer
 from rjem_cli.cli.completions import COMPLETERS
 from rjem_cli.cli.console import Console
 from rjem_cli.config.common import NetworkOptions
-from rjem_cli.config.exchange import ImportConfig
+from rjem_cli.config.exchange import ExportConfig, ImportConfig
 from rjem_cli.config.fields import Config, ConfigT, Option, options
 from rjem_cli.config.sampling import ChainOptions, GenerateConfig, LangevinConfig
 from rjem_cli.config.scoring import AttackConfig, CompareConfig, EvalConfig
@@ -23,7 +23,16 @@ from rjem_cli.engine.distributed import is_distributed, rank_from_environment
 from rjem_cli.errors import ConfigError, OptionError
 from rjem_cli.paths import find_checkpoint, model_names
 
-CONFIG_CLASSES = (TrainConfig, AttackConfig, LangevinConfig, GenerateConfig, EvalConfig, CompareConfig, ImportConfig)
+CONFIG_CLASSES = (
+    TrainConfig,
+    AttackConfig,
+    LangevinConfig,
+    GenerateConfig,
+    EvalConfig,
+    CompareConfig,
+    ImportConfig,
+    ExportConfig,
+)
 SECTIONS = {  # of the help, by the class that declares an option
     "DeviceOptions": "Device and seed",
     "RuntimeOptions": "Device and seed",
@@ -41,6 +50,7 @@ SECTIONS = {  # of the help, by the class that declares an option
     "ChainOptions": "Chains",
     "RunOptions": "Run",
     "ImportConfig": "Network and images",
+    "ExportConfig": "Output",
 }
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 SHORT_FLAGS = {"count": ["-n"], "output": ["-o"]}

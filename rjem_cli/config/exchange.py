@@ -1,9 +1,9 @@
-"""Options of `rjem import`."""
+"""Options of `rjem import` and `rjem export`."""
 
 from dataclasses import dataclass
 
 from rjem_cli.config.common import DATASETS, DeviceOptions, image_size
-from rjem_cli.config.fields import option
+from rjem_cli.config.fields import Config, option
 from rjem_cli.errors import ConfigError
 
 LAYOUTS = ("jem", "jempp", "sadajem", "trades", "dat", "robustness")
@@ -28,3 +28,15 @@ class ImportConfig(DeviceOptions):
         super().__post_init__()
         if self.dataset and self.data:
             raise ConfigError("--dataset and --data exclude each other; give one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    layout: str = option(
+        "safetensors",
+        "The project that will load the file; torch and safetensors have the names of rjem, huggingface is a folder "
+        "for the Hub",
+        choices=(*LAYOUTS, "torch", "safetensors", "huggingface"),
+    )
+    output: str | None = option(None, "File, or folder for huggingface [the run's name and the layout]")
+    overwrite: bool = option(False, "Replace the output of an earlier call")

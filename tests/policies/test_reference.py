@@ -11,7 +11,7 @@ import pytest
 from rjem_cli.__main__ import main
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ["train", "attack", "langevin", "generate", "eval", "compare", "import", "env", "completion"]
+COMMANDS = ["train", "attack", "langevin", "generate", "eval", "compare", "import", "export", "env", "completion"]
 WIDTH = 78  # two columns stay free
 COMMANDS += ["runs dir", "runs ls", "runs show", "runs rm", "cache dir", "cache ls", "cache rm", "cache prune"]
 

@@ -103,7 +103,7 @@ def import_network(
     model.load_state_dict(network.weights)
     model = place(model, runtime.device).eval()
     origin: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "layout": network.match.layout.name}
-    origin |= {"place": network.place, "unused": sorted(network.unused)}
+    origin |= {"place": network.place, "doubled": network.doubled}
     info = replace(CheckpointInfo.from_splits(train_config, splits), step=STEP, origin=origin)
     before = None
     if config.recompute_statistics:

@@ -5,19 +5,22 @@ direction only: import and export use the same map.
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rjem_cli.config.training import ModelOptions
 from rjem_cli.engine.networks.build import build_model
 
 Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, Tensor]
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of MadryLab's library
 # of DAT (Yin et al. 2025), for images in [0, 1]
 DAT_MEAN = (0.4913997551666284, 0.48215855929893703, 0.4465309133731618)
 DAT_STD = (0.24703225141799082, 0.24348516474564, 0.26158783926049628)
+NORMALIZER = ("normalizer.mean", "normalizer.std")
 COUNTER = ".num_batches_tracked"  # files of PyTorch 0.4.0 and older have none
 
 
@@ -27,19 +30,38 @@ class NoMatchError(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """`rename`: (a tensor's name in rjem, blocks per stage) to its name in the project. `doubled`: a name that stands
-    for a second copy, to the name of the first. `unused`: tensors that the project's code creates and never uses.
-    `normalizer`: names of mean and std in the file. `mean` and `std` hold where it has none."""
+    """`rename`: (a tensor's name in rjem, blocks per stage) to its name in the project. `seconds`: prefixes of tensors
+    that are copies, and the prefix of what they copy; `always_doubled`: every file has them. `unused`: tensors that the
+    project's code creates and never uses, which `fill` makes for a network. `normalizer`: names of mean and std in the
+    file; `mean` and `std` hold where it has none. `key`, `prefix`: where the project looks for the tensors."""
 
     name: str
     arch: str
     rename: Callable[[str, int], str]
     read_options: Callable[[Shapes], ModelOptions]
-    doubled: Callable[[str], str | None] = lambda name: None
-    unused: re.Pattern[str] = re.compile(r"n_averaged")
+    unused: re.Pattern[str] = re.compile(r"n_averaged$")
+    fill: Callable[[Tensors], Tensors] = lambda tensors: {}
+    seconds: tuple[tuple[str, str], ...] = ()
+    always_doubled: bool = False
     normalizer: tuple[str, str] | None = None
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    key: str | None = None
+    prefix: str = ""
+
+    def default_normalizer(self, channels: int) -> dict[str, Tensor]:
+        """Mean and standard deviation (C,) of images in [0, 1], as tensors of rjem's normaliser; of grey images the
+        mean over the colours."""
+        values = (torch.tensor(colours) for colours in (self.mean, self.std))
+        return dict(zip(NORMALIZER, (value if channels > 1 else value.mean(dim=0, keepdim=True) for value in values)))
+
+    def original(self, name: str) -> str | None:
+        """The name of the tensor that this one copies; None if it is no copy."""
+        return next((first + name[len(second) :] for second, first in self.seconds if name.startswith(second)), None)
+
+    def copies(self, name: str) -> list[str]:
+        """The names of the copies of a tensor."""
+        return [second + name[len(first) :] for second, first in self.seconds if name.startswith(first)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ def match_layout(layout: Layout, shapes: Shapes) -> Match:
     check_shapes({theirs: expected[ours] for ours, theirs in names.items()}, shapes)
     used = {*names.values(), *(layout.normalizer or ())}
     others = [name for name in shapes if name not in used]
-    ignored = [name for name in others if layout.doubled(name) in used or layout.unused.match(name)]
+    ignored = [name for name in others if layout.original(name) in used or layout.unused.match(name)]
     if unknown := [name for name in others if name not in ignored]:
         raise NoMatchError(f"{len(unknown)} unknown tensors, such as {unknown[0]}")
     return Match(layout, options, channels, classes, names, tuple(ignored))
@@ -140,13 +162,15 @@ class WideNames:
 JEM_NAMES = WideNames("f.conv1", "f.layer{}.{}", "f.bn1", "class_output", "shortcut.0")
 TRADES_NAMES = WideNames("conv1", "block{}.layer.{}", "bn1", "fc", "convShortcut")
 # JEM++ (`--model yopo`) stores the stem, the stages and the last norm of `f` under second names
-YOPO_NAMES = {
-    "f.layer_one.": "f.conv1.",
-    "f.other_layers.0.": "f.layer1.",
-    "f.other_layers.1.": "f.layer2.",
-    "f.other_layers.2.": "f.layer3.",
-    "f.other_layers.3.": "f.bn1.",
-}
+YOPO_NAMES = (
+    ("f.layer_one.", "f.conv1."),
+    ("f.other_layers.0.", "f.layer1."),
+    ("f.other_layers.1.", "f.layer2."),
+    ("f.other_layers.2.", "f.layer3."),
+    ("f.other_layers.3.", "f.bn1."),
+)
+# robustness stores the network a second time, in its attacker
+ATTACKER_NAMES = (("attacker.model.", "model."), ("attacker.normalize.", "normalizer."))
 
 
 def read_jem_options(shapes: Shapes) -> ModelOptions:
@@ -170,11 +194,21 @@ def read_trades_options(shapes: Shapes) -> ModelOptions:
     return ModelOptions.from_dict(TRADES_NAMES.read_depth_and_width(shapes) | {"arch": "wrn-trades"})
 
 
-def yopo_original(name: str) -> str | None:
-    for second, first in YOPO_NAMES.items():
-        if name.startswith(second):
-            return first + name.removeprefix(second)
-    return None
+def fill_jempp(tensors: Tensors) -> Tensors:
+    """A head for unconditional energies, which the code of JEM has and does not train."""
+    width = tensors["class_output.weight"].shape[1]
+    return {"energy_output.weight": torch.zeros(1, width), "energy_output.bias": torch.zeros(1)}
+
+
+def fill_jem(tensors: Tensors) -> Tensors:
+    """And a second classifier, in the wide ResNet itself, always of 10 classes."""
+    width = tensors["class_output.weight"].shape[1]
+    return fill_jempp(tensors) | {"f.linear.weight": torch.zeros(10, width), "f.linear.bias": torch.zeros(10)}
+
+
+def fill_trades(tensors: Tensors) -> Tensors:
+    """A second first stage."""
+    return {f"sub_{name}": tensor for name, tensor in tensors.items() if name.startswith("block1.")}
 
 
 # --- ResNet-50 ---
@@ -190,40 +224,47 @@ def read_resnet50_options(shapes: Shapes) -> ModelOptions:
     return ModelOptions(arch="resnet50")
 
 
-def attacker_original(name: str) -> str | None:
-    """robustness stores all weights a second time, in its attacker."""
-    if name.startswith("attacker.normalize."):
-        return name.replace("attacker.normalize.", "normalizer.")
-    return name.removeprefix("attacker.") if name.startswith("attacker.model.") else None
-
-
 UNUSED_BY_JEM = re.compile(r"f\.linear\.|energy_output\.|n_averaged$")
 UNUSED_BY_TRADES = re.compile(r"sub_block1\.|n_averaged$|mu$|sigma$")
+JEM = Layout(
+    "jem",
+    "wrn",
+    JEM_NAMES.rename,
+    read_jem_without_norm,
+    UNUSED_BY_JEM,
+    fill_jem,
+    key="model_state_dict",
+)
+JEMPP = replace(JEM, name="jempp", read_options=read_jem_options, fill=fill_jempp, seconds=YOPO_NAMES)
+TRADES = Layout(
+    "trades",
+    "wrn-trades",
+    TRADES_NAMES.rename,
+    read_trades_options,
+    UNUSED_BY_TRADES,
+    fill_trades,
+)
+ROBUSTNESS = Layout(
+    "robustness",
+    "resnet50",
+    rename_resnet50,
+    read_resnet50_options,
+    seconds=ATTACKER_NAMES,
+    always_doubled=True,
+    normalizer=("normalizer.new_mean", "normalizer.new_std"),
+    mean=CIFAR_MEAN,
+    std=CIFAR_STD,
+    key="model",
+    prefix="module.",
+)
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        Layout("jem", "wrn", JEM_NAMES.rename, read_jem_without_norm, unused=UNUSED_BY_JEM),
-        Layout("jempp", "wrn", JEM_NAMES.rename, read_jem_options, yopo_original, UNUSED_BY_JEM),
-        Layout("sadajem", "wrn", JEM_NAMES.rename, read_jem_options, unused=UNUSED_BY_JEM),
-        Layout("trades", "wrn-trades", TRADES_NAMES.rename, read_trades_options, unused=UNUSED_BY_TRADES),
-        Layout(
-            "dat",
-            "wrn-trades",
-            TRADES_NAMES.rename,
-            read_trades_options,
-            unused=UNUSED_BY_TRADES,
-            mean=DAT_MEAN,
-            std=DAT_STD,
-        ),
-        Layout(
-            "robustness",
-            "resnet50",
-            rename_resnet50,
-            read_resnet50_options,
-            attacker_original,
-            normalizer=("normalizer.new_mean", "normalizer.new_std"),
-            mean=CIFAR_MEAN,
-            std=CIFAR_STD,
-        ),
+        JEM,
+        JEMPP,
+        replace(JEMPP, name="sadajem", seconds=()),
+        TRADES,
+        replace(TRADES, name="dat", fill=lambda tensors: {}, mean=DAT_MEAN, std=DAT_STD),
+        ROBUSTNESS,
     )
 }

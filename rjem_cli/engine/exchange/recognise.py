@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rjem_cli.engine.exchange.layouts import COUNTER, LAYOUTS, Layout, Match, NoMatchError, match_layout
+from rjem_cli.engine.exchange.layouts import COUNTER, LAYOUTS, NORMALIZER, Layout, Match, NoMatchError, match_layout
 from rjem_cli.engine.exchange.states import State, find_buffer, find_states
 from rjem_cli.engine.exchange.torch_file import TorchFile
 from rjem_cli.errors import DataError
 
-NORMALIZER = ("normalizer.mean", "normalizer.std")
+MU_SIGMA = ("mu", "sigma")  # as files of RobustBench name mean and standard deviation
 AUTO_LAYOUTS = ("jem", "jempp", "trades", "robustness")  # the others share the names of one of these
 
 
@@ -18,13 +18,15 @@ AUTO_LAYOUTS = ("jem", "jempp", "trades", "robustness")  # the others share the 
 class ForeignNetwork:
     """A network of another project. `weights`: as rjem names them, on the host, with those of the normaliser. `unused`:
     what the file has beside them, as the project names it. `buffer`: float (N, C, H, W) in [-1, 1], if the file has
-    one."""
+    one. `doubled`: whether
+    the file has every tensor twice."""
 
     match: Match
     place: str
     weights: dict[str, Tensor]
     unused: dict[str, Tensor]
     buffer: Tensor | None
+    doubled: bool
     notes: tuple[str, ...]
 
 
@@ -71,14 +73,15 @@ def load_network(file: TorchFile, state: State, match: Match) -> ForeignNetwork:
         weights |= read_normalizer(match, tensors)
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise DataError(f"{file.path} has weights that are not finite; use another checkpoint")
-    unused = {name: tensors[name] for name in match.ignored if match.layout.doubled(name) is None}
-    return ForeignNetwork(match, state.place, weights, unused, read_buffer(file, match), tuple(notes))
+    doubled = any(match.layout.original(name) for name in match.ignored)
+    unused = {name: tensors[name] for name in match.ignored if match.layout.original(name) is None}
+    return ForeignNetwork(match, state.place, weights, unused, read_buffer(file, match), doubled, tuple(notes))
 
 
 def check_doubled(file: TorchFile, match: Match, tensors: dict[str, Tensor]) -> None:
     """Raises DataError if the two copies of a tensor differ: it is not known which one the network uses."""
     for name in match.ignored:
-        original = match.layout.doubled(name)
+        original = match.layout.original(name)
         if original is not None and not torch.equal(tensors[name], tensors[original]):
             raise DataError(f"{file.path}: {name} and {original} should be equal, but differ; export it again")
 
@@ -86,12 +89,10 @@ def check_doubled(file: TorchFile, match: Match, tensors: dict[str, Tensor]) -> 
 def read_normalizer(match: Match, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Mean and standard deviation (C,) of images in [0, 1]: those of the file, else those of the project."""
     layout, channels = match.layout, match.channels
-    for names in (layout.normalizer, ("mu", "sigma")):
+    for names in (layout.normalizer, MU_SIGMA):
         if names and all(name in tensors and tensors[name].numel() == channels for name in names):
             return dict(zip(NORMALIZER, (tensors[name].float().flatten() for name in names)))
-    # of grey images, the mean over the colours
-    given = (torch.tensor(values) for values in (layout.mean, layout.std))
-    return dict(zip(NORMALIZER, given if channels > 1 else (values.mean(dim=0, keepdim=True) for values in given)))
+    return layout.default_normalizer(channels)
 
 
 def read_buffer(file: TorchFile, match: Match) -> Tensor | None:

@@ -1,0 +1,46 @@
+"""`rjem export`: write a checkpoint for another project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rjem_cli import paths
+from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
+from rjem_cli.config.exchange import ExportConfig
+from rjem_cli.errors import ConfigError
+
+
+@with_options(ExportConfig)
+def export(call: CommandCall[ExportConfig], checkpoint: CheckpointArgument = None) -> None:
+    """Write a checkpoint as a file that another project's own code loads, and print the code that loads it.
+
+    An imported network gets all tensors of its file back, byte for byte.
+
+    Examples:
+
+      rjem export my-run --layout jem -o CIFAR10_MODEL.pt
+
+      rjem export my-run --layout safetensors
+
+      rjem export my-run --layout huggingface -o my-model/
+    """
+    console, config = call.console, call.resolve()
+    path = paths.find_checkpoint(checkpoint)
+
+    import torch
+
+    from rjem_cli.engine.exchange.exporter import SUFFIXES, loader_text, write_export
+    from rjem_cli.engine.models.checkpoint import load_checkpoint
+
+    run_dir = paths.find_run_dir(path)
+    name = f"{run_dir.name if run_dir else path.stem}-{config.layout}{SUFFIXES.get(config.layout, '.pt')}"
+    output = paths.expand(config.output or name)
+    if output.exists() and not config.overwrite and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigError(f"-o {output} exists; add --overwrite, or give another name")
+    if call.dry_run:
+        console.log(f"would write {output}")
+        return
+    network = load_checkpoint(path, torch.device("cpu"))
+    write_export(network, config.layout, output)
+    console.log(f"wrote {path} as {config.layout}; this loads it:\n\n{loader_text(network, config.layout, output)}\n")
+    console.result(str(Path(output).absolute()))
