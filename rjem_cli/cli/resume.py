@@ -6,25 +6,35 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rjem_cli import paths
 from rjem_cli.cli.options import CommandCall
+from rjem_cli.config.fields import flag_name
 from rjem_cli.config.sources import ConfigSource, locate, preset_for, strongest_value
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.errors import AbsentError, ConfigError, OptionError
 
+NETWORK_OPTIONS = ("arch", "depth", "width", "norm_layer")
 
-def resolve_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, Path | None]:
-    """(config, run folder, checkpoint to resume from or None). Raises ConfigError, AbsentError or DataError."""
+
+def resolve_run(
+    call: CommandCall[TrainConfig], resume: str | None, init_from: str | None
+) -> tuple[TrainConfig, Path, Path | None, Path | None]:
+    """(config, run folder, checkpoint to resume from or None, checkpoint whose weights a new run takes or None). Raises
+    ConfigError, AbsentError or DataError."""
     with named_sources(call.sources):
         run_dir = find_run_to_resume(call.sources, resume) if resume is not None else None
     if run_dir is None:
-        return resolve_new_run(call, resume)
+        return resolve_new_run(call, resume, init_from)
     from rjem_cli.engine.models.checkpoint import read_info, with_data_paths
     from rjem_cli.engine.training.checkpointing import check_options, latest_valid
 
     checkpoint = latest_valid(run_dir, call.console.warn)
     before = with_data_paths(read_info(checkpoint), checkpoint)
+    if before.is_imported:
+        name = shell_name(run_dir)
+        raise ConfigError(f"run {name} was imported and cannot be resumed; fine-tune it: rjem train --init-from {name}")
     base = ConfigSource(f"run {run_dir.name}", before.config.to_dict())
     given = {key: strongest_value(call.sources, key) for key in ("preset", "dataset")}
     with named_sources(call.sources):
@@ -42,7 +52,7 @@ def resolve_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[Tra
     call.console.log(base.origin)
     if note := describe_stretch(before.config, config, before.step):
         call.console.note(note)
-    return config, run_dir, checkpoint
+    return config, run_dir, checkpoint, None
 
 
 def describe_stretch(before: TrainConfig, config: TrainConfig, step: int) -> str | None:
@@ -60,16 +70,35 @@ def describe_stretch(before: TrainConfig, config: TrainConfig, step: int) -> str
     )
 
 
-def resolve_new_run(call: CommandCall[TrainConfig], resume: str | None) -> tuple[TrainConfig, Path, None]:
-    """(config, run folder, None). Raises ConfigError or DataError."""
-    base, default_for = preset_for(call.sources)
+def resolve_new_run(
+    call: CommandCall[TrainConfig], resume: str | None, init_from: str | None
+) -> tuple[TrainConfig, Path, None, Path | None]:
+    """As `resolve_run` for a new run. Raises ConfigError or DataError."""
+    initial = paths.find_checkpoint(init_from) if init_from is not None else None
+    known = known_options(initial) if initial else {}
+    base, default_for = preset_for([ConfigSource("checkpoint", known), *call.sources])
+    if initial:
+        base = replace(base, origin=f"{base.origin}; network of {init_from}", values={**base.values, **known})
     config = with_absolute_paths(call.resolve(base))
+    with named_sources(call.sources):
+        for name in NETWORK_OPTIONS:
+            if (value := getattr(config, name)) != known.get(name, value):
+                raise OptionError(flag_name(name), value, f": {init_from} has {known[name]}; leave it out")
     with named_sources(call.sources):
         run_dir = paths.new_run_dir(config.run or time.strftime(f"{config.preset}-%Y%m%d-%H%M%S"))
     if resume:
         call.console.log(f"run {run_dir.name} does not exist yet; starting it")
     call.console.log(base.origin + (f" (the default for {default_for})" if default_for else ""))
-    return config, run_dir, None
+    return config, run_dir, None, initial
+
+
+def known_options(checkpoint: Path) -> dict[str, Any]:
+    """The network of a checkpoint, and the images it was trained on. Raises AbsentError or DataError."""
+    from rjem_cli.engine.models.checkpoint import read_info, with_data_paths
+
+    config = with_data_paths(read_info(checkpoint), checkpoint).config
+    images = ("data", "test_data") if config.data else ("dataset",)
+    return {name: getattr(config, name) for name in (*NETWORK_OPTIONS, *images, "image_size")}
 
 
 def find_run_to_resume(sources: list[ConfigSource], resume: str) -> Path | None:

@@ -7,6 +7,9 @@ import json
 import pytest
 import torch
 
+import rjem_cli
+from rjem_cli.engine.models.checkpoint import state_path
+from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.paths import runs_dir
 from tests.foreign_networks import doubled, jem_state, prefixed, resnet50_state, robustness_state, trades_state
 
@@ -102,3 +105,37 @@ def test_the_images_must_have_the_networks_classes_and_channels(rjem, tmp_path):
 def test_a_dry_run_writes_nothing(rjem, jem_file):
     assert rjem("import", jem_file, "--dataset", "digits", "--dry-run").code == 0
     assert not runs_dir().exists() or not list(runs_dir().iterdir())
+
+
+FINE_TUNING = "--steps 2 --batch-size 16 --warmup-steps 1 --pgd-steps 1 --sgld-steps 1 --buffer-size 32 --lr 1e-9"
+FINE_TUNING += " --sample-steps 1 --attack-steps 1 --eval-limit 4 --weight-decay 0 --ema-decay 0"
+
+
+def test_an_imported_run_cannot_be_resumed_but_fine_tuned(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits", "--as", "jem").code == 0
+    line = rjem("train", "--resume", "jem", "--steps", "4").error_line()
+    assert "was imported and cannot be resumed; fine-tune it: rjem train --init-from jem" in line
+    outcome = rjem("train", "--init-from", "jem", "--run", "tuned", *FINE_TUNING.split())
+    assert outcome.code == 0, outcome.err
+    before, after = (rjem_cli.load(name) for name in ("jem", "tuned"))
+    assert (after.info.origin["layout"], after.info.origin["sha256"]) == ("rjem", before.checkpoint.sha256)
+    assert after.info.data_name == "digits"
+    for ours, theirs in zip(before.checkpoint.model.parameters(), after.checkpoint.model.parameters()):
+        assert torch.allclose(ours, theirs, atol=1e-5), "a learning rate of 1e-9 changes nothing"
+
+
+def test_fine_tuning_starts_from_the_chains_and_keeps_its_origin(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits", "--as", "jem").code == 0
+    flags = [*FINE_TUNING.split(), "--reinit-prob", "0", "--sgld-step-size", "1e-12", "--inner-steps", "1"]
+    assert rjem("train", "--init-from", "jem", "--run", "tuned", *flags).code == 0
+    checkpoint = rjem_cli.load("tuned").checkpoint
+    assert torch.allclose(read_tensors(state_path(checkpoint.path))[0]["buffer"], BUFFER[:32], atol=1e-6)
+    assert rjem("train", "--resume", "tuned", "--steps", "3").code == 0
+    assert rjem_cli.load("tuned").info.origin["layout"] == "rjem"
+
+
+def test_fine_tuning_keeps_the_network(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits", "--as", "jem").code == 0
+    line = rjem("train", "--init-from", "jem", "--depth", "16", "--run", "tuned").error_line()
+    assert line == "rjem: --depth 16: jem has 10; leave it out"
+    assert "no run or checkpoint named 'nope'" in rjem("train", "--init-from", "nope").error_line()

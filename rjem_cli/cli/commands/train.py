@@ -33,6 +33,14 @@ def train(
             autocompletion=paths.run_names,
         ),
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Start a new run from the weights and the replay buffer of this run or checkpoint.",
+            autocompletion=paths.model_names,
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log to TensorBoard. A resumed run keeps logging.")
     ] = False,
@@ -56,15 +64,20 @@ def train(
       rjem train --run night --resume auto --max-time 25m
     """
     with process_group() as distributed:
-        train_run(call, distributed, resume, tensorboard, Deadline("--max-time", max_time))
+        train_run(call, distributed, resume, init_from, tensorboard, Deadline("--max-time", max_time))
 
 
 def train_run(
-    call: CommandCall[TrainConfig], distributed: Distributed, resume: str | None, tensorboard: bool, deadline: Deadline
+    call: CommandCall[TrainConfig],
+    distributed: Distributed,
+    resume: str | None,
+    init_from: str | None,
+    tensorboard: bool,
+    deadline: Deadline,
 ) -> None:
     console = call.console
-    config, run_dir, checkpoint = distributed.broadcast(
-        resolve_run(call, resume) if distributed.is_main else None  # type: ignore[misc]
+    config, run_dir, checkpoint, initial = distributed.broadcast(
+        resolve_run(call, resume, init_from) if distributed.is_main else None  # type: ignore[misc]
     )
     if config.data:
         paths.existing_data(config.data)
@@ -119,7 +132,14 @@ def train_run(
         )
         resumed = checkpoint is not None
         result = run_training(
-            config, splits, runtime, run_dir, resume=resumed, callbacks=callbacks, distributed=distributed
+            config,
+            splits,
+            runtime,
+            run_dir,
+            resume=resumed,
+            initial=initial,
+            callbacks=callbacks,
+            distributed=distributed,
         )
     if result.finished:
         training_output.show_result(result, run_dir, console)

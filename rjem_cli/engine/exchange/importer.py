@@ -18,7 +18,7 @@ from rjem_cli.engine.exchange.layouts import CIFAR_MEAN, CIFAR_STD, DAT_MEAN, DA
 from rjem_cli.engine.exchange.recognise import ForeignNetwork, recognise
 from rjem_cli.engine.exchange.torch_file import open_torch_file
 from rjem_cli.engine.gradients import LogitsFn
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, CheckpointInfo, checkpoint_tensors
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, IMPORTED_STEP, CheckpointInfo, checkpoint_tensors
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import load_prior
 from rjem_cli.engine.models.tensor_file import write_tensors
@@ -30,7 +30,6 @@ from rjem_cli.errors import ConfigError
 from rjem_cli.files import file_sha256, make_dir, write_atomically, write_json
 from rjem_cli.paths import checkpoint_path
 
-STEP = 1  # of an imported checkpoint: 0 is that of an untrained network
 UNUSED_FILE = "unused.safetensors"  # what the file has beside the network, for `rjem export`
 RANGE_IMAGES = 200  # that decide whether another input range fits better
 RANGE_MARGIN = 0.05  # of accuracy
@@ -82,7 +81,11 @@ def read_network(path: Path, config: ImportConfig) -> ForeignNetwork:
 
 def training_config(config: ImportConfig, network: ForeignNetwork) -> TrainConfig:
     """The options of rjem that fit the network. How it was trained is not known: those options are the defaults."""
-    options = network.match.options.to_dict() | {"image_size": config.image_size, "val_fraction": 0.0, "steps": STEP}
+    options = network.match.options.to_dict() | {
+        "image_size": config.image_size,
+        "val_fraction": 0.0,
+        "steps": IMPORTED_STEP,
+    }
     images = {"data": config.data} if config.data else {"dataset": config.dataset or TrainConfig.dataset}
     return TrainConfig.from_dict(options | images)
 
@@ -104,7 +107,7 @@ def import_network(
     model = place(model, runtime.device).eval()
     origin: dict[str, Any] = {"file": path.name, "sha256": file_sha256(path), "layout": network.match.layout.name}
     origin |= {"place": network.place, "doubled": network.doubled}
-    info = replace(CheckpointInfo.from_splits(train_config, splits), step=STEP, origin=origin)
+    info = replace(CheckpointInfo.from_splits(train_config, splits), step=IMPORTED_STEP, origin=origin)
     before = None
     if config.recompute_statistics:
         before = accuracy(runtime.frozen(model), evenly_spaced(splits.test, config.limit), runtime.device)
@@ -162,13 +165,15 @@ def write_run(run: ImportedRun, run_dir: Path, runtime: Runtime, log: Log = noop
     """The run's folder with its checkpoint, config.yaml and summary.json. Returns the checkpoint. Raises RjemError if
     something cannot be written, DataError for images without a prior."""
     prior = load_prior(run.splits.train, run.info.config.prior_variance, log)
-    state = {"step": torch.tensor(STEP)} | ({} if run.network.buffer is None else {"buffer": run.network.buffer})
+    state = {"step": torch.tensor(IMPORTED_STEP)} | (
+        {} if run.network.buffer is None else {"buffer": run.network.buffer}
+    )
     make_dir(run_dir)
     if run.network.unused:
         write_tensors(run_dir / UNUSED_FILE, run.network.unused, {"origin": run.info.origin})
     config = yaml.safe_dump(run.info.config.to_dict(), sort_keys=False, allow_unicode=True)
     write_atomically(run_dir / CONFIG_FILE, config.encode())
-    path = checkpoint_path(run_dir, STEP)
+    path = checkpoint_path(run_dir, IMPORTED_STEP)
     Snapshot(run.info, checkpoint_tensors(run.model, prior), state, runtime).write(path)
     write_json(run_dir / "summary.json", summarize(run, runtime))
     return path
@@ -176,7 +181,7 @@ def write_run(run: ImportedRun, run_dir: Path, runtime: Runtime, log: Log = noop
 
 def summarize(run: ImportedRun, runtime: Runtime) -> dict[str, Any]:
     splits, check = run.splits, run.check
-    summary: dict[str, Any] = {"step": STEP, "origin": run.info.origin, "device": runtime.describe()}
+    summary: dict[str, Any] = {"step": IMPORTED_STEP, "origin": run.info.origin, "device": runtime.describe()}
     measured = {**check.accuracy.to_dict(), "dataset": f"{splits.name}:test", "dataset_size": len(splits.test)}
     summary |= {"test_accuracy": measured, "energy_data": check.energy_data, "energy_buffer": check.energy_buffer}
     return summary | ({"test_accuracy_before": run.before.to_dict()} if run.before else {})

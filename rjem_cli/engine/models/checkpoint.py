@@ -29,6 +29,8 @@ FORMAT = "rjem-checkpoint-8"
 MAX_SIDE = 4096  # pixels
 MAX_COUNT = 2**63 - 1  # of steps and of images seen
 CONFIG_FILE = "config.yaml"
+RJEM_LAYOUT = "rjem"
+IMPORTED_STEP = 1  # of an imported checkpoint: 0 is that of an untrained network
 ORIGIN_KEYS = {"file", "sha256", "layout"}
 DATA_PATHS = ("data", "test_data")  # options that are paths
 
@@ -39,9 +41,9 @@ class CheckpointInfo:
 
     `image_shape` is (C, H, W). `data_digest`: sha256 of the training images. `user_images`: they come from `--data`.
     `images_seen`: number of training images so far. `val_accuracy`: share of the validation images, in [0, 1], if it
-    was measured at this step. `origin`: the file that the network was imported from, its sha256, its layout and what
-    else it had; None for a network that rjem trained. A file contains no paths: config.yaml in the run's folder says
-    where the images are.
+    was measured at this step. `origin`: where the first weights came from; the file, its sha256 and its layout, which
+    is `rjem` for a checkpoint of rjem; None if they were random. A file contains no paths: config.yaml in the run's
+    folder says where the images are.
     """
 
     config: TrainConfig
@@ -67,6 +69,11 @@ class CheckpointInfo:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(replace(self, config=strip_paths(self.config)))
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another project trained the network."""
+        return self.origin is not None and self.origin["layout"] != RJEM_LAYOUT
 
     @property
     def config_sha256(self) -> str:

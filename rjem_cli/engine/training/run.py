@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from rjem_cli.config.common import SAMPLE_MODES
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, read_info, strip_paths
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, load_checkpoint, read_info, state_path, strip_paths
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
+from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
 from rjem_cli.engine.training.checkpoint_writer import CheckpointWriter
@@ -24,6 +25,7 @@ from rjem_cli.engine.training.metrics_log import read_lines, write_curves
 from rjem_cli.engine.training.progress import TRAINING, Clock, Stopped, TrainingCallbacks, TrainingProgress
 from rjem_cli.engine.training.trainer import Trainer
 from rjem_cli.errors import AbsentError, ConfigError, DataError, DivergedError, RjemError
+from rjem_cli.errors import summarize as summarize_error
 from rjem_cli.files import locked, write_atomically, write_json
 from rjem_cli.paths import checkpoint_path, checkpoints_in, parse_step
 
@@ -49,11 +51,13 @@ def run_training(
     run_dir: Path,
     *,
     resume: bool = False,
+    initial: Path | None = None,
     callbacks: TrainingCallbacks | None = None,
     distributed: Distributed = SINGLE,
 ) -> RunResult:
-    """Train in `run_dir`; if `resume`, from its newest intact checkpoint. After the last step, evaluate the model and
-    write summary.json and samples/grid.png. Draw curves.png however training ends.
+    """Train in `run_dir`; if `resume`, from its newest intact checkpoint, else from the `initial` one, if any. After
+    the last step, evaluate the model and write summary.json and samples/grid.png. Draw curves.png however training
+    ends.
 
     Raises DivergedError, ConfigError or DataError (options or a state that do not fit), and RjemError (something cannot
     be written).
@@ -67,7 +71,7 @@ def run_training(
         trainer = Trainer(config, splits, runtime, run_dir, fit_prior, distributed)
         run = Run(trainer, callbacks)
         with contextlib.closing(run.writer):
-            run.start(resume)
+            run.start(resume, initial)
             try:
                 checkpoint = run.train()
                 if run.trainer.step == run.trainer.steps and not run.should_stop() and distributed.is_main:
@@ -111,8 +115,9 @@ class Run:
 
     # --- start ---
 
-    def start(self, resume: bool) -> None:
-        """Load the newest intact checkpoint, or save the first one of a new run: there is always one to return to.
+    def start(self, resume: bool, initial: Path | None = None) -> None:
+        """Load the newest intact checkpoint, or save the first one of a new run, with the weights of `initial`. So
+        there is always one to return to.
 
         Raises ConfigError or DataError for options, images or a state that do not fit, and RjemError if the folder
         cannot be written."""
@@ -127,6 +132,8 @@ class Run:
         self.on_main(self.metrics.flush)
         self.on_main(self.write_config)
         if not resume:
+            if initial:
+                self.start_from(initial)
             self.save(last=True)
         elif finished:
             again = "evaluating again" if (self.run_dir / SUMMARY_FILE).exists() else "evaluating"
@@ -140,6 +147,17 @@ class Run:
         self.clock = Clock(trainer.step)
         self.callbacks.on_progress(TrainingProgress(TRAINING, trainer.step, trainer.steps))
 
+    def start_from(self, path: Path) -> None:
+        """Raises AbsentError or DataError for a checkpoint that is missing, damaged, or of another network."""
+        checkpoint = load_checkpoint(path, self.trainer.runtime.device)
+        state = state_path(path)
+        tensors = read_tensors(state, checkpoint.info.state_sha256 or "none")[0] if state.is_file() else {}
+        try:
+            self.trainer.start_from(checkpoint, tensors.get("buffer"))
+        except RuntimeError as error:
+            raise DataError(f"--init-from {path} has another network ({summarize_error(error)})") from None
+        self.callbacks.log(f"starting from {path}" + (" and its replay buffer" if "buffer" in tensors else ""))
+
     def write_config(self) -> None:
         text = yaml.safe_dump(self.trainer.config.to_dict(), sort_keys=False, allow_unicode=True)
         write_atomically(self.run_dir / CONFIG_FILE, text.encode())
@@ -148,6 +166,7 @@ class Run:
         """Raises ConfigError for options, DataError for images that differ from those of the newest checkpoint."""
         name, now, steps = self.run_dir.name, self.trainer.info, self.trainer.steps
         before = read_info(checkpointing.latest_valid(self.run_dir, self.callbacks.warn))
+        self.trainer.info = replace(now, origin=before.origin)
         checkpointing.check_options(name, before, self.trainer.config)
         if before.data_digest != now.data_digest:
             raise DataError(

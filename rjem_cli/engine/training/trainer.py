@@ -24,7 +24,13 @@ from rjem_cli.engine.data.augment import augment
 from rjem_cli.engine.data.images import Splits, to_model
 from rjem_cli.engine.distributed import SINGLE, Distributed, peer_errors
 from rjem_cli.engine.gradients import LogitsFn
-from rjem_cli.engine.models.checkpoint import CheckpointInfo, checkpoint_tensors, find_not_finite
+from rjem_cli.engine.models.checkpoint import (
+    RJEM_LAYOUT,
+    Checkpoint,
+    CheckpointInfo,
+    checkpoint_tensors,
+    find_not_finite,
+)
 from rjem_cli.engine.models.energy import energy
 from rjem_cli.engine.models.prior import ClassGaussianPrior
 from rjem_cli.engine.networks.build import Network, build_model, place
@@ -256,6 +262,17 @@ class Trainer:
         info = replace(self.info, step=self.step, images_seen=self.images_seen, val_accuracy=val_accuracy)
         prior = self.prior if self.distributed.is_main else None  # only the main process writes
         return Snapshot(info, checkpoint_tensors(model, prior), state, self.runtime)
+
+    def start_from(self, checkpoint: Checkpoint, buffer: Tensor | None) -> None:
+        """Take the weights of a trained network of the same shape, and chains (N, C, H, W) as the first of the replay
+        buffer. Raises RuntimeError for another network."""
+        for network in (self.model, self.ema.module):
+            network.load_state_dict(checkpoint.model.state_dict())
+        if self.buffer is not None and buffer is not None:
+            chains = buffer[: len(self.buffer)]
+            self.buffer.images[: len(chains)] = chains.to(self.buffer.images.device)
+        origin = {"file": checkpoint.path.name, "sha256": checkpoint.sha256, "layout": RJEM_LAYOUT}
+        self.info = replace(self.info, origin=origin)
 
     def state(self) -> dict[str, Tensor]:
         """Everything to resume from: `model.`, `average.`, `optimizer.` and `sums.` tensors by name; the buffer, float
