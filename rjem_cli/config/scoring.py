@@ -171,6 +171,9 @@ class CompareConfig(SampleScoreOptions, EvalDataOptions, common.DeviceOptions):
         None, "Radius of the robust accuracy, model units or 8/255 (default: 0.1 = 12.75/255, as in the paper)"
     )
     norm: str | None = option(None, "Norm of that attack (default: linf)", choices=("linf", "l2"))
+    standard: bool = option(
+        False, "Add a column of accuracy under standard AutoAttack (needs the package pyautoattack)"
+    )
     samples: int | None = option(
         None, "Samples per run or checkpoint (default: 1000; with --reproduce, set by --scale)", ge=2, le=10**6
     )

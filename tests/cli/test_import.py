@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -139,3 +140,18 @@ def test_fine_tuning_keeps_the_network(rjem, jem_file):
     line = rjem("train", "--init-from", "jem", "--depth", "16", "--run", "tuned").error_line()
     assert line == "rjem: --depth 16: jem has 10; leave it out"
     assert "no run or checkpoint named 'nope'" in rjem("train", "--init-from", "nope").error_line()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="needs pyautoattack")
+def test_imported_networks_and_a_run_stand_in_one_table_with_autoattack(rjem, jem_file, trades_file):
+    for file, name in ((jem_file, "jem"), (trades_file, "trades")):
+        assert rjem("import", file, "--dataset", "digits", "--as", name).code == 0
+    assert rjem("train", "--run", "ours", "--preset", "quickstart", *FINE_TUNING.split()).code == 0
+    flags = ("--mode", "none", "--standard", "--limit", "4", "--steps", "2", "--eps", "0.3")
+    outcome = rjem("compare", "jem", "trades", "ours", *flags, "--format", "json")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["rows"]
+    assert [row["name"] for row in rows] == ["jem", "trades", "ours"]
+    for row in rows:
+        scores = row["scores"]
+        assert 0 <= scores["standard_accuracy"] <= scores["robust_accuracy"] <= scores["accuracy"]

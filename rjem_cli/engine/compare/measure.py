@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rjem_cli.config.fields import Config
-from rjem_cli.config.scoring import CompareConfig, EvalConfig, EvalDataOptions, SampleScoreOptions
+from rjem_cli.config.scoring import (
+    STANDARD_FIXES,
+    AttackConfig,
+    CompareConfig,
+    EvalConfig,
+    EvalDataOptions,
+    SampleScoreOptions,
+)
 from rjem_cli.config.training import TrainConfig
+from rjem_cli.engine.attacks.attack_report import describe_protocol, prepare_attack
+from rjem_cli.engine.attacks.robustness import evaluate_clean
 from rjem_cli.engine.compare.cache import CompareCallbacks, cache_path, load_or_measure, read_document
 from rjem_cli.engine.compare.rows import COLUMNS, Origin, Protocol, Row
 from rjem_cli.engine.compare.samples import image_grid, sample_checkpoint
@@ -162,6 +171,8 @@ def measure_checkpoint(config: CompareConfig, name: str, path: Path, callbacks: 
     """A row for each sampling mode; with --mode none, one row without samples. Raises as `rjem generate` and `rjem
     eval` do."""
     tested, checkpoint = measure_classifier(config, name, path, callbacks)
+    if config.standard:
+        tested = measure_autoattack(config, tested, path, callbacks)
     rows = [] if config.modes else [tested]
     for mode in config.modes:
         callbacks.log(f"{name}: {config.sample_count} samples, mode {mode}")
@@ -218,6 +229,31 @@ def measure_classifier(
         origins=(Origin(name, checkpoint=path, settings=info.config.to_dict(), protocol={"checkpoint": details}),),
     )
     return row, checkpoint
+
+
+def measure_autoattack(config: CompareConfig, row: Row, path: Path, callbacks: CompareCallbacks) -> Row:
+    """The row of a checkpoint with its accuracy under standard AutoAttack, at the radius of the robust accuracy and on
+    the same images. Raises as `rjem attack --standard` does."""
+    scoring = eval_config(config)
+    values = {name: getattr(scoring, name) for name in option_names(EvalDataOptions) - {*STANDARD_FIXES, "restarts"}}
+    job = prepare_attack(AttackConfig(**values, standard=True), path, callbacks.warn)
+
+    def measure() -> dict[str, Any]:
+        callbacks.log(f"{row.name}: AutoAttack on {len(job.dataset)} images")
+        clean = evaluate_clean(job)
+        (result,) = job.run(clean, lambda phase, done, total, _: callbacks.on_progress(phase, done, total))
+        return {**result.robust_accuracy(clean).to_dict(), "protocol": describe_protocol(job)}
+
+    decisive = [deciding_options(scoring, EvalDataOptions), job.model.checkpoint.sha256, job.dataset.images.digest()]
+    document = load_or_measure(cache_path("autoattack", decisive), measure)
+    low, high = document["interval_95"]
+    protocol = {**row.protocols["accuracy"], "attack": document["protocol"]["attack"], "eps": list(job.radii)}
+    return replace(
+        row,
+        scores=row.scores | {"standard_accuracy": document["value"]},
+        protocols=row.protocols | {"standard_accuracy": protocol},
+        spreads=row.spreads | {"standard_accuracy": (high - low) / (2 * NORMAL_95)},
+    )
 
 
 def count_divergences(path: Path, info: CheckpointInfo) -> dict[str, float]:

@@ -51,6 +51,7 @@ COLUMNS = {
     "recall_custom": Column("recall-custom", "higher", ".3f"),
     "accuracy": Column("accuracy %", "higher", ".1f", 100),
     "robust_accuracy": Column("robust %", "higher", ".1f", 100),
+    "standard_accuracy": Column("AutoAttack %", "higher", ".1f", 100),
     "gradient_steps": Column("steps/sample", "lower", ".0f"),
     "seconds_per_1000": Column("s/1000", "lower", "#.3g"),
     "images_seen": Column("images seen", "", ".0f"),
