@@ -257,8 +257,8 @@ def check_not_foreign(path: Path) -> None:
     """Raises ConfigError for a file that torch.save or a similar program wrote, which may run any code."""
     if path.suffix.lower() in FOREIGN_SUFFIXES and path.is_file():
         raise ConfigError(
-            f"{path} is not a checkpoint of rjem; write a function that builds its network and loads this file, "
-            "and give that with --model module:function"
+            f"{path} is not a checkpoint of rjem; run rjem import {path} first, or write a function that builds its "
+            "network and loads this file, and give that with --model module:function"
         )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,19 @@ from rjem_cli.errors import AbsentError, ConfigError, OptionError
 NETWORK_OPTIONS = ("arch", "depth", "width", "norm_layer")
 
 
-def resolve_run(
-    call: CommandCall[TrainConfig], resume: str | None, init_from: str | None
-) -> tuple[TrainConfig, Path, Path | None, Path | None]:
-    """(config, run folder, checkpoint to resume from or None, checkpoint whose weights a new run takes or None). Raises
-    ConfigError, AbsentError or DataError."""
+@dataclass(frozen=True)
+class RunStart:
+    """What a run trains, and from where: the checkpoint that is `resumed`, or the `initial` one whose weights a new run
+    takes, or neither."""
+
+    config: TrainConfig
+    run_dir: Path
+    resumed: Path | None = None
+    initial: Path | None = None
+
+
+def resolve_run(call: CommandCall[TrainConfig], resume: str | None, init_from: str | None) -> RunStart:
+    """Raises ConfigError, AbsentError or DataError."""
     with named_sources(call.sources):
         run_dir = find_run_to_resume(call.sources, resume) if resume is not None else None
     if run_dir is None:
@@ -52,7 +60,7 @@ def resolve_run(
     call.console.log(base.origin)
     if note := describe_stretch(before.config, config, before.step):
         call.console.note(note)
-    return config, run_dir, checkpoint, None
+    return RunStart(config, run_dir, resumed=checkpoint)
 
 
 def describe_stretch(before: TrainConfig, config: TrainConfig, step: int) -> str | None:
@@ -70,10 +78,8 @@ def describe_stretch(before: TrainConfig, config: TrainConfig, step: int) -> str
     )
 
 
-def resolve_new_run(
-    call: CommandCall[TrainConfig], resume: str | None, init_from: str | None
-) -> tuple[TrainConfig, Path, None, Path | None]:
-    """As `resolve_run` for a new run. Raises ConfigError or DataError."""
+def resolve_new_run(call: CommandCall[TrainConfig], resume: str | None, init_from: str | None) -> RunStart:
+    """Raises ConfigError, AbsentError or DataError."""
     initial = paths.find_checkpoint(init_from) if init_from is not None else None
     known = known_options(initial) if initial else {}
     base, default_for = preset_for([ConfigSource("checkpoint", known), *call.sources])
@@ -89,7 +95,7 @@ def resolve_new_run(
     if resume:
         call.console.log(f"run {run_dir.name} does not exist yet; starting it")
     call.console.log(base.origin + (f" (the default for {default_for})" if default_for else ""))
-    return config, run_dir, None, initial
+    return RunStart(config, run_dir, initial=initial)
 
 
 def known_options(checkpoint: Path) -> dict[str, Any]:

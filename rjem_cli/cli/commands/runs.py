@@ -14,20 +14,9 @@ from rjem_cli.storage import RunEntry
 
 SCORES = {"test_accuracy": "accuracy", "robust_accuracy": "robust accuracy"}
 HIGHLIGHTS = (
-    *(
-        "preset",
-        "image_size",
-        "arch",
-        "depth",
-        "width",
-        "norm_layer",
-        "adv_eps",
-        "pgd_steps",
-        "px_weight",
-        "sgld_steps",
-    ),
-    *("sample_steps", "attack_eps", "attack_steps", "contrast", "seed"),
-)
+    "preset image_size arch depth width norm_layer adv_eps pgd_steps px_weight sgld_steps "
+    "sample_steps attack_eps attack_steps contrast seed"
+).split()
 
 runs = typer.Typer(
     name="runs",

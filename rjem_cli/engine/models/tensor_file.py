@@ -112,7 +112,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     except SafetensorError as error:  # look at the start only now: a safetensors file may begin with any bytes
         reason = f"is not a valid safetensors file ({error}); use another checkpoint"
         if start[:2] == b"PK" or re.match(rb"\x80[\x02-\x05][^\x00]", start, re.DOTALL):
-            reason = "is a PyTorch pickle, which can run any code; rjem never loads those, give a .safetensors file"
+            reason = "is a PyTorch pickle, which can run any code; rjem import reads it without running it"
         with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             if any(name.endswith(".npy") for name in archive.namelist()):
                 reason = "is an .npz file; give a .safetensors file or a run"

@@ -107,7 +107,7 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path, kind):
         torch.save({"model": Bomb()}, path)
     else:
         path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(DataError, match=r"pickle, which can run any code; rjem never loads those"):
+    with pytest.raises(DataError, match=r"pickle, which can run any code; rjem import reads it"):
         load_checkpoint(path, CPU)
 
 
