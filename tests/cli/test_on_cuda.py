@@ -17,6 +17,7 @@ import torch
 
 from rjem_cli.paths import checkpoints_in
 from tests.conftest import TINY_FLAGS
+from tests.foreign_networks import jem_state
 from tests.pretend_cuda import PretendCuda
 
 pytestmark = pytest.mark.slow
@@ -69,6 +70,8 @@ VARIANTS = [
     ("--energy-l2", 0.1, "--no-augment-energy"),
     ("--crop-pad", 1, "--flip", "--sample-every", 1, "--checkpoint-every", 1),
     ("--val-fraction", 0, "--prior-variance", 0.9),
+    ("--arch", "wrn-trades", "--norm-layer", "batch"),
+    ("--arch", "resnet50", "--norm-layer", "batch"),
 ]
 
 
@@ -87,6 +90,14 @@ def test_training_and_resuming_with_other_options(on_cuda, flags):
     outcome, _ = on_cuda("train", "--run", "new", "--device", "cuda", *TINY_FLAGS, *flags, "--json")
     assert json.loads(outcome.out)["test_accuracy"]["of"] == 20
     on_cuda("train", "--resume", "new", "--steps", 4)
+
+
+def test_import_export_and_fine_tuning(on_cuda, rjem, tmp_path):
+    torch.save({"model_state_dict": jem_state(colours=1)}, tmp_path / "m.pt")
+    _, record = on_cuda("import", tmp_path / "m.pt", "--dataset", "digits", "--as", "jem", "--recompute-statistics")
+    assert record.arithmetics <= {"fp32", "fp64"}
+    assert rjem("export", "jem", "--layout", "jempp", "-o", tmp_path / "again.pt").code == 0  # on the host
+    on_cuda("train", "--init-from", "jem", "--run", "tuned", *TINY_FLAGS)
 
 
 def test_a_dry_run(on_cuda):

@@ -111,7 +111,8 @@ def import_network(
     before = None
     if config.recompute_statistics:
         before = accuracy(runtime.frozen(model), evenly_spaced(splits.test, config.limit), runtime.device)
-        refresh_statistics(model, splits.train, 0.0, torch.Generator().manual_seed(0))
+        with runtime.kernels.active():
+            refresh_statistics(model, splits.train, 0.0, torch.Generator().manual_seed(0))
     return ImportedRun(network, splits, model, info, check_network(model, network, splits, config, runtime), before)
 
 
