@@ -43,6 +43,13 @@ def test_a_run_is_made_and_says_where_it_came_from(rjem, jem_file):
     assert shown["config"]["depth"] == "10" and shown["config"]["arch"] == "wrn"
 
 
+def test_the_result_is_one_json_document(rjem, jem_file, tmp_path):
+    document = json.loads(rjem("import", jem_file, "--dataset", "digits", "--as", "jem", "--json").out)
+    assert document["checkpoint"].endswith("step-00000001.safetensors") and document["test_accuracy"]["of"] == 359
+    document = json.loads(rjem("export", "jem", "--layout", "jempp", "-o", tmp_path / "x.pt", "--json").out)
+    assert document["file"] == str(tmp_path / "x.pt") and "load_state_dict" in document["loader"]
+
+
 def test_the_name_of_the_file_is_the_default_name(rjem, jem_file):
     assert rjem("import", jem_file, "--dataset", "digits").code == 0
     assert (runs_dir() / "CIFAR10_MODEL").is_dir()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rjem_cli import paths
 from rjem_cli.cli.options import CheckpointArgument, CommandCall, with_options
 from rjem_cli.config.exchange import ExportConfig
@@ -42,5 +40,11 @@ def export(call: CommandCall[ExportConfig], checkpoint: CheckpointArgument = Non
         return
     network = load_checkpoint(path, torch.device("cpu"))
     write_export(network, config.layout, output)
-    console.log(f"wrote {path} as {config.layout}; this loads it:\n\n{loader_text(network, config.layout, output)}\n")
-    console.result(str(Path(output).absolute()))
+    loader = loader_text(network, config.layout, output)
+    if call.as_json:
+        console.document(
+            {"checkpoint": str(path), "layout": config.layout, "file": str(output.absolute()), "loader": loader}
+        )
+        return
+    console.log(f"wrote {path} as {config.layout}; this loads it:\n\n{loader}\n")
+    console.result(str(output.absolute()))

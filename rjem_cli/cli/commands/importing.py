@@ -42,7 +42,7 @@ def import_file(
     console, config, path = call.console, call.resolve(), paths.expand(file)
     run_dir = paths.new_run_dir(name if name is not None else path.stem)
 
-    from rjem_cli.engine.exchange.importer import import_network, read_network, write_run
+    from rjem_cli.engine.exchange.importer import import_network, read_network, summarize, write_run
     from rjem_cli.engine.runtime import scoring_runtime
     from rjem_cli.files import locked
 
@@ -55,8 +55,11 @@ def import_file(
     with locked(run_dir, wait=False):
         with console.progress_bar() as bar:
             run = import_network(path, config, network, runtime, console.warn, bar.update)
-        log_check(run, console)
         checkpoint = write_run(run, run_dir, runtime, console.log)
+    if call.as_json:
+        console.document({"checkpoint": str(checkpoint), **summarize(run, runtime)})
+        return
+    show_check(run, console)
     console.result(str(checkpoint))
 
 
@@ -77,7 +80,7 @@ def log_network(network: ForeignNetwork, path: Path, console: Console) -> None:
         console.note(note)
 
 
-def log_check(run: ImportedRun, console: Console) -> None:
+def show_check(run: ImportedRun, console: Console) -> None:
     check, splits = run.check, run.splits
     rows = []
     if run.before is not None:
