@@ -35,6 +35,8 @@ def resolve_run(call: CommandCall[TrainConfig], resume: str | None, init_from: s
         run_dir = find_run_to_resume(call.sources, resume) if resume is not None else None
     if run_dir is None:
         return resolve_new_run(call, resume, init_from)
+    if init_from is not None and resume != "auto":
+        raise ConfigError(f"--init-from starts a new run, --resume {resume} continues one; give one of them")
     from rjem_cli.engine.models.checkpoint import read_info, with_data_paths
     from rjem_cli.engine.training.checkpointing import check_options, latest_valid
 

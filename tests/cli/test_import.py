@@ -142,6 +142,23 @@ def test_fine_tuning_starts_from_the_chains_and_keeps_its_origin(rjem, jem_file)
     assert rjem_cli.load("tuned").info.origin["layout"] == "rjem"
 
 
+def test_a_resumed_run_does_not_start_again_from_another(rjem, jem_file):
+    assert rjem("import", jem_file, "--dataset", "digits", "--as", "jem").code == 0
+    first = ("train", "--init-from", "jem", "--run", "tuned", "--resume", "auto", *FINE_TUNING.split())
+    assert rjem(*first).code == 0 and rjem(*first).code == 0
+    line = rjem("train", "--init-from", "jem", "--resume", "tuned").error_line()
+    assert "give one of them" in line
+
+
+def test_a_buffer_of_other_images_is_left_out(rjem, tmp_path):
+    torch.save(
+        {"model_state_dict": jem_state(colours=1), "replay_buffer": torch.zeros(4, 1, 28, 28)}, tmp_path / "m.pt"
+    )
+    outcome = rjem("import", tmp_path / "m.pt", "--dataset", "digits", "--as", "jem")
+    assert outcome.code == 0 and "left out the replay buffer" in outcome.err
+    assert "has no buffer" in rjem("langevin", "jem", "--init", "buffer", "-n", "1", "-o", tmp_path / "c").error_line()
+
+
 def test_fine_tuning_keeps_the_network(rjem, jem_file):
     assert rjem("import", jem_file, "--dataset", "digits", "--as", "jem").code == 0
     line = rjem("train", "--init-from", "jem", "--depth", "16", "--run", "tuned").error_line()

@@ -12,7 +12,7 @@ from rjem_cli.errors import ConfigError
 def export(call: CommandCall[ExportConfig], checkpoint: CheckpointArgument = None) -> None:
     """Write a checkpoint as a file that another project's own code loads, and print the code that loads it.
 
-    An imported network gets all tensors of its file back, byte for byte.
+    In the layout that it was imported from, a float32 network gets the tensors of its file back, bit for bit.
 
     Examples:
 
@@ -27,7 +27,7 @@ def export(call: CommandCall[ExportConfig], checkpoint: CheckpointArgument = Non
 
     import torch
 
-    from rjem_cli.engine.exchange.exporter import SUFFIXES, loader_text, write_export
+    from rjem_cli.engine.exchange.exporter import SUFFIXES, check_layout, find_limits, loader_text, write_export
     from rjem_cli.engine.models.checkpoint import load_checkpoint
 
     run_dir = paths.find_run_dir(path)
@@ -35,10 +35,13 @@ def export(call: CommandCall[ExportConfig], checkpoint: CheckpointArgument = Non
     output = paths.expand(config.output or name)
     if output.exists() and not config.overwrite and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"-o {output} exists; add --overwrite, or give another name")
+    network = load_checkpoint(path, torch.device("cpu"))
+    if limits := find_limits(network, config.layout):
+        console.note(limits)
     if call.dry_run:
+        check_layout(network, config.layout)
         console.log(f"would write {output}")
         return
-    network = load_checkpoint(path, torch.device("cpu"))
     write_export(network, config.layout, output)
     loader = loader_text(network, config.layout, output)
     if call.as_json:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rjem_cli.engine.exchange.importer import ImportedRun
     from rjem_cli.engine.exchange.recognise import ForeignNetwork
 
+MAX_NAMES = 120  # characters
+
 
 @with_options(ImportConfig)
 def import_file(
@@ -27,7 +29,7 @@ def import_file(
         str | None, typer.Option("--as", metavar="NAME", help="Name of the new run [the file's name].")
     ] = None,
 ) -> None:
-    """Make a run of a checkpoint of JEM, JEM++, SADA-JEM, DAT, TRADES, RobustBench or MadryLab's robustness.
+    """Import a checkpoint of JEM, JEM++, SADA-JEM, DAT, TRADES or MadryLab's robustness as a run.
 
     Nothing in the file is executed. The network is then checked on test images.
 
@@ -71,11 +73,12 @@ def log_network(network: ForeignNetwork, path: Path, console: Console) -> None:
     console.log(f"read {path.name}: layout {match.layout.name}{place}, {shape}")
     if network.buffer is not None:
         console.log(f"replay buffer: {len(network.buffer)} images")
-    if network.unused:
-        size = sum(tensor.nbytes for tensor in network.unused.values())
-        names = ", ".join(sorted({name.partition(".")[0] for name in network.unused}))
-        total = f"{pluralize(len(network.unused), 'tensor')}, {format_bytes(size)}"
-        console.log(f"not used by the network: {names} ({total})")
+    from rjem_cli.engine.exchange.recognise import MU_SIGMA
+
+    if unused := {name: part for name, part in network.unused.items() if name not in MU_SIGMA}:
+        names = ", ".join(sorted({name.rpartition(".")[0] or name for name in unused}))
+        size = format_bytes(sum(part.nbytes for part in unused.values()))
+        console.log(f"not used by the network: {names[:MAX_NAMES]} ({pluralize(len(unused), 'tensor')}, {size})")
     for note in network.notes:
         console.note(note)
 

@@ -15,26 +15,33 @@ from rjem_cli.engine.exchange.layouts import LAYOUTS, NORMALIZER, Layout, their_
 from rjem_cli.engine.exchange.recognise import MU_SIGMA
 from rjem_cli.engine.models.checkpoint import Checkpoint, state_path
 from rjem_cli.engine.models.tensor_file import read_tensors
-from rjem_cli.errors import ConfigError
+from rjem_cli.errors import ConfigError, pluralize
 from rjem_cli.files import make_dir, write_atomically
 from rjem_cli.paths import find_run_dir
 
 CCF = """\
-network = CCF(depth={depth}, width={width}, norm={norm}, n_classes={classes})
+network = CCF(depth={depth}, width={width}, norm={norm}, n_classes={classes}{model})
 network.load_state_dict(torch.load({file}, map_location="cpu")["model_state_dict"])
 logits = network.eval().classify(x)  # x in [-1, 1]"""
 WIDE_RESNET = """\
 from models.wideresnet import WideResNet
 network = WideResNet(depth={depth}, num_classes={classes}, widen_factor={width})
 network.load_state_dict(torch.load({file}, map_location="cpu"))
-logits = network.eval()({x})  # x in [0, 1]"""
+logits = network.eval()(x)  # x in [0, 1]"""
 LOADERS = {  # Python code; x are images
     "jem": f"# in the folder of JEM\nimport torch\nfrom train_wrn_ebm import CCF\n{CCF}",
     "jempp": f"# in the folder of JEM++\nimport torch\nfrom models.jem_models import CCF\n{CCF}",
     "sadajem": f"# in the folder of SADA-JEM\nimport torch\nfrom models.jem_models import CCF\n{CCF}",
     "trades": f"# in the folder of TRADES\nimport torch\n{WIDE_RESNET}",
-    "dat": f"# in the folder of DAT\nimport torch\n{WIDE_RESNET}",
+    "dat": """\
+# in the folder of DAT; the network normalises images itself
+import torch
+from rebm.models.wide_resnet_innoutrobustness import WideResNet
+network = WideResNet({depth}, {classes}, widen_factor={width})
+network.load_state_dict(torch.load({file}, map_location="cpu"))
+logits = network.eval()(x)  # x in [0, 1]""",
     "robustness": """\
+# needs a CUDA GPU
 from robustness.datasets import CIFAR
 from robustness.model_utils import make_and_restore_model
 network, _ = make_and_restore_model(arch="resnet50", dataset=CIFAR(), resume_path={file})
@@ -48,6 +55,7 @@ logits = model(x)  # x in [-1, 1]""",
 }
 PLAIN = ("torch", "safetensors", "huggingface")  # with the names of rjem
 SUFFIXES = {"safetensors": ".safetensors", "huggingface": ""}  # of the output, else .pt
+PROJECT_SHAPE = (3, 32, 32)  # of the images that all layouts were written for
 MODEL_FILE = "model.safetensors"
 
 
@@ -56,9 +64,18 @@ def loader_text(checkpoint: Checkpoint, layout: str, path: Path) -> str:
     config = checkpoint.info.config
     values = {"depth": config.depth, "width": config.width, "classes": len(checkpoint.info.class_names)}
     norm = '"batch"' if config.norm_layer == "batch" else None
-    x = "(x - mean) / std" if layout == "dat" else "x"
+    is_yopo = layout == "jempp" and (checkpoint.info.origin or {}).get("doubled")
+    model = ', model="yopo"' if is_yopo else ""
     file = json.dumps(str(path / MODEL_FILE if layout == "huggingface" else path))
-    return LOADERS[layout].format(**values, norm=norm, x=x, file=file)
+    return LOADERS[layout].format(**values, norm=norm, model=model, file=file)
+
+
+def find_limits(checkpoint: Checkpoint, layout: str) -> str | None:
+    """Why the project's own code may not load the file; None if nothing is known."""
+    shape = checkpoint.info.image_shape
+    if layout not in PLAIN and shape != PROJECT_SHAPE:
+        return f"the project's own code takes images of {PROJECT_SHAPE} (C, H, W), this network takes {shape}"
+    return None
 
 
 def write_export(checkpoint: Checkpoint, layout: str, path: Path) -> None:
@@ -91,11 +108,8 @@ def export_content(checkpoint: Checkpoint, layout: Layout) -> Any:
 def export_tensors(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a network as the project names them. An imported network gets those of its file back. Raises
     ConfigError if the layout does not fit."""
+    check_layout(checkpoint, layout.name)
     unused = read_unused(checkpoint, layout)
-    if obstacle := find_obstacle(checkpoint, layout, unused):
-        fitting = [name for name, other in LAYOUTS.items() if find_obstacle(checkpoint, other) is None]
-        hint = " or ".join(fitting) or "safetensors or torch"
-        raise ConfigError(f"{checkpoint.path} cannot be written as {layout.name}: {obstacle}; give --layout {hint}")
     ours, origin = host_tensors(checkpoint), checkpoint.info.origin
     tensors = {theirs: ours[name] for name, theirs in their_names(layout, checkpoint.info.config, ours).items()}
     if layout.normalizer:
@@ -104,6 +118,16 @@ def export_tensors(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor]:
     if layout.always_doubled or (unused is not None and origin and origin.get("doubled")):
         tensors |= {copy: tensor for name, tensor in tensors.items() for copy in layout.copies(name)}
     return {layout.prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def check_layout(checkpoint: Checkpoint, name: str) -> None:
+    """Raises ConfigError if the network cannot be written in this layout."""
+    if name in PLAIN:
+        return
+    if reason := find_obstacle(checkpoint, LAYOUTS[name], read_unused(checkpoint, LAYOUTS[name])):
+        fitting = [other for other, layout in LAYOUTS.items() if find_obstacle(checkpoint, layout) is None]
+        hint = " or ".join(fitting) or "safetensors or torch"
+        raise ConfigError(f"{checkpoint.path} cannot be written as {name}: {reason}; give --layout {hint}")
 
 
 def find_obstacle(checkpoint: Checkpoint, layout: Layout, unused: dict[str, Tensor] | None = None) -> str | None:
@@ -131,7 +155,8 @@ def read_unused(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor] | N
 
 
 def read_buffer(checkpoint: Checkpoint) -> Tensor | list[Tensor]:
-    """The replay buffer (N, C, H, W) in [-1, 1]; without one an empty list, with which JEM starts a new buffer."""
+    """The replay buffer (N, C, H, W) in [-1, 1]; without one an empty list, with which JEM starts each chain
+    from noise."""
     path = state_path(checkpoint.path)
     tensors = read_tensors(path, checkpoint.info.state_sha256 or "none")[0] if path.is_file() else {}
     return tensors.get("buffer", [])
@@ -176,16 +201,16 @@ tags: [energy-based-model, robustness, jem]
 datasets: [{info.data_name}]
 ---
 # {folder.name}
-A {info.config.architecture} for images of {width}x{height} pixels with {channels} channels, in {len(info.class_names)}
-classes of {info.data_name}. It is a classifier, and an energy-based model with E(x) = -logsumexp of the logits.
+A {info.config.architecture} for images of {width}x{height} pixels with {pluralize(channels, "channel")}, in
+{len(info.class_names)} classes of {info.data_name}. It is a classifier, and an energy-based model with E(x) = -logsumexp of the logits.
 {made}
 
 ```python
-{loader_text(checkpoint, "huggingface", folder)}
+{loader_text(checkpoint, "huggingface", Path())}
 ```
 
 ```
-rjem attack {folder}/{MODEL_FILE} --eps 8/255
-rjem generate {folder}/{MODEL_FILE} -n 80
+rjem attack {MODEL_FILE} --eps 8/255
+rjem generate {MODEL_FILE} -n 80
 ```
 """

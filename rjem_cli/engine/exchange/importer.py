@@ -102,6 +102,9 @@ def import_network(
     train_config = training_config(config, network)
     splits = load_splits(train_config, on_progress, log)
     check_images(path, network, splits)
+    if network.buffer is not None and network.buffer.shape[1:] != splits.train.pixels.shape[1:]:
+        log(f"left out the replay buffer: its images are not those of {splits.name}")
+        network = replace(network, buffer=None)
     model = build_model(train_config, network.match.channels, network.match.classes)
     model.load_state_dict(network.weights)
     model = place(model, runtime.device).eval()

@@ -7,6 +7,7 @@ whole module can be read, and a hostile one is harmless: no name is ever looked 
 into its operations and runs none.
 """
 
+import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ from typing import IO, Any
 import torch
 
 Value = Any
+MAX_PICKLE = 2**24  # bytes
 MAX_OPERATIONS = 1_000_000  # of one pickle; a checkpoint of ResNet-50 with its optimizer has 50,000
+MAX_DIMENSIONS, MAX_COUNT = 8, 2**40  # of a tensor; numbers in it
+MAX_NAME, MAX_KEY = 200, 2**31  # characters of a name; largest whole number that is a key of a dict
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -41,7 +45,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A view of a stored array, in numbers. Its fields may be out of range: the pickle is not trusted."""
+    """A view of a stored array, in numbers; never larger than the array, and inside it."""
 
     array: StoredArray
     offset: int
@@ -82,9 +86,10 @@ def read_pickle(file: IO[bytes]) -> tuple[Value, dict[str, StoredArray]]:
     by key. Raises ValueError for anything that is not a pickle, or not one of a checkpoint."""
     machine = Machine()
     try:
-        for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
-            if number > MAX_OPERATIONS:
-                raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
+        start = file.tell()
+        for number, (operation, argument, position) in enumerate(pickletools.genops(file)):
+            if number > MAX_OPERATIONS or (position or 0) - start > MAX_PICKLE:
+                raise ValueError("the pickle is larger than that of any checkpoint; export the state_dict alone")
             if operation.name == "STOP":
                 return machine.stack.pop(), machine.arrays
             if operation.name not in OPERATIONS:
@@ -100,12 +105,12 @@ def push(machine: Machine, value: Value) -> None:
 
 
 def set_items(machine: Machine, items: list[Value]) -> None:
-    """Into the dict on the stack; an Unknown, such as a subclass of dict, ignores them. Keys that are not plain values
-    are left out: the hash of deeply nested tuples would crash Python."""
+    """Into the dict on the stack; an Unknown, such as a subclass of dict, ignores them. Keys that no checkpoint has are
+    left out: the hash of deeply nested tuples would crash Python, and large numbers could all have one hash."""
     target = machine.stack[-1]
     if isinstance(target, dict):
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, (str, int, float, bytes, type(None))):
+            if isinstance(key, str) or (isinstance(key, int) and 0 <= key <= MAX_KEY):
                 target[key] = value
 
 
@@ -145,8 +150,9 @@ def push_mark(machine: Machine) -> None:
 
 
 def push_name(machine: Machine, module: Value, name: Value) -> None:
-    """Only text is formatted: the text of nested lists can be longer than any memory."""
-    push(machine, Unknown(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name"))
+    """Only short text is formatted: that of nested lists, or of many long names, can be longer than any memory."""
+    is_short = all(isinstance(part, str) and len(part) <= MAX_NAME for part in (module, name))
+    push(machine, Unknown(f"{module}.{name}" if is_short else "a name"))
 
 
 def push_call(machine: Machine, function: Value, arguments: Value, *_: Value) -> None:
@@ -168,14 +174,20 @@ def call(function: Value, arguments: tuple[Value, ...]) -> Value:
     if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state") and arguments:
         return arguments[0]
     if name == "torch._tensor._rebuild_from_type_v2" and len(arguments) == 4 and isinstance(arguments[2], tuple):
-        return call(arguments[0], arguments[2])
+        is_nested = isinstance(arguments[0], Unknown) and arguments[0].name == name
+        return Unknown(name) if is_nested else call(arguments[0], arguments[2])
     return Unknown(name, arguments)
 
 
 def stored_tensor(array: Value, offset: Value, shape: Value, stride: Value) -> StoredTensor | Unknown:
-    sizes = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (None,)
-    if isinstance(array, StoredArray) and all(type(size) is int for size in sizes):
-        return StoredTensor(array, offset, shape, stride)
+    """Numbers that a file invents are refused here, before anything computes with them."""
+    if isinstance(array, StoredArray) and isinstance(shape, tuple) and isinstance(stride, tuple):
+        numbers = (offset, *shape, *stride)
+        are_plain = len(shape) == len(stride) <= MAX_DIMENSIONS and all(type(number) is int for number in numbers)
+        if are_plain and min(numbers) >= 0 and math.prod(max(size, 1) for size in shape) <= MAX_COUNT:
+            last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
+            if 0 in shape or (math.prod(shape) <= array.count and last < array.count):
+                return StoredTensor(array, offset, shape, stride)
     return Unknown("a tensor")
 
 
@@ -183,8 +195,8 @@ def push_reference(machine: Machine, reference: Value) -> None:
     """("storage", type, key, device, count, view), as torch.save refers to the numbers of a tensor. `view` is absent or
     None since PyTorch 0.4. Files of whole modules refer to their classes in the same way."""
     match reference:
-        case ("storage", Unknown(name=name), str(key), _, int(count), *view) if not any(view):
-            if dtype := DTYPES.get(name.removeprefix("torch.")):
+        case ("storage", Unknown(name=name), str(key), _, int(count), *view) if view in ([], [None]):
+            if (dtype := DTYPES.get(name.removeprefix("torch."))) and len(key) <= MAX_NAME and 0 <= count <= MAX_COUNT:
                 machine.arrays[key] = StoredArray(key, dtype, int(count))
                 return push(machine, machine.arrays[key])
         case ("module", Unknown() as kind, *_):
@@ -231,7 +243,9 @@ OPERATIONS: dict[str, Operation] = {
     "NEWOBJ": lambda machine, _: push_call(machine, *machine.pop(2)),
     "NEWOBJ_EX": lambda machine, _: push_call(machine, *machine.pop(3)),
     "OBJ": lambda machine, _: call_since_mark(machine),
-    "INST": lambda machine, names: push_call(machine, Unknown(names.replace(" ", ".")), tuple(machine.pop_mark())),
+    "INST": lambda machine, names: push_call(
+        machine, Unknown(names[:MAX_NAME].replace(" ", ".")), tuple(machine.pop_mark())
+    ),
     "BUILD": lambda machine, _: set_state(machine),
     "PERSID": lambda machine, reference: push(machine, Unknown("a reference")),
     "BINPERSID": lambda machine, _: push_reference(machine, machine.pop(1)[0]),

@@ -21,6 +21,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of
 DAT_MEAN = (0.4913997551666284, 0.48215855929893703, 0.4465309133731618)
 DAT_STD = (0.24703225141799082, 0.24348516474564, 0.26158783926049628)
 NORMALIZER = ("normalizer.mean", "normalizer.std")
+MAX_BLOCKS = 100  # per stage: a depth of 604
 COUNTER = ".num_batches_tracked"  # files of PyTorch 0.4.0 and older have none
 
 
@@ -154,6 +155,8 @@ class WideNames:
             count for count in itertools.count() if f"{self.block.format(1, count)}.conv1.weight" not in shapes
         )
         width, rest = divmod(find_shape(shapes, f"{first}.conv1.weight", 4)[0], 16)
+        if not 0 < count <= MAX_BLOCKS:
+            raise NoMatchError(f"{count} blocks per stage")
         if rest or not width:
             raise NoMatchError(f"{first}.conv1.weight has no multiple of 16 channels")
         return {"depth": 6 * count + 4, "width": width}

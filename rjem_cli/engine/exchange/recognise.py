@@ -10,6 +10,7 @@ from rjem_cli.engine.exchange.states import State, find_buffer, find_states
 from rjem_cli.engine.exchange.torch_file import TorchFile
 from rjem_cli.errors import DataError
 
+VARIANCES = ".running_var"
 MU_SIGMA = ("mu", "sigma")  # as files of RobustBench name mean and standard deviation
 AUTO_LAYOUTS = ("jem", "jempp", "trades", "robustness")  # the others share the names of one of these
 
@@ -73,9 +74,12 @@ def load_network(file: TorchFile, state: State, match: Match) -> ForeignNetwork:
         weights |= read_normalizer(match, tensors)
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise DataError(f"{file.path} has weights that are not finite; use another checkpoint")
+    variances = [name for name, part in weights.items() if name.endswith(VARIANCES) and not (part >= 0).all()]
+    if variances or not (weights.get(NORMALIZER[1], torch.ones(1)) > 0).all():
+        raise DataError(f"{file.path} has a variance below 0, or normalises by 0; use another checkpoint")
     doubled = any(match.layout.original(name) for name in match.ignored)
     unused = {name: tensors[name] for name in match.ignored if match.layout.original(name) is None}
-    return ForeignNetwork(match, state.place, weights, unused, read_buffer(file, match), doubled, tuple(notes))
+    return ForeignNetwork(match, state.place, weights, unused, read_buffer(file, match, notes), doubled, tuple(notes))
 
 
 def check_doubled(file: TorchFile, match: Match, tensors: dict[str, Tensor]) -> None:
@@ -95,9 +99,16 @@ def read_normalizer(match: Match, tensors: dict[str, Tensor]) -> dict[str, Tenso
     return layout.default_normalizer(channels)
 
 
-def read_buffer(file: TorchFile, match: Match) -> Tensor | None:
-    """JEM does not clamp its chains; rjem does."""
+def read_buffer(file: TorchFile, match: Match, notes: list[str]) -> Tensor | None:
+    """JEM does not clamp its chains; rjem does. A buffer that is no set of such images is left out, with a note."""
     stored = find_buffer(file.content)
-    if stored is None or stored.shape[1] != match.channels:
+    if stored is None:
         return None
-    return file.read_tensor(stored).float().clamp(-1, 1)
+    buffer = file.read_tensor(stored)
+    if not buffer.is_floating_point() or buffer.shape[1] != match.channels or not len(buffer):
+        notes.append(f"left out the replay buffer: {tuple(buffer.shape)}, {str(buffer.dtype).removeprefix('torch.')}")
+        return None
+    if not buffer.isfinite().all():
+        notes.append("left out the replay buffer: it is not finite")
+        return None
+    return buffer.float().clamp(-1, 1)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from rjem_cli.engine.exchange.inert_pickle import StoredTensor, Unknown, Value
 
 MAX_DEPTH = 4  # of nested dicts
-MAX_VALUES = 100_000  # that are looked at
-PREFIXES = ("module.", "model.")  # of DataParallel and of wrappers that add attacks or normalisation
+MAX_VALUES = 20_000  # that are looked at
+MAX_KEY = 200  # characters of a name
+MAX_PREFIXES = 8  # one inside of the other
+# of DataParallel, of torch.compile, and of wrappers that train, attack or normalise
+PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
 OUTER_KEYS = {"n_averaged", "mu", "sigma"}  # which a wrapper adds without its prefix
 BUFFER_KEY = "replay_buffer"
 
@@ -46,13 +49,18 @@ def walk(
         return
     if not isinstance(value, dict):
         return
-    named = {key: part for key, part in value.items() if isinstance(key, str) and next(values, None) is not None}
+    named = {key: part for key, part in value.items() if is_name(key) and next(values, None) is not None}
     tensors = {key: part for key, part in named.items() if isinstance(part, StoredTensor)}
     if tensors.keys() - {BUFFER_KEY}:
         yield place, tensors
     for key, part in named.items():
         if isinstance(part, (dict, Unknown)):
             yield from walk(part, f"{place}.{key}".lstrip("."), values, depth + 1)
+
+
+def is_name(key: Value) -> bool:
+    """Whether it can be the name of a tensor, or of a part of a file. Others are left out."""
+    return isinstance(key, str) and len(key) <= MAX_KEY and key.isprintable()
 
 
 def module_tensors(module: Value, prefix: str, values: Iterator[int]) -> Iterator[tuple[str, StoredTensor]]:
@@ -63,7 +71,7 @@ def module_tensors(module: Value, prefix: str, values: Iterator[int]) -> Iterato
     for group in ("_parameters", "_buffers", "_modules"):
         parts = state.get(group)
         for key, part in parts.items() if isinstance(parts, dict) else ():
-            if not isinstance(key, str) or next(values, None) is None:
+            if not is_name(key) or next(values, None) is None:
                 continue
             if group == "_modules":
                 yield from module_tensors(part, f"{prefix}{key}.", values)
@@ -72,13 +80,14 @@ def module_tensors(module: Value, prefix: str, values: Iterator[int]) -> Iterato
 
 
 def strip_prefixes(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Remove `module.` and `model.` for as long as all names begin with one of them."""
-    while True:
+    """Remove the prefixes of wrappers for as long as all names begin with one of them."""
+    for _ in range(MAX_PREFIXES):
         inner = [name for name in tensors if name not in OUTER_KEYS]
         prefix = next((prefix for prefix in PREFIXES if inner and all(name.startswith(prefix) for name in inner)), None)
         if prefix is None:
             return tensors
         tensors = {name if name in OUTER_KEYS else name.removeprefix(prefix): part for name, part in tensors.items()}
+    return tensors
 
 
 def find_buffer(content: Value) -> StoredTensor | None:

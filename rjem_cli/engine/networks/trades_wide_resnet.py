@@ -23,8 +23,9 @@ class TradesBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.same_shape = channels_in == channels_out
-        same, changed = nn.Identity(), nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
-        self.shortcut = same if self.same_shape else changed
+        self.shortcut = (
+            nn.Identity() if self.same_shape else nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         activated = F.relu(self.norm1(x_BCHW), inplace=True)
