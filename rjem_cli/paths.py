@@ -201,7 +201,7 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 def named_run_dir(name: str) -> Path:
     """The folder of the run of this name, which need not exist. Raises OptionError for an invalid name."""
-    if Path(name).name != name or name.startswith((".", "-")) or not name.isprintable():
+    if not name or Path(name).name != name or name.startswith((".", "-")) or not name.isprintable():
         raise OptionError("--run", name, ": give a plain name, without folders, that does not start with - or .")
     return (runs_dir() / name).resolve()
 

@@ -202,7 +202,8 @@ datasets: [{info.data_name}]
 ---
 # {folder.name}
 A {info.config.architecture} for images of {width}x{height} pixels with {pluralize(channels, "channel")}, in
-{len(info.class_names)} classes of {info.data_name}. It is a classifier, and an energy-based model with E(x) = -logsumexp of the logits.
+{len(info.class_names)} classes of {info.data_name}. It is a classifier, and an energy-based model with
+E(x) = -logsumexp of the logits.
 {made}
 
 ```python

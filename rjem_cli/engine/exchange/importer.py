@@ -173,6 +173,7 @@ def write_run(run: ImportedRun, run_dir: Path, runtime: Runtime, log: Log = noop
         {} if run.network.buffer is None else {"buffer": run.network.buffer}
     )
     make_dir(run_dir)
+    (run_dir / UNUSED_FILE).unlink(missing_ok=True)  # of an import that failed
     if run.network.unused:
         write_tensors(run_dir / UNUSED_FILE, run.network.unused, {"origin": run.info.origin})
     config = yaml.safe_dump(run.info.config.to_dict(), sort_keys=False, allow_unicode=True)

@@ -184,7 +184,11 @@ def stored_tensor(array: Value, offset: Value, shape: Value, stride: Value) -> S
     if isinstance(array, StoredArray) and isinstance(shape, tuple) and isinstance(stride, tuple):
         numbers = (offset, *shape, *stride)
         are_plain = len(shape) == len(stride) <= MAX_DIMENSIONS and all(type(number) is int for number in numbers)
-        if are_plain and min(numbers) >= 0 and math.prod(max(size, 1) for size in shape) <= MAX_COUNT:
+        if (
+            are_plain
+            and 0 <= min(numbers) <= max(numbers) <= MAX_COUNT
+            and math.prod(max(size, 1) for size in shape) <= MAX_COUNT
+        ):
             last = offset + sum((size - 1) * step for size, step in zip(shape, stride))
             if 0 in shape or (math.prod(shape) <= array.count and last < array.count):
                 return StoredTensor(array, offset, shape, stride)

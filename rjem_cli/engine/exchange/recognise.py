@@ -78,7 +78,7 @@ def load_network(file: TorchFile, state: State, match: Match) -> ForeignNetwork:
     if variances or not (weights.get(NORMALIZER[1], torch.ones(1)) > 0).all():
         raise DataError(f"{file.path} has a variance below 0, or normalises by 0; use another checkpoint")
     doubled = any(match.layout.original(name) for name in match.ignored)
-    unused = {name: tensors[name] for name in match.ignored if match.layout.original(name) is None}
+    unused = {name: tensors[name].clone() for name in match.ignored if match.layout.original(name) is None}
     return ForeignNetwork(match, state.place, weights, unused, read_buffer(file, match, notes), doubled, tuple(notes))
 
 
