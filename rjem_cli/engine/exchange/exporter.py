@@ -13,7 +13,7 @@ from rjem_cli import __version__
 from rjem_cli.engine.exchange.importer import UNUSED_FILE
 from rjem_cli.engine.exchange.layouts import LAYOUTS, NORMALIZER, Layout, their_names
 from rjem_cli.engine.exchange.recognise import MU_SIGMA
-from rjem_cli.engine.models.checkpoint import Checkpoint, state_path
+from rjem_cli.engine.models.checkpoint import Checkpoint, load_buffer
 from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.errors import ConfigError, pluralize
 from rjem_cli.files import make_dir, write_atomically
@@ -101,7 +101,8 @@ def export_content(checkpoint: Checkpoint, layout: Layout) -> Any:
     """What torch.save writes for a layout."""
     tensors = export_tensors(checkpoint, layout)
     if layout.arch == "wrn":
-        return {layout.key: tensors, "replay_buffer": read_buffer(checkpoint)}
+        buffer = load_buffer(checkpoint)  # JEM starts each chain from noise if the list is empty
+        return {layout.key: tensors, "replay_buffer": [] if buffer is None else buffer}
     return {layout.key: tensors, "epoch": 0} if layout.key else tensors
 
 
@@ -152,14 +153,6 @@ def read_unused(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor] | N
         return None
     path = run_dir / UNUSED_FILE
     return read_tensors(path)[0] if path.is_file() else {}
-
-
-def read_buffer(checkpoint: Checkpoint) -> Tensor | list[Tensor]:
-    """The replay buffer (N, C, H, W) in [-1, 1]; without one an empty list, with which JEM starts each chain
-    from noise."""
-    path = state_path(checkpoint.path)
-    tensors = read_tensors(path, checkpoint.info.state_sha256 or "none")[0] if path.is_file() else {}
-    return tensors.get("buffer", [])
 
 
 # --- a folder for the Hugging Face Hub ---

@@ -57,7 +57,7 @@ class Layout:
         return dict(zip(NORMALIZER, (value if channels > 1 else value.mean(dim=0, keepdim=True) for value in values)))
 
     def original(self, name: str) -> str | None:
-        """The name of the tensor that this one copies; None if it is no copy."""
+        """The name of the tensor that this one copies; None for a tensor that copies no other."""
         return next((first + name[len(second) :] for second, first in self.seconds if name.startswith(second)), None)
 
     def copies(self, name: str) -> list[str]:

@@ -19,8 +19,7 @@ AUTO_LAYOUTS = ("jem", "jempp", "trades", "robustness")  # the others share the 
 class ForeignNetwork:
     """A network of another project. `weights`: as rjem names them, on the host, with those of the normaliser. `unused`:
     what the file has beside them, as the project names it. `buffer`: float (N, C, H, W) in [-1, 1], if the file has
-    one. `doubled`: whether
-    the file has every tensor twice."""
+    one. `doubled`: whether the file stores tensors under two names."""
 
     match: Match
     place: str
@@ -46,13 +45,13 @@ def recognise(file: TorchFile, layout: str = "auto") -> ForeignNetwork:
             except NoMatchError as error:
                 reasons[candidate.name] = str(error)
             else:
-                match = replace(match, layout=refine_layout(candidate, state, file) if layout == "auto" else candidate)
+                match = replace(match, layout=refine_layout(candidate, file) if layout == "auto" else candidate)
                 return load_network(file, state, match)
     tried = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise DataError(f"{file.path} has no layout that rjem reads ({tried})")
 
 
-def refine_layout(layout: Layout, state: State, file: TorchFile) -> Layout:
+def refine_layout(layout: Layout, file: TorchFile) -> Layout:
     """DAT saves the names of TRADES, and beside them the state of its training."""
     is_dat = layout.name == "trades" and isinstance(file.content, dict) and "training_state" in file.content
     return LAYOUTS["dat"] if is_dat else layout
@@ -100,7 +99,7 @@ def read_normalizer(match: Match, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def read_buffer(file: TorchFile, match: Match, notes: list[str]) -> Tensor | None:
-    """JEM does not clamp its chains; rjem does. A buffer that is no set of such images is left out, with a note."""
+    """JEM does not clamp its chains; rjem does. A buffer of other values is left out, with a note."""
     stored = find_buffer(file.content)
     if stored is None:
         return None

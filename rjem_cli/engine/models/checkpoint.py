@@ -266,6 +266,15 @@ def state_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".state.safetensors")
 
 
+def load_buffer(checkpoint: Checkpoint) -> Tensor | None:
+    """The replay buffer (N, C, H, W) in [-1, 1] beside a checkpoint; None if it has no state, or one without a buffer.
+    Raises DataError for a damaged state."""
+    path = state_path(checkpoint.path)
+    if not path.is_file():
+        return None
+    return read_tensors(path, checkpoint.info.state_sha256 or "none")[0].get("buffer")
+
+
 def find_not_finite(tensors: dict[str, Tensor]) -> str | None:
     """The name of the first tensor with a NaN or an infinity. Waits once for each device, not for each tensor."""
     for device in {tensor.device for tensor in tensors.values()}:

@@ -13,9 +13,8 @@ from rjem_cli.config.common import SAMPLE_MODES
 from rjem_cli.config.training import TrainConfig
 from rjem_cli.engine.data.images import Splits
 from rjem_cli.engine.distributed import SINGLE, Distributed
-from rjem_cli.engine.models.checkpoint import CONFIG_FILE, load_checkpoint, read_info, state_path, strip_paths
+from rjem_cli.engine.models.checkpoint import CONFIG_FILE, load_buffer, load_checkpoint, read_info, strip_paths
 from rjem_cli.engine.models.prior import ClassGaussianPrior, load_prior
-from rjem_cli.engine.models.tensor_file import read_tensors
 from rjem_cli.engine.runtime import Runtime
 from rjem_cli.engine.training import checkpointing
 from rjem_cli.engine.training.checkpoint_writer import CheckpointWriter
@@ -150,13 +149,12 @@ class Run:
     def start_from(self, path: Path) -> None:
         """Raises AbsentError or DataError for a checkpoint that is missing, damaged, or of another network."""
         checkpoint = load_checkpoint(path, self.trainer.runtime.device)
-        state = state_path(path)
-        tensors = read_tensors(state, checkpoint.info.state_sha256 or "none")[0] if state.is_file() else {}
+        buffer = load_buffer(checkpoint)
         try:
-            self.trainer.start_from(checkpoint, tensors.get("buffer"))
+            self.trainer.start_from(checkpoint, buffer)
         except RuntimeError as error:
             raise DataError(f"--init-from {path} has another network ({summarize_error(error)})") from None
-        self.callbacks.log(f"starting from {path}" + (" and its replay buffer" if "buffer" in tensors else ""))
+        self.callbacks.log(f"starting from {path}" + (" and its replay buffer" if buffer is not None else ""))
 
     def write_config(self) -> None:
         text = yaml.safe_dump(self.trainer.config.to_dict(), sort_keys=False, allow_unicode=True)
